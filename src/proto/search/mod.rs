@@ -1,0 +1,1 @@
+//! Search: planning, comparing, merging, retrying. Pure.

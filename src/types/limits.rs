@@ -1,0 +1,38 @@
+//! Every bound in one place, with the relations between them checked at compile time.
+//!
+//! Must not know: who applies them.
+
+/// Longest index uid that Meilisearch takes.
+pub const INDEX_UID_MAX_BYTES: usize = 400;
+/// The part of a physical name that comes from the client's uid.
+pub const PHYSICAL_UID_PART_MAX_BYTES: usize = 380;
+/// Most shards that an index may have.
+pub const SHARDS_MAX: u16 = 1_024;
+/// Shards of an index unless configured.
+pub const SHARDS_DEFAULT: u16 = 64;
+/// Longest document id that Meilisearch takes.
+pub const DOCUMENT_ID_MAX_BYTES: usize = 511;
+/// Largest replicated record, encoded.
+pub const RECORD_MAX_BYTES: usize = 1 << 20;
+/// Most index names that one mesh keeps.
+pub const NAMES_MAX: usize = 5_000;
+/// Most members of one mesh.
+pub const MEMBERS_MAX: usize = 128;
+/// Nesting of JSON that is still read, in documents and in requests.
+pub const JSON_DEPTH_MAX: usize = 128;
+/// Default limit of a client's body after decompression, as a node's own.
+pub const BODY_DEFAULT_MAX_BYTES: usize = 100 << 20;
+/// Largest header of one mesh call, encoded.
+pub const CALL_HEADER_MAX_BYTES: usize = 2 << 20;
+/// Largest body of one mesh call.
+pub const CALL_BODY_MAX_BYTES: usize = 512 << 20;
+/// Largest gossip message.
+pub const GOSSIP_MESSAGE_MAX_BYTES: usize = 64 << 10;
+/// Largest total of a member's own gossip values.
+pub const GOSSIP_OWN_MAX_BYTES: usize = 8 << 10;
+
+const _: () = assert!(PHYSICAL_UID_PART_MAX_BYTES + 3 + 8 <= INDEX_UID_MAX_BYTES);
+const _: () = assert!(CALL_HEADER_MAX_BYTES > RECORD_MAX_BYTES, "a record travels in a call's header");
+const _: () = assert!(SHARDS_DEFAULT <= SHARDS_MAX);
+const _: () = assert!(GOSSIP_OWN_MAX_BYTES < GOSSIP_MESSAGE_MAX_BYTES);
+const _: () = assert!(BODY_DEFAULT_MAX_BYTES < CALL_BODY_MAX_BYTES);

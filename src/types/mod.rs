@@ -1,0 +1,14 @@
+//! Plain data that every room shares: ids, records, limits, error codes.
+//!
+//! Must not know: async, clocks, sockets, SQL, any other room.
+
+pub mod error_code;
+pub mod ids;
+pub mod limits;
+pub mod records;
+pub mod shards;
+
+pub use error_code::{ErrorCode, ErrorKind};
+pub use ids::{GroupId, IdError, IndexUid, MemberId, MeshId, PhysicalIndex, RecordVersion, TaskUid};
+pub use records::{IndexRecord, NamesRecord, ReplicaState, ShardRecord, ShardReplica};
+pub use shards::{ShardId, ShardSet};

@@ -1,0 +1,335 @@
+//! Peer calls: what one member may ask of another, and the answers.
+//!
+//! A call is a [`Request`] (the header) and a body of raw bytes: documents, searches and a node's answers are never
+//! re-encoded. Each verb has a fixed number ([`Request::verb`]); a receiver that does not know a number answers
+//! [`Refusal::UnknownVerb`] and reads nothing further, and a verb whose payload has to change gets a new number. That is how two
+//! versions of the protocol work beside each other.
+
+use serde::{Deserialize, Serialize};
+
+use super::codec::{self, CodecError};
+use crate::types::limits::CALL_HEADER_MAX_BYTES;
+use crate::types::{PhysicalIndex, RecordVersion, ShardSet, TaskUid};
+
+/// Traffic classes: each has its own limit of calls under way, so that bulk never starves votes or searches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// Probes, gossip, records. Travels on the control connection.
+    Control,
+    /// Writes to replicas.
+    Replicate,
+    /// Searches and reads.
+    Query,
+    /// Long transfers.
+    Bulk,
+}
+
+impl Class {
+    /// The label in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Replicate => "replicate",
+            Self::Query => "query",
+            Self::Bulk => "bulk",
+        }
+    }
+}
+
+/// A replicated record on its way: key, version and encoded value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordCopy {
+    /// `names`, or `index:<physical>`.
+    pub key: String,
+    /// Counts the changes of this key, from 1.
+    pub version: RecordVersion,
+    /// The value as JSON, so that an older member can carry fields that it does not know.
+    pub value: String,
+}
+
+/// What a read asks of the node beside the asked member. The body is the JSON of the corresponding Meilisearch route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReadKind {
+    /// `POST /indexes/{i}/search`
+    Search,
+    /// `POST /indexes/{i}/documents/fetch`
+    Documents,
+    /// `POST /indexes/{i}/facet-search`
+    FacetSearch,
+}
+
+/// A write to the node beside the asked member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WriteKind {
+    /// Creates the physical index from the record if the node has not got it; body empty.
+    EnsureIndex,
+    /// Deletes the physical index, if this member's store notes that it made it; body empty.
+    DeleteIndex,
+    /// NDJSON documents, with the shard already injected.
+    AddDocuments {
+        /// `true`: PUT, fields are merged; `false`: POST, documents are replaced.
+        merge: bool,
+        /// `skipCreation`: documents that do not exist yet are left out.
+        skip_creation: bool,
+    },
+    /// A JSON array of ids.
+    DeleteIds,
+    /// A JSON object with `filter`.
+    DeleteFilter,
+    /// Deletes every document; body empty.
+    DeleteAll,
+    /// `PATCH /indexes/{i}/settings`: the node's form of the settings, as JSON.
+    Settings,
+    /// `PATCH /indexes/{i}` with `primaryKey`; body as JSON.
+    UpdateIndex,
+}
+
+/// What a member may be asked about its node, without a body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeQuestion {
+    /// `GET /indexes/{i}`
+    Index(PhysicalIndex),
+    /// `GET /indexes/{i}/settings`
+    Settings(PhysicalIndex),
+    /// `GET /indexes/{i}/stats`
+    IndexStats(PhysicalIndex),
+    /// `GET /stats`
+    Stats,
+    /// `GET /tasks?uids=…`
+    Tasks(Vec<u32>),
+}
+
+/// A call's header: one variant a verb.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Are you there? Answered by the transport itself, on a thread of its own.
+    Probe,
+    /// All record keys with their versions.
+    RecordVersions,
+    /// The records of these keys.
+    RecordFetch(Vec<String>),
+    /// Records that the sender has; newer ones are taken.
+    RecordPush(Vec<RecordCopy>),
+    /// Asks the member that makes records to change one; `version` is the expected one.
+    RecordChange(RecordCopy),
+    /// A read of these shards from the node beside you. You decide whether a filter is needed.
+    Read(Read),
+    /// A write to the node beside you.
+    Write(Write),
+    /// A question to the node beside you.
+    Node(NodeQuestion),
+    /// A mesh task of which you are the home.
+    Task(TaskUid),
+}
+
+/// A read of some shards of an index.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Read {
+    /// Which index.
+    pub index: PhysicalIndex,
+    /// The record version that the plan was made on.
+    pub record_version: RecordVersion,
+    /// Which shards the answer must cover, and no others.
+    pub shards: ShardSet,
+    /// Which route of the node.
+    pub kind: ReadKind,
+}
+
+/// A write to one member's copies of some shards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Write {
+    /// Which index.
+    pub index: PhysicalIndex,
+    /// The record version that calls for it; the receiver must know at least this one.
+    pub record_version: RecordVersion,
+    /// The shards that documents of the body belong to.
+    pub shards: ShardSet,
+    /// What to do.
+    pub kind: WriteKind,
+}
+
+/// Why a call was refused before anything was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The receiver is of an older version.
+    #[error("verb {0} is not known to this member's version")]
+    UnknownVerb(u16),
+    /// The caller belongs to another mesh.
+    #[error("the call names another mesh")]
+    WrongMesh,
+    /// The header does not decode, or a bound is broken.
+    #[error("malformed call: {0}")]
+    Malformed(String),
+    /// Too many calls of this class under way.
+    #[error("too many calls of this class under way")]
+    Busy,
+    /// The member is shutting down.
+    #[error("the member is draining")]
+    Draining,
+    /// The receiver does not know the record at the version named.
+    #[error("the record is not known here at version {needed}, only at {known}")]
+    StaleRecord {
+        /// Version that the order names.
+        needed: RecordVersion,
+        /// Version known here.
+        known: RecordVersion,
+    },
+    /// The receiver is not the one that makes records now.
+    #[error("this member does not make records")]
+    NotMaker,
+    /// Anything else, for people.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// A call's answer; the body, if any, travels apart as raw bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Done, nothing to say.
+    Done,
+    /// Keys and versions.
+    RecordVersions(Vec<(String, RecordVersion)>),
+    /// Records asked for.
+    Records(Vec<RecordCopy>),
+    /// The change was made.
+    Changed(RecordVersion),
+    /// The record was at this version, not at the expected one.
+    Conflict(RecordVersion),
+    /// The node answered with this HTTP status; the body is the node's.
+    Node(u16),
+    /// The node did not answer: it is down, or its key is wrong. For a write it is certain that nothing was enqueued.
+    NodeDown(String),
+    /// A write's answer did not come from the node: it may have been enqueued.
+    NodeUnknown(String),
+    /// The node took the write under this task uid of its own.
+    Enqueued(u32),
+    /// Some of the shards asked for are not served here; nothing was read. Carries those shards and the version known here.
+    NotServed(ShardSet, RecordVersion),
+    /// The mesh task as JSON is in the body.
+    Task,
+    /// No such mesh task.
+    NoTask,
+    /// Refused, nothing was done.
+    Refused(Refusal),
+}
+
+macro_rules! verbs {
+    ($($number:literal $name:ident $(($payload:ident))?),+ $(,)?) => {
+        impl Request {
+            /// The verb's number on the wire; never given to another verb.
+            pub fn verb(&self) -> u16 {
+                match self { $(Self::$name { .. } => $number),+ }
+            }
+
+            /// The verb's name in metrics and logs.
+            pub fn name(&self) -> &'static str {
+                match self { $(Self::$name { .. } => stringify!($name)),+ }
+            }
+
+            /// Encodes the payload (not the number).
+            ///
+            /// # Errors
+            /// [`CodecError::TooLarge`].
+            pub fn encode_payload(&self) -> Result<Vec<u8>, CodecError> {
+                match self { $(Self::$name $(($payload))? => verbs!(@encode $($payload)?)),+ }
+            }
+
+            /// Decodes the payload of verb `number`; `Ok(None)` if this version does not know the number.
+            ///
+            /// # Errors
+            /// [`CodecError`] if the payload is not that verb's.
+            pub fn decode_payload(number: u16, bytes: &[u8]) -> Result<Option<Self>, CodecError> {
+                Ok(Some(match number {
+                    $($number => verbs!(@decode $name bytes $($payload)?),)+
+                    _ => return Ok(None),
+                }))
+            }
+        }
+    };
+    (@encode $payload:ident) => { codec::encode("call header", $payload, CALL_HEADER_MAX_BYTES) };
+    (@encode) => { Ok(Vec::new()) };
+    (@decode $name:ident $bytes:ident $payload:ident) => {
+        Self::$name(codec::decode::<_, CALL_HEADER_MAX_BYTES>("call header", $bytes)?)
+    };
+    (@decode $name:ident $bytes:ident) => {{
+        codec::decode::<(), CALL_HEADER_MAX_BYTES>("call header", $bytes)?;
+        Self::$name
+    }};
+}
+
+verbs! {
+    1 Probe,
+    2 RecordVersions,
+    3 RecordFetch(payload),
+    4 RecordPush(payload),
+    5 RecordChange(payload),
+    6 Read(payload),
+    7 Write(payload),
+    8 Node(payload),
+    9 Task(payload),
+}
+
+impl Request {
+    /// The traffic class that a call of this verb belongs to.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Probe | Self::RecordVersions | Self::RecordFetch(_) | Self::RecordPush(_) | Self::RecordChange(_) => {
+                Class::Control
+            }
+            Self::Read(_) | Self::Node(_) | Self::Task(_) => Class::Query,
+            Self::Write(_) => Class::Replicate,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::ShardId;
+
+    #[test]
+    fn every_verb_survives_the_wire() {
+        let index = PhysicalIndex::new("packages__m00000001").unwrap();
+        let shards: ShardSet = [ShardId(0), ShardId(63)].into_iter().collect();
+        let record = RecordCopy { key: "names".into(), version: 7, value: "{}".into() };
+        for r in [
+            Request::Probe,
+            Request::RecordVersions,
+            Request::RecordFetch(vec!["names".into()]),
+            Request::RecordPush(vec![record.clone()]),
+            Request::RecordChange(record),
+            Request::Read(Read {
+                index: index.clone(),
+                record_version: 3,
+                shards: shards.clone(),
+                kind: ReadKind::Search,
+            }),
+            Request::Write(Write {
+                index: index.clone(),
+                record_version: 3,
+                shards,
+                kind: WriteKind::AddDocuments { merge: true, skip_creation: false },
+            }),
+            Request::Node(NodeQuestion::Tasks(vec![1, 2])),
+            Request::Task(TaskUid(9)),
+        ] {
+            let bytes = r.encode_payload().unwrap();
+            assert_eq!(Request::decode_payload(r.verb(), &bytes).unwrap(), Some(r));
+        }
+    }
+
+    #[test]
+    fn unknown_verb_is_told_from_garbage() {
+        assert_eq!(Request::decode_payload(60_000, b"whatever").unwrap(), None);
+        assert!(Request::decode_payload(6, b"\xff\xff\xff\xff\xff\xff").is_err());
+        assert!(Request::decode_payload(1, b"x").is_err());
+    }
+
+    #[test]
+    fn a_length_that_is_a_lie_allocates_nothing() {
+        // A vector of 2^60 strings.
+        let mut lie = vec![253];
+        lie.extend_from_slice(&(1_u64 << 60).to_le_bytes());
+        assert!(Request::decode_payload(3, &lie).is_err());
+    }
+}
