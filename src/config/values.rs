@@ -118,10 +118,10 @@ impl NodeUrl {
         if !bare || !(host.parse::<IpAddr>().is_ok() || is_host_name(host)) {
             return Err(RULE);
         }
-        // `port_u16` is `None` both for no port and for a broken one.
-        let port = match authority.port() {
-            Some(port) => port.as_str().parse().ok().filter(|p| *p > 0).ok_or(RULE)?,
-            None => 80,
+        // `Authority::port` is `None` both for no port and for a broken one.
+        let port = match &authority.as_str()[authority.host().len()..] {
+            "" => 80,
+            port => port.strip_prefix(':').and_then(|p| p.parse().ok()).filter(|p| *p > 0).ok_or(RULE)?,
         };
         Ok(Self { host: host.to_owned(), port })
     }
