@@ -1,0 +1,91 @@
+//! `tracing` on stderr, as text or JSON, with a filter that can be changed while the process runs.
+//!
+//! stdout is never written to: it belongs to commands. Must not know: which spans and fields others use.
+
+use std::io::{self, IsTerminal as _};
+
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
+
+/// How a line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogStyle {
+    /// For people; coloured on a terminal.
+    Text,
+    /// One JSON object a line, the event's fields at its top, `spans` with the fields of the spans around it.
+    Json,
+}
+
+/// Why logs can't be set up or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The filter is malformed.
+    #[error("log filter `{filter}` is malformed: {source}")]
+    Filter {
+        /// The filter as given.
+        filter: String,
+        /// What is wrong with it.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// The process already has a subscriber.
+    #[error("logs are set up already")]
+    AlreadySet,
+    /// The subscriber is gone.
+    #[error("the log filter can't be replaced: {0}")]
+    Reload(#[from] reload::Error),
+}
+
+/// Changes the filter of the running process.
+#[derive(Debug, Clone)]
+pub struct LogHandle {
+    filter: reload::Handle<EnvFilter, Registry>,
+}
+
+impl LogHandle {
+    /// Replaces the filter.
+    ///
+    /// # Errors
+    /// [`LogError::Filter`] if it is malformed; the old one then stays.
+    pub fn set_filter(&self, filter: &str) -> Result<(), LogError> {
+        Ok(self.filter.reload(parse(filter)?)?)
+    }
+}
+
+/// Sets up the process's logs; once.
+///
+/// # Errors
+/// [`LogError::Filter`], or [`LogError::AlreadySet`] the second time.
+pub fn init(style: LogStyle, filter: &str) -> Result<LogHandle, LogError> {
+    let (filter, handle) = reload::Layer::new(parse(filter)?);
+    // A closed stderr must not end the process: the layer's own complaints would go there, too.
+    let lines = fmt::layer().with_writer(io::stderr).log_internal_errors(false);
+    let lines = match style {
+        LogStyle::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+        LogStyle::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(true).boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(|_| LogError::AlreadySet)?;
+    Ok(LogHandle { filter: handle })
+}
+
+fn parse(filter: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::builder().parse(filter).map_err(|source| LogError::Filter { filter: filter.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filter_is_replaced_only_by_a_sound_one() {
+        assert!(matches!(init(LogStyle::Json, "info,,="), Err(LogError::Filter { .. })));
+        let handle = init(LogStyle::Json, "off").unwrap();
+        assert!(!tracing::enabled!(tracing::Level::ERROR));
+        handle.set_filter("debug").unwrap();
+        assert!(tracing::enabled!(tracing::Level::DEBUG));
+        assert!(handle.set_filter("loud,,=").is_err());
+        assert!(tracing::enabled!(tracing::Level::DEBUG));
+        handle.set_filter("off").unwrap();
+        assert!(matches!(init(LogStyle::Text, "info"), Err(LogError::AlreadySet)));
+    }
+}
