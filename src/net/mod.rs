@@ -3,6 +3,9 @@
 //! The one thing that services see of the mesh is [`Peers`]; the QUIC implementation is [`peers`], and tests have one in
 //! memory. Must not know: SQLite, records' meaning, what a call is for.
 
+pub mod resolve;
+pub mod tls;
+
 use std::time::Instant;
 
 use async_trait::async_trait;
