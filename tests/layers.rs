@@ -157,7 +157,7 @@ fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     let whole = |at: &usize| {
         let before = code[..*at].chars().next_back();
         let after = code[at + word.len()..].chars().next();
-        !before.is_some_and(is_word) && !(after.is_some_and(is_word) && word.ends_with(is_word))
+        !(before.is_some_and(is_word) || after.is_some_and(is_word) && word.ends_with(is_word))
     };
     code.match_indices(word).map(|(at, _)| at).filter(whole)
 }
