@@ -16,7 +16,7 @@ struct Case {
 impl Case {
     fn new(text: &str) -> Self {
         let case = Self { dir: tempfile::tempdir().unwrap() };
-        for name in ["ca.crt", "member.crt", "member.key"] {
+        for name in ["ca.pem", "member.pem", "member-key.pem"] {
             case.write(name, "pem");
         }
         case.write("miroir.toml", text);
@@ -36,7 +36,7 @@ impl Case {
     }
 
     fn load_at(&self, path: Option<&Path>, env: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
-        let certificates = [("CA_FILE", "ca.crt"), ("CERT_FILE", "member.crt"), ("KEY_FILE", "member.key")]
+        let certificates = [("CA_FILE", "ca.pem"), ("CERT_FILE", "member.pem"), ("KEY_FILE", "member-key.pem")]
             .map(|(key, file)| (format!("MIROIR_MESH__{key}"), self.path(file).display().to_string()));
         let env = env.iter().map(|(k, v)| (k.to_string(), v.to_string()));
         Config::load(path, certificates.into_iter().chain(env))
@@ -210,7 +210,7 @@ fn unreadable_files_are_named() {
     let faults = faults_with("[access]\nmaster_key_file = \"/nowhere/key\"\n");
     assert!(faults[0].starts_with("miroir.toml:6: [access] master_key_file: can't read /nowhere/key: No such file"));
     let case = Case::new(SOUND);
-    std::fs::remove_file(case.path("member.crt")).unwrap();
+    std::fs::remove_file(case.path("member.pem")).unwrap();
     assert!(
         case.faults(&[])[0].starts_with("environment variable MIROIR_MESH__CERT_FILE: [mesh] cert_file: can't read "),
         "{:?}",

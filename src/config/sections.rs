@@ -174,11 +174,11 @@ sections! {
         seeds: Vec<Seed> = Value("[]"), "a list of names or addresses, such as [\"mesh.example.org:7781\"]",
             |v: &Vec<Seed>| v.len() <= 128;
         /// The certificate of the mesh's own CA, PEM.
-        ca_file: PathBuf = Value("'/etc/miroir/ca.crt'"), "the path of a PEM file", is_path;
+        ca_file: PathBuf = Value("'/etc/miroir/ca.pem'"), "the path of a PEM file", is_path;
         /// This member's certificate, PEM.
-        cert_file: PathBuf = Value("'/etc/miroir/member.crt'"), "the path of a PEM file", is_path;
+        cert_file: PathBuf = Value("'/etc/miroir/member.pem'"), "the path of a PEM file", is_path;
         /// The private key of this member's certificate, PEM.
-        key_file: PathBuf = Value("'/etc/miroir/member.key'"), "the path of a PEM file", is_path;
+        key_file: PathBuf = Value("'/etc/miroir/member-key.pem'"), "the path of a PEM file", is_path;
         /// Milliseconds between two rounds of gossip.
         gossip_interval_ms: u64 = Value("1000"), "a number of milliseconds from 50 to 60000",
             |v| (50..=60_000).contains(v);
