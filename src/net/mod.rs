@@ -3,7 +3,12 @@
 //! The one thing that services see of the mesh is [`Peers`]; the QUIC implementation is [`peers`], and tests have one in
 //! memory. Must not know: SQLite, records' meaning, what a call is for.
 
+mod client;
+pub mod endpoint;
+mod link;
+pub mod peers;
 pub mod resolve;
+mod server;
 pub mod tls;
 
 use std::time::Instant;
