@@ -176,7 +176,10 @@ pub(super) async fn call(shared: &Shared, peer: &Peer, call: Call) -> Result<Ans
         return Err(late());
     }
     if call.body.len() > CALL_BODY_MAX_BYTES {
-        return Err(not_sent(format!("a body of {} bytes is over the limit of {CALL_BODY_MAX_BYTES}", call.body.len())));
+        return Err(not_sent(format!(
+            "a body of {} bytes is over the limit of {CALL_BODY_MAX_BYTES}",
+            call.body.len()
+        )));
     }
     let header = call.request.encode_payload().map_err(|e| not_sent(e.to_string()))?;
     let class = call.request.class();

@@ -212,10 +212,8 @@ pub fn start(
     crypto: Arc<QuicServerConfig>,
 ) -> Result<MeshThread, MeshError> {
     let socket = UdpSocket::bind(listen).map_err(|source| MeshError::Listen { listen, source })?;
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|source| MeshError::Thread { source })?;
+    let runtime =
+        runtime::Builder::new_current_thread().enable_all().build().map_err(|source| MeshError::Thread { source })?;
     let (endpoint, gso_segments) = {
         let _on_it = runtime.enter();
         endpoint(socket, endpoint_config(secret), server_config(crypto))
@@ -254,9 +252,10 @@ fn endpoint(socket: UdpSocket, config: EndpointConfig, server: ServerConfig) -> 
     use quinn::Runtime as _;
 
     let state = quinn::udp::UdpSocketState::new((&socket).into())?;
-    for asked in
-        [state.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER_BYTES), state.set_send_buffer_size((&socket).into(), SOCKET_BUFFER_BYTES)]
-    {
+    for asked in [
+        state.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER_BYTES),
+        state.set_send_buffer_size((&socket).into(), SOCKET_BUFFER_BYTES),
+    ] {
         if let Err(error) = asked {
             tracing::debug!(%error, "the system keeps its own size of the socket's buffers");
         }

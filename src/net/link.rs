@@ -99,6 +99,7 @@ fn up(shared: &Shared, peer: &Peer, kind: Kind, connection: &Connection, welcome
         peer_start: welcome.start,
         peer_version: welcome.version,
     });
+    peer.started(welcome.start);
     if kind == Kind::Control {
         // Its mesh thread has just answered the hello, which is as good as a probe.
         answered(shared, peer, None);
@@ -131,12 +132,7 @@ async fn dial_unless_stale(
     }
 }
 
-async fn dial(
-    shared: &Shared,
-    endpoint: &Endpoint,
-    peer: &Peer,
-    kind: Kind,
-) -> Result<(Connection, Welcome), String> {
+async fn dial(shared: &Shared, endpoint: &Endpoint, peer: &Peer, kind: Kind) -> Result<(Connection, Welcome), String> {
     let addresses = shared.names.resolve(&peer.address).await.map_err(|e| e.to_string())?;
     let v6 = endpoint.local_addr().is_ok_and(|a| a.is_ipv6());
     let mut reason = format!("{} has no address that a socket on {} can reach", peer.address, shared.config.listen);
@@ -178,12 +174,8 @@ async fn dial_address(
 
 async fn say_hello(shared: &Shared, connection: &Connection) -> Result<Welcome, String> {
     let config = &shared.config;
-    let hello = Hello {
-        version: PROTOCOL_VERSION,
-        mesh: config.mesh_id,
-        start: config.start,
-        member: config.member.clone(),
-    };
+    let hello =
+        Hello { version: PROTOCOL_VERSION, mesh: config.mesh_id, start: config.start, member: config.member.clone() };
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| client::connection_reason(&e))?;
     send.write_all(&hello.encode()).await.map_err(|e| e.to_string())?;
     send.finish().map_err(|e| e.to_string())?;

@@ -5,6 +5,7 @@
 
 mod client;
 pub mod endpoint;
+pub mod gossip;
 mod link;
 pub mod peers;
 pub mod resolve;

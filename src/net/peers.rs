@@ -16,7 +16,7 @@ use quinn::Connection;
 use tokio::runtime;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
-use super::endpoint::{self, MeshThread, RESET_SECRET_BYTES};
+use super::endpoint::{self, CloseCode, MeshThread, RESET_SECRET_BYTES};
 use super::resolve::{self, Names, ResolveError};
 use super::tls::{self, TlsError, TlsFiles, TlsStore};
 use super::{Answer, Call, CallError, Handler, Peers, client, link, server};
@@ -249,6 +249,17 @@ impl Peer {
         match kind {
             Kind::Control => &self.control,
             Kind::Data => &self.data,
+        }
+    }
+
+    /// The peer's process is known to be number `start`: connections to an earlier one lead nowhere.
+    pub(super) fn started(&self, start: u64) {
+        for kind in [Kind::Control, Kind::Data] {
+            if let LinkState::Up { connection, peer_start, .. } = &*self.link(kind).borrow()
+                && *peer_start < start
+            {
+                connection.close(CloseCode::Replaced.into(), b"the peer was restarted");
+            }
         }
     }
 
@@ -518,7 +529,9 @@ impl Peers for Mesh {
     async fn call(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
         match self.shared.peers.get(to) {
             Some(peer) => client::call(&self.shared, peer, call).await,
-            None => Err(CallError::NotSent { member: to.clone(), reason: "it is no other member of the mesh".to_owned() }),
+            None => {
+                Err(CallError::NotSent { member: to.clone(), reason: "it is no other member of the mesh".to_owned() })
+            }
         }
     }
 

@@ -89,7 +89,10 @@ pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
             incoming.ignore();
             continue;
         };
-        if free <= HANDSHAKES_MAX - HANDSHAKES_UNPROVEN_MAX && incoming.may_retry() && !incoming.remote_address_validated() {
+        if free <= HANDSHAKES_MAX - HANDSHAKES_UNPROVEN_MAX
+            && incoming.may_retry()
+            && !incoming.remote_address_validated()
+        {
             // An error says that it can't be retried, and then it is dropped, which refuses it.
             let _ = incoming.retry();
             continue;
@@ -140,10 +143,12 @@ async fn greet(shared: &Shared, incoming: Incoming) -> Result<(Arc<Peer>, Kind, 
 async fn hear_hello(shared: &Shared, connection: &Connection) -> Result<(Arc<Peer>, Kind), String> {
     let kind = kind_of(connection)?;
     let (send, mut recv) = connection.accept_bi().await.map_err(|e| client::connection_reason(&e))?;
-    let bytes = read_body(&mut recv, HELLO_MAX_BYTES, |_| true).await.map_err(|_| "the hello is cut short or too long")?;
+    let bytes =
+        read_body(&mut recv, HELLO_MAX_BYTES, |_| true).await.map_err(|_| "the hello is cut short or too long")?;
     let hello = Hello::decode(&bytes).map_err(|e| e.to_string())?;
     let peer = check_hello(shared, connection, &hello)?;
     shared.inbound.enter(&hello, kind, connection)?;
+    peer.started(hello.start);
     let welcomed = welcome(shared, kind, connection, Streams::new(send, recv)).await;
     if welcomed.is_err() {
         shared.inbound.leave(&peer.id, kind, connection);
@@ -363,7 +368,10 @@ async fn read_call(
     let class = request.class();
     if Kind::of(class) != kind {
         let on = kind.as_str();
-        return Err(NotRead::Refused(Refusal::Malformed(format!("a call of class {} on the {on} connection", class.as_str()))));
+        return Err(NotRead::Refused(Refusal::Malformed(format!(
+            "a call of class {} on the {on} connection",
+            class.as_str()
+        ))));
     }
     let _ = streams.send.set_priority(priority(class));
     let under_way = match peer.served.of(class).clone().try_acquire_owned() {
