@@ -7,6 +7,7 @@ mod client;
 pub mod endpoint;
 pub mod gossip;
 mod link;
+pub mod node;
 pub mod peers;
 pub mod resolve;
 mod server;
