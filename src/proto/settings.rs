@@ -157,8 +157,10 @@ struct Faceting {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Embedder {
     source: String,
-    /// The client gave a template.
-    template: bool,
+    /// A node holds a template for it: its source takes one, and it has no fragments instead.
+    templated: bool,
+    /// The template is the client's.
+    own: bool,
 }
 
 impl Default for Faceting {
@@ -410,20 +412,24 @@ fn embedder_to_node(patch: &mut Map<String, Value>, before: Option<&Embedder>) -
         Some(Value::Null) => "openAi".to_owned(),
         _ => before.map_or("openAi", |b| b.source.as_str()).to_owned(),
     };
-    // With another source a node starts from its defaults.
-    let before = before.filter(|b| b.source == source);
-    let template = match patch.get("documentTemplate") {
-        None => before.is_some_and(|b| b.template),
-        given => given.is_some_and(|t| !t.is_null()),
+    let takes_template = matches!(source.as_str(), "openAi" | "huggingFace" | "ollama" | "rest");
+    let fragments = |before: bool| {
+        let given = ["indexingFragments", "searchFragments"].map(|key| patch.get(key));
+        let has = |v: &Value| v.as_object().is_some_and(|m| !m.is_empty());
+        if given == [None, None] { before } else { given.into_iter().flatten().any(has) }
     };
-    let by_template = matches!(source.as_str(), "openAi" | "huggingFace" | "ollama" | "rest");
-    let by_fragments =
-        ["indexingFragments", "searchFragments"].iter().any(|k| patch.get(*k).is_some_and(|v| !v.is_null()));
-    let falls_back = before.is_none() || patch.contains_key("documentTemplate");
-    if by_template && !by_fragments && !template && falls_back {
+    let held_fragments = before.is_some_and(|b| b.source == "rest" && !b.templated);
+    let templated = takes_template && !(source == "rest" && fragments(held_fragments));
+    // A node keeps a template through a change of source, if both take one.
+    let held = before.filter(|b| b.templated);
+    let own = match patch.get("documentTemplate") {
+        None => held.is_some_and(|b| b.own),
+        Some(given) => !given.is_null(),
+    };
+    if templated && !own && (held.is_none() || patch.contains_key("documentTemplate")) {
         patch.insert("documentTemplate".to_owned(), NODE_TEMPLATE.into());
     }
-    Embedder { source, template }
+    Embedder { source, templated, own: templated && own }
 }
 
 #[cfg(test)]
@@ -570,18 +576,24 @@ mod tests {
         assert_eq!(mesh.seen()["embedders"]["e"]["documentTemplate"], DEFAULT_TEMPLATE);
         assert_eq!(mesh.seen()["embedders"]["own"]["documentTemplate"], "{{doc.x}}");
         let patch = |mesh: &Mesh, patch| to_node(&object(patch), &mesh.client, 64).unwrap().0;
-        // An unchanged source keeps the client's template; another one, or null, falls back to the default.
-        let kept = json!({"embedders": {"own": {"source": "openAi", "apiKey": "k"}}});
-        assert_eq!(patch(&mesh, kept.clone()), object(kept));
-        for back in [json!({"source": "ollama"}), json!({"documentTemplate": null})] {
-            let node = patch(&mesh, json!({"embedders": {"own": back}}));
-            assert_eq!(node["embedders"]["own"]["documentTemplate"], NODE_TEMPLATE);
+        // As on a node, a template outlives a change of source; null falls back to the default.
+        for kept in [json!({"apiKey": "k"}), json!({"source": "ollama", "model": "m"}), json!({})] {
+            let kept = json!({"embedders": {"own": kept, "e": {"url": "u"}}});
+            assert_eq!(patch(&mesh, kept.clone()), object(kept));
         }
-        for none in
-            [json!({"source": "userProvided", "dimensions": 3}), json!({"source": "rest", "indexingFragments": {}})]
-        {
+        let node = patch(&mesh, json!({"embedders": {"own": {"documentTemplate": null}}}));
+        assert_eq!(node["embedders"]["own"]["documentTemplate"], NODE_TEMPLATE);
+        // Embedders without a template get none, and the default once they take one.
+        for none in [
+            json!({"source": "userProvided", "dimensions": 3}),
+            json!({"source": "rest", "indexingFragments": {"a": {"value": "{{doc.a}}"}}}),
+        ] {
+            let mut other = Mesh::new(64);
             let given = json!({"embedders": {"own": none}});
-            assert_eq!(patch(&mesh, given.clone()), object(given));
+            assert_eq!(patch(&other, given.clone()), object(given.clone()));
+            other.patch(given, 64);
+            let node = patch(&other, json!({"embedders": {"own": {"source": "rest", "indexingFragments": null}}}));
+            assert_eq!(node["embedders"]["own"]["documentTemplate"], NODE_TEMPLATE);
         }
         mesh.patch(json!({"embedders": {"own": null, "e": null}}), 64);
         assert!(mesh.client.is_empty());

@@ -169,10 +169,10 @@ fn size_text(bytes: usize) -> String {
 
 /// A JSON value as a message repeats it: compact, as Meilisearch prints it; a large one is cut instead.
 fn shown(raw: &[u8]) -> String {
-    if raw.len() <= SHOWN_MAX_BYTES {
-        if let Ok(value) = serde_json::from_slice::<serde_json::Value>(raw) {
-            return value.to_string();
-        }
+    if raw.len() <= SHOWN_MAX_BYTES
+        && let Ok(value) = serde_json::from_slice::<serde_json::Value>(raw)
+    {
+        return value.to_string();
     }
     cut(&String::from_utf8_lossy(&raw[..raw.len().min(SHOWN_MAX_BYTES + 4)]))
 }

@@ -6,44 +6,86 @@
 use super::SHARD_FIELD;
 use crate::types::{IndexUid, PhysicalIndex};
 
-/// The lists that may name the reserved field: how they begin, whether each name has quotes of its own, and what a node
-/// says instead of an empty one.
-const LISTS: [(&str, bool, &str); 3] = [
-    (
-        "Available filterable attribute patterns are: ",
-        true,
-        "This index does not have configured filterable attributes.",
-    ),
-    (
-        "Available filterable attributes patterns are: ",
-        false,
-        "This index does not have configured filterable attributes.",
-    ),
-    (
-        "Available facet-searchable attributes patterns are: ",
-        false,
-        "This index does not have configured facet-searchable attributes.",
-    ),
+/// A list of names in a message.
+struct List {
+    /// How it begins.
+    intro: &'static str,
+    /// Each name has quotes of its own; otherwise there is one pair around all.
+    quoted: bool,
+    /// A node leaves out the fields that clients may not see, and says so.
+    hides: bool,
+    /// What a node says, instead of the introduction and the list, if there are none.
+    empty: &'static str,
+}
+
+/// What follows the visible names if others were left out.
+const HIDDEN: &str = ", <..hidden-attributes>";
+
+const NO_FILTERABLE: &str = "This index does not have configured filterable attributes.";
+
+/// The lists that may name the reserved field, or fields that are hidden. No introduction is the end of another.
+const LISTS: [List; 6] = [
+    List { intro: "Available filterable attribute patterns are: ", quoted: true, hides: false, empty: NO_FILTERABLE },
+    List {
+        intro: "distinct attribute. Available filterable attributes patterns are: ",
+        quoted: false,
+        hides: true,
+        empty: "distinct attribute. This index does not have configured filterable attributes.",
+    },
+    List {
+        intro: "is not filterable. Available filterable attributes patterns are: ",
+        quoted: false,
+        hides: false,
+        empty: "is not filterable. This index does not have configured filterable attributes.",
+    },
+    List {
+        intro: "Available facet-searchable attributes patterns are: ",
+        quoted: false,
+        hides: true,
+        empty: "This index does not have configured facet-searchable attributes.",
+    },
+    List {
+        intro: "Available sortable attributes are: ",
+        quoted: false,
+        hides: true,
+        empty: "This index does not have configured sortable attributes.",
+    },
+    List {
+        intro: "Available searchable attributes are: ",
+        quoted: false,
+        hides: true,
+        empty: "Available searchable attributes are: ``.",
+    },
 ];
 
 /// What stands before the number of a rule, or the position of an item, in `filterableAttributes`. The reserved field is
 /// the first item on nodes, so they count one too many.
 const COUNTED: [&str; 5] = ["matched rule #", "matches rule #", "in rule #", "before rule #", ".filterableAttributes["];
 
-/// Puts a node's error message back to the client's view.
+/// Puts a node's error message back to the client's view, where clients may see every field.
 pub fn error_text(text: &str, physical: &PhysicalIndex, uid: &IndexUid) -> String {
+    error_text_hiding(text, physical, uid, None)
+}
+
+/// As [`error_text`], where clients may see only the fields `displayed` (`None`: all; nodes show all to the mesh).
+pub fn error_text_hiding(text: &str, physical: &PhysicalIndex, uid: &IndexUid, displayed: Option<&[String]>) -> String {
     let mut text = text.replace(physical.as_str(), uid.as_str());
     for marker in COUNTED {
         if text.contains(marker) {
             text = count_one_less(&text, marker);
         }
     }
-    if text.contains(SHARD_FIELD) {
-        for (intro, quoted, empty) in LISTS {
-            text = without_field_in_list(&text, intro, quoted, empty);
-        }
-        if let Some(shown) = without_shard_filter(&text) {
-            text = shown;
+    // The filter comes last in a message, so it can't hold the first introduction of a list.
+    if text.contains(SHARD_FIELD)
+        && let Some(shown) = without_shard_filter(&text)
+    {
+        text = shown;
+    }
+    for list in &LISTS {
+        // Where documents are listed, not searched, a node names all sortable fields; those texts don't name the index.
+        let hides = list.hides && text.contains(&format!("Index `{uid}`: ")) || list.intro.contains("facet-searchable");
+        if text.contains(list.intro) {
+            text = cut_list(&text, list, displayed.filter(|_| hides));
         }
     }
     text
@@ -67,20 +109,24 @@ fn count_one_less(text: &str, marker: &str) -> String {
     out
 }
 
-/// Takes the reserved field out of a list of names.
-fn without_field_in_list(text: &str, intro: &str, quoted: bool, empty: &str) -> String {
-    let Some((before, list)) = text.split_once(intro) else { return text.to_owned() };
-    let alone = format!("`{SHARD_FIELD}`.");
-    if let Some(after) = list.strip_prefix(&alone) {
-        return format!("{before}{empty}{after}");
-    }
-    let (first, later) = match quoted {
-        true => (format!("`{SHARD_FIELD}`, "), format!(", `{SHARD_FIELD}`")),
-        false => (format!("{SHARD_FIELD}, "), format!(", {SHARD_FIELD}")),
+/// Takes the reserved field, and what is not `displayed`, out of a list of names.
+fn cut_list(text: &str, list: &List, displayed: Option<&[String]>) -> String {
+    let Some((before, rest)) = text.split_once(list.intro) else { return text.to_owned() };
+    let (separator, closing) = if list.quoted { ("`, `", "`.") } else { (", ", "`.") };
+    let Some((names, after)) = rest.strip_prefix('`').and_then(|r| r.split_once(closing)) else {
+        return text.to_owned();
     };
-    // In the middle of a list either comma may go. The client can't name the field, so the first one found is ours.
-    let list = if list.contains(&first) { list.replacen(&first, "", 1) } else { list.replacen(&later, "", 1) };
-    format!("{before}{intro}{list}")
+    let own: Vec<&str> = names.split(separator).filter(|n| *n != SHARD_FIELD).collect();
+    let shown: Vec<&str> = match displayed {
+        Some(displayed) => own.iter().copied().filter(|n| displayed.iter().any(|d| d == n)).collect(),
+        None => own.clone(),
+    };
+    let searchable = list.intro.contains("searchable attributes are");
+    let hidden = if shown.len() < own.len() { HIDDEN } else { "" };
+    if shown.is_empty() && !(searchable && hidden == HIDDEN) {
+        return format!("{before}{}{after}", list.empty);
+    }
+    format!("{before}{}`{}{hidden}{closing}{after}", list.intro, shown.join(separator))
 }
 
 /// Takes the shards' filter out of the filter that a message quotes, and moves the position before it accordingly.
@@ -150,10 +196,12 @@ mod tests {
     #[test]
     fn a_nodes_texts_become_what_one_node_would_say() {
         let (physical, uid) = names();
-        let recorded: Vec<(String, String)> = serde_json::from_str(include_str!("error_texts.json")).unwrap();
+        type Recorded = (String, String, Option<Vec<String>>);
+        let recorded: Vec<Recorded> = serde_json::from_str(include_str!("error_texts.json")).unwrap();
         assert!(recorded.len() > 200);
-        for (theirs, expected) in &recorded {
-            assert_eq!(&error_text(theirs, &physical, &uid), expected, "from {theirs}");
+        for (theirs, expected, displayed) in &recorded {
+            let ours = error_text_hiding(theirs, &physical, &uid, displayed.as_deref());
+            assert_eq!(&ours, expected, "from {theirs}, displayed {displayed:?}");
         }
     }
 

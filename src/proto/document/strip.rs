@@ -16,10 +16,9 @@ const OPENING: &[u8] = br#"{"_miroir_shard":""#;
 /// The object without the reserved field, which is also taken out of `_formatted` and `_matchesPosition`.
 ///
 /// # Errors
-/// [`ScanError`] if the text is no JSON object; a node's answers always are.
+/// [`ScanError`] if the text, as far as it has to be looked at, is no JSON object; a node's answers always are.
 pub fn strip_shard(object: &[u8]) -> Result<Cow<'_, [u8]>, ScanError> {
-    // Most of what has no such field is told by one search; with escapes the field could be spelled otherwise.
-    if memmem::find(object, SHARD_FIELD.as_bytes()).is_none() && memmem::find(object, b"\\u").is_none() {
+    if !may_name_field(object) {
         return Ok(Cow::Borrowed(object));
     }
     let mut out = Vec::with_capacity(object.len());
@@ -27,18 +26,21 @@ pub fn strip_shard(object: &[u8]) -> Result<Cow<'_, [u8]>, ScanError> {
     Ok(Cow::Owned(out))
 }
 
-/// As [`strip_shard`], appending to `out`; what was appended before an error stays out of it.
+/// As [`strip_shard`], appending to `out`; nothing is appended on an error.
 ///
 /// # Errors
-/// [`ScanError`] if the text is no JSON object.
+/// As [`strip_shard`].
 pub fn strip_shard_into(object: &[u8], out: &mut Vec<u8>) -> Result<(), ScanError> {
     if let Some(rest) = behind_opening(object) {
-        // Nothing else can hold the field: it is named once, at the beginning.
-        if memmem::find(rest, SHARD_FIELD.as_bytes()).is_none() && memmem::find(rest, b"\\u").is_none() {
+        // The field is named once, at the beginning.
+        if !may_name_field(rest) {
             out.push(b'{');
             out.extend_from_slice(rest);
             return Ok(());
         }
+    } else if !may_name_field(object) {
+        out.extend_from_slice(object);
+        return Ok(());
     }
     let mut cuts = Vec::new();
     find_cuts(object, 0, true, &mut cuts)?;
@@ -49,6 +51,11 @@ pub fn strip_shard_into(object: &[u8], out: &mut Vec<u8>) -> Result<(), ScanErro
     }
     out.extend_from_slice(&object[at..]);
     Ok(())
+}
+
+/// Whether the reserved field can be in the text at all: spelled as it is, or with escapes of the form `\u`.
+fn may_name_field(text: &[u8]) -> bool {
+    memmem::find(text, SHARD_FIELD.as_bytes()).is_some() || memmem::find(text, b"\\u").is_some()
 }
 
 /// What follows the reserved field if it is the first member, written as we and nodes write it.
@@ -76,6 +83,10 @@ fn find_cuts(text: &[u8], at: usize, outermost: bool, cuts: &mut Vec<Range<usize
         if member.is(SHARD_FIELD) {
             if kept {
                 cuts.push(last_end..member.end);
+                // Nodes list the field behind the primary key, and that is all of it.
+                if outermost && !may_name_field(&text[member.end..]) {
+                    return Ok(());
+                }
             } else if open.is_none() {
                 open = Some(member.start);
             }
