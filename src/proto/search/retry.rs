@@ -419,7 +419,8 @@ mod tests {
             let cancelled = if first_wins {
                 cancels(&scatter.on(&mesh.input(1), first[0].0, Outcome::Answered)).len() == hedge.len()
             } else {
-                let last = hedge.iter().map(|(h, _, _)| scatter.on(&mesh.input(1), *h, Outcome::Answered)).next_back();
+                let ends = hedge.iter().map(|(h, _, _)| scatter.on(&mesh.input(1), *h, Outcome::Answered));
+                let last = ends.last();
                 cancels(&last.unwrap()) == vec![first[0].0]
             };
             assert!(cancelled && scatter.is_finished());
