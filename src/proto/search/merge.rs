@@ -692,8 +692,8 @@ mod tests {
 
     #[test]
     fn keywords_and_vectors_are_mixed_by_the_ratio() {
-        let keyword = |id: &str, score: f64| {
-            let mut h = hit(id, 1);
+        let keyword = |id: &str, words: u32, score: f64| {
+            let mut h = hit(id, words);
             h["_rankingScore"] = score.into();
             h
         };
@@ -701,9 +701,9 @@ mod tests {
             json!({"id": id, "_rankingScore": score,
                 "_rankingScoreDetails": {"vectorSort": {"order": 0, "similarity": score}}})
         };
-        let mut a = body(&[vector("v1", 0.9), keyword("k1", 0.9), vector("v2", 0.5)]);
+        let mut a = body(&[vector("v1", 0.9), keyword("k1", 9, 0.9), vector("v2", 0.5)]);
         a["semanticHitCount"] = 2.into();
-        let b = body(&[keyword("k2", 0.8), vector("v3", 0.6)]);
+        let b = body(&[keyword("k2", 8, 0.8), vector("v3", 0.6)]);
         let q = |ratio: f64| json!({"q": "x", "hybrid": {"embedder": "e", "semanticRatio": ratio}, "limit": 4});
         let parts = [part(0, &a), part(1, &b)];
         let seen = merged(&q(0.5), &IndexView::default(), &parts);
