@@ -900,3 +900,27 @@ async fn gossip_outlives_crafted_messages_and_ignores_strangers() {
     assert_eq!(known, ["m1", "m3"]);
     assert!(m3.call(&m("m1"), call(query())).await.is_ok(), "and calls never noticed");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flood_of_writes_holds_up_neither_control_calls_nor_probes() {
+    let net = Net::new(&["m1", "m2"]);
+    let _m2 = net.start("m2", 1, echo());
+    let m1 = Arc::new(net.start("m1", 1, echo()));
+    within("connected", m1.connected(&m("m2"))).await;
+    let body = Bytes::from(vec![7; 4 << 20]);
+    let flood: Vec<_> = (0..24)
+        .map(|_| {
+            let (m1, body) = (m1.clone(), body.clone());
+            tokio::spawn(async move { m1.call(&m("m2"), call_of(write(), body, LONG * 4)).await.map(|a| a.body.len()) })
+        })
+        .collect();
+    let mut answered = 0;
+    while !flood.iter().all(tokio::task::JoinHandle::is_finished) {
+        within("a control call in the flood", m1.call(&m("m2"), call(Request::RecordVersions))).await.unwrap();
+        answered += 1;
+    }
+    assert!(answered > 0);
+    for one in flood {
+        assert_eq!(one.await.unwrap().unwrap(), 4 << 20);
+    }
+}

@@ -117,6 +117,8 @@ pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
             }
         });
     }
+    // Closed on purpose or, if nobody asked for it, because its socket has failed.
+    tracing::info!(member = %shared.config.member, "no more connections are taken");
 }
 
 /// Handshake and hello: who is it, and does it belong here?
