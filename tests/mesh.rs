@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use miroir::net::classes::ClassLimits;
 use miroir::net::gossip::{Gossip, GossipConfig, Members, gossip_address};
-use miroir::net::peers::{ClassLimits, Mesh, MeshConfig, PeerAddress};
+use miroir::net::peers::{Mesh, MeshConfig, PeerAddress};
 use miroir::net::tls::{ALPN_CONTROL, ALPN_DATA, TlsFiles};
 use miroir::net::{Answer, Call, CallError, Handler, Peers, TraceId};
 use miroir::pki::{self, CaPair, MemberPair};
@@ -662,7 +663,10 @@ async fn restarted_peer_ends_its_old_connections_at_once() {
     within("connected", m1.connected(&m("m2"))).await;
     m2.vanish_for_test().await;
     drop(m2);
-    let _m2 = net.start("m2", 2, echo());
+    // The new process does not reach m1, so that its hello can't tell either.
+    let nowhere = vec![PeerAddress { id: m("m1"), address: net.address("nobody").to_string() }];
+    let runtime = tokio::runtime::Handle::current();
+    let _m2 = Mesh::start(net.config("m2", 2), nowhere, Some(echo()), runtime).unwrap();
     let back = Instant::now();
     within("the new process is known", async {
         let mut suspects = m1.suspects();
@@ -899,4 +903,47 @@ async fn gossip_outlives_crafted_messages_and_ignores_strangers() {
     let known = gossip1.members().borrow().keys().map(|id| id.as_str().to_owned()).collect::<Vec<_>>();
     assert_eq!(known, ["m1", "m3"]);
     assert!(m3.call(&m("m1"), call(query())).await.is_ok(), "and calls never noticed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flood_of_writes_holds_up_neither_control_calls_nor_probes() {
+    let net = Net::new(&["m1", "m2"]);
+    let _m2 = net.start("m2", 1, echo());
+    let m1 = Arc::new(net.start("m1", 1, echo()));
+    within("connected", m1.connected(&m("m2"))).await;
+    let body = Bytes::from(vec![7; 4 << 20]);
+    let flood: Vec<_> = (0..24)
+        .map(|_| {
+            let (m1, body) = (m1.clone(), body.clone());
+            tokio::spawn(async move { m1.call(&m("m2"), call_of(write(), body, LONG * 4)).await.map(|a| a.body.len()) })
+        })
+        .collect();
+    let mut answered = 0;
+    while !flood.iter().all(tokio::task::JoinHandle::is_finished) {
+        within("a control call in the flood", m1.call(&m("m2"), call(Request::RecordVersions))).await.unwrap();
+        answered += 1;
+    }
+    assert!(answered > 0);
+    for one in flood {
+        assert_eq!(one.await.unwrap().unwrap(), 4 << 20);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_mesh_connects_and_each_pair_once() {
+    let names = ["m1", "m2", "m3", "m4", "m5"];
+    let net = Net::new(&names);
+    let meshes: Vec<_> = names.iter().map(|id| net.start(id, 1, echo())).collect();
+    for mesh in &meshes {
+        wait_suspects(mesh, &[]).await;
+        for id in names {
+            within("connected", mesh.connected(&m(id))).await;
+        }
+    }
+    for (mesh, own) in meshes.iter().zip(names) {
+        for to in names.into_iter().filter(|to| *to != own) {
+            assert!(mesh.call(&m(to), call(query())).await.is_ok(), "{own} to {to}");
+        }
+        assert_eq!(mesh.counters().connections.load(Ordering::Relaxed), 8, "two to each peer, and none again");
+    }
 }

@@ -9,8 +9,9 @@ use bytes::{Bytes, BytesMut};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, WriteError};
 use tokio::time::timeout_at;
 
+use super::classes::Kind;
 use super::endpoint::ResetCode;
-use super::peers::{Kind, LinkState, Peer, Shared};
+use super::peers::{LinkState, Peer, Shared};
 use super::{Answer, Call, CallError, TraceId};
 use crate::types::limits::{CALL_BODY_MAX_BYTES, CALL_HEADER_MAX_BYTES};
 use crate::wire::codec;

@@ -387,3 +387,65 @@ fn check_delta(mut rest: &[u8]) -> Option<()> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn members() -> BTreeMap<MemberId, SocketAddr> {
+        ["m1", "m2"].map(|id| MemberId::new(id).unwrap()).map(|id| (id.clone(), gossip_address(&id))).into()
+    }
+
+    fn digest(entries: &[(&str, SocketAddr)]) -> Vec<u8> {
+        let mut out = u16::try_from(entries.len()).unwrap().to_le_bytes().to_vec();
+        for (id, address) in entries {
+            ChitchatId::new(*id, 7, *address).serialize(&mut out);
+            out.extend_from_slice(&[1; 24]);
+        }
+        out
+    }
+
+    fn message(kind: u8, digest: &[u8], rest: &[u8]) -> Vec<u8> {
+        [&45_139_u16.to_le_bytes()[..], &[0, kind], digest, rest].concat()
+    }
+
+    #[test]
+    fn only_members_under_their_own_addresses_stay_in_a_digest() {
+        let address = |id: &str| gossip_address(&MemberId::new(id).unwrap());
+        let v4 = "10.0.0.1:1".parse().unwrap();
+        let given = digest(&[
+            ("m1", address("m1")),
+            ("stranger", address("stranger")),
+            ("m2", address("m1")),
+            ("m1", v4),
+            ("", v4),
+            ("m2", address("m2")),
+        ]);
+        let want = digest(&[("m1", address("m1")), ("m2", address("m2"))]);
+        let cluster = "c".to_owned().serialize_to_vec();
+        let sieved = sieve(&message(0, &given, &cluster), &members()).unwrap();
+        assert_eq!(sieved, message(0, &want, &cluster));
+        ChitchatMessage::deserialize(&mut &sieved[..]).unwrap();
+    }
+
+    #[test]
+    fn delta_of_too_many_pieces_is_refused() {
+        let block = [[1_u8].as_slice(), &2_u16.to_le_bytes(), &[0, 0]].concat();
+        let delta = |n| [block.repeat(n), vec![0]].concat();
+        assert!(sieve(&message(2, &[], &delta(DELTA_BLOCKS_MAX)), &members()).is_some());
+        assert!(sieve(&message(2, &[], &delta(DELTA_BLOCKS_MAX + 1)), &members()).is_none());
+        assert!(sieve(&message(2, &[], &block), &members()).is_none(), "without an end");
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes: Vec<u8>, kind in 0_u8..4, rest: Vec<u8>) {
+            sieve(&bytes, &members());
+            if let Some(sieved) = sieve(&message(kind, &[], &rest), &members()) {
+                let _ = ChitchatMessage::deserialize(&mut &sieved[..]);
+            }
+        }
+    }
+}

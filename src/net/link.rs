@@ -13,9 +13,10 @@ use quinn::{Connection, Endpoint};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
 
+use super::classes::Kind;
 use super::client;
 use super::endpoint::{self, CloseCode};
-use super::peers::{Kind, LinkState, MeshCounters, Peer, Shared};
+use super::peers::{LinkState, MeshCounters, Peer, Shared};
 use super::tls::TlsError;
 use crate::types::MemberId;
 use crate::wire::frame::{Hello, PROTOCOL_VERSION, WELCOME_BYTES, Welcome};

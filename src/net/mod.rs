@@ -3,6 +3,7 @@
 //! The one thing that services see of the mesh is [`Peers`]; the QUIC implementation is [`peers`], and tests have one in
 //! memory. Must not know: SQLite, records' meaning, what a call is for.
 
+pub mod classes;
 mod client;
 pub mod endpoint;
 pub mod gossip;

@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,12 +16,12 @@ use quinn::Connection;
 use tokio::runtime;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
+use super::classes::{ClassGates, ClassLimits, Kind};
 use super::endpoint::{self, CloseCode, MeshThread, RESET_SECRET_BYTES};
 use super::resolve::{self, Names, ResolveError};
 use super::tls::{self, TlsError, TlsFiles, TlsStore};
 use super::{Answer, Call, CallError, Handler, Peers, client, link, server};
 use crate::types::{MemberId, MeshId, limits};
-use crate::wire::verbs::Class;
 
 /// Bytes of all request bodies that are held at once.
 const BODY_MEMORY_DEFAULT_BYTES: usize = 1 << 30;
@@ -131,86 +131,6 @@ pub enum MeshError {
         /// How many were given.
         count: usize,
     },
-}
-
-/// The two connections to a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// Ledger, leases, records, probes and gossip.
-    Control,
-    /// All else.
-    Data,
-}
-
-impl Kind {
-    /// The connection that calls of a class travel on.
-    pub fn of(class: Class) -> Self {
-        if class == Class::Control { Self::Control } else { Self::Data }
-    }
-
-    /// For logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Control => "control",
-            Self::Data => "data",
-        }
-    }
-}
-
-/// One number for each traffic class.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClassLimits {
-    /// Of [`Class::Control`].
-    pub control: usize,
-    /// Of [`Class::Replicate`].
-    pub replicate: usize,
-    /// Of [`Class::Query`].
-    pub query: usize,
-    /// Of [`Class::Bulk`].
-    pub bulk: usize,
-}
-
-impl ClassLimits {
-    /// Calls to one peer that are under way at once; more wait.
-    pub const CALLED: Self = Self { control: 64, replicate: 64, query: 256, bulk: 8 };
-    /// Calls of one peer that are served at once; more are refused. Twice what a peer sends, because a call may be over
-    /// there before it is here.
-    pub const SERVED: Self = Self { control: 128, replicate: 128, query: 512, bulk: 16 };
-
-    /// The number for one class.
-    pub const fn of(&self, class: Class) -> usize {
-        match class {
-            Class::Control => self.control,
-            Class::Replicate => self.replicate,
-            Class::Query => self.query,
-            Class::Bulk => self.bulk,
-        }
-    }
-}
-
-const _: () = assert!(ClassLimits::SERVED.control < endpoint::CONTROL_STREAMS_MAX as usize);
-const _: () = assert!(
-    ClassLimits::SERVED.replicate + ClassLimits::SERVED.query + ClassLimits::SERVED.bulk
-        < endpoint::DATA_STREAMS_MAX as usize
-);
-
-/// A semaphore for each class.
-pub(super) struct ClassGates([Arc<Semaphore>; 4]);
-
-impl ClassGates {
-    pub(super) fn new(limits: &ClassLimits) -> Self {
-        let gate = |class| Arc::new(Semaphore::new(limits.of(class)));
-        Self([gate(Class::Control), gate(Class::Replicate), gate(Class::Query), gate(Class::Bulk)])
-    }
-
-    pub(super) fn of(&self, class: Class) -> &Arc<Semaphore> {
-        match class {
-            Class::Control => &self.0[0],
-            Class::Replicate => &self.0[1],
-            Class::Query => &self.0[2],
-            Class::Bulk => &self.0[3],
-        }
-    }
 }
 
 /// A connection that this member keeps open to a peer.
@@ -537,27 +457,5 @@ impl Peers for Mesh {
 
     fn is_suspect(&self, member: &MemberId) -> bool {
         self.shared.suspects.borrow().contains(member)
-    }
-}
-
-/// Lets one message of a kind through every now and then, so that a peer that is refused again and again does not
-/// fill the log.
-#[derive(Default)]
-pub(super) struct Seldom(Mutex<BTreeMap<String, Instant>>);
-
-impl Seldom {
-    const EVERY: Duration = Duration::from_secs(60);
-    const KINDS_MAX: usize = 256;
-
-    /// Whether this message has not been let through for a minute.
-    pub(super) fn allows(&self, message: &str) -> bool {
-        let now = Instant::now();
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.retain(|_, at| now.duration_since(*at) < Self::EVERY);
-        if seen.len() >= Self::KINDS_MAX || seen.contains_key(message) {
-            return false;
-        }
-        seen.insert(message.to_owned(), now);
-        true
     }
 }

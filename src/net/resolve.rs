@@ -5,13 +5,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{LookupIpStrategy, ResolverConfig};
+use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::{Hosts, TokioResolver};
 
 /// How long one name may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,18 +41,31 @@ pub enum ResolveError {
     },
 }
 
+/// Largest configuration file that is read; what lies behind is cut off.
+const FILE_MAX_BYTES: u64 = 4 << 20;
+
 /// Looks names up; clones share one cache.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Names {
+    files: Arc<Files>,
     inner: Arc<Mutex<Option<(Stamp, TokioResolver)>>>,
 }
 
-type Stamp = [Option<SystemTime>; 2];
+struct Files {
+    resolv_conf: PathBuf,
+    hosts: PathBuf,
+}
+
+type Stamp = [Option<(SystemTime, u64)>; 2];
 
 impl Names {
     /// A resolver with the system's configuration, which it reads when it is first needed.
     pub fn from_system() -> Self {
-        Self::default()
+        Self::from_files("/etc/resolv.conf".into(), "/etc/hosts".into())
+    }
+
+    fn from_files(resolv_conf: PathBuf, hosts: PathBuf) -> Self {
+        Self { files: Arc::new(Files { resolv_conf, hosts }), inner: Arc::default() }
     }
 
     /// All addresses of `host:port`, at least one.
@@ -78,14 +91,15 @@ impl Names {
     }
 
     fn resolver(&self) -> Result<TokioResolver, String> {
-        let stamp = ["/etc/resolv.conf", "/etc/hosts"].map(|p| std::fs::metadata(p).and_then(|m| m.modified()).ok());
+        let changed = |p: &Path| std::fs::metadata(p).and_then(|m| Ok((m.modified()?, m.len()))).ok();
+        let stamp = [changed(&self.files.resolv_conf), changed(&self.files.hosts)];
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((read_at, resolver)) = &*inner
             && *read_at == stamp
         {
             return Ok(resolver.clone());
         }
-        let resolver = build(Path::new("/etc/resolv.conf")).map_err(|e| e.to_string())?;
+        let resolver = build(&self.files).map_err(|e| e.to_string())?;
         *inner = Some((stamp, resolver.clone()));
         Ok(resolver)
     }
@@ -112,15 +126,24 @@ pub fn split(address: &str) -> Result<(&str, u16), ResolveError> {
     Ok((host, port))
 }
 
-/// A resolver by `resolv_conf`; without it (or with a broken one) by the hosts file alone.
-fn build(resolv_conf: &Path) -> io::Result<TokioResolver> {
-    let system = std::fs::read(resolv_conf)
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    use io::Read as _;
+
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(FILE_MAX_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A resolver by both files; without a `resolv.conf` (or with a broken one) by the hosts file alone, and the other way
+/// round.
+fn build(files: &Files) -> io::Result<TokioResolver> {
+    let system = read(&files.resolv_conf)
         .map_err(|e| e.to_string())
         .and_then(|text| hickory_resolver::system_conf::parse_resolv_conf(text).map_err(|e| e.to_string()));
     let (config, options) = match system {
         Ok((config, options)) => (config, Some(options)),
         Err(reason) => {
-            tracing::warn!(file = %resolv_conf.display(), reason, "no name server is used, only the hosts file");
+            tracing::warn!(file = %files.resolv_conf.display(), reason, "no name server is used, only the hosts file");
             (ResolverConfig::from_parts(None, vec![], vec![]), None)
         }
     };
@@ -134,7 +157,15 @@ fn build(resolv_conf: &Path) -> io::Result<TokioResolver> {
     to.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
     to.positive_max_ttl = Some(TTL_MAX);
     to.negative_max_ttl = Some(Duration::from_secs(1));
-    builder.build().map_err(io::Error::other)
+    // The file is read here, where it can be read again.
+    to.use_hosts_file = ResolveHosts::Never;
+    let mut resolver = builder.build().map_err(io::Error::other)?;
+    let mut hosts = Hosts::default();
+    if let Err(error) = read(&files.hosts).and_then(|text| hosts.read_hosts_conf(&text[..])) {
+        tracing::warn!(file = %files.hosts.display(), %error, "the hosts file is used as far as it could be read");
+    }
+    resolver.set_hosts(Arc::new(hosts));
+    Ok(resolver)
 }
 
 #[cfg(test)]
@@ -159,17 +190,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hosts_file_works_without_resolv_conf() {
+    async fn hosts_file_works_without_resolv_conf_and_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
-        let resolver = build(&dir.path().join("absent")).unwrap();
-        let found = resolver.lookup_ip("localhost").await.unwrap();
-        assert!(found.iter().all(|ip| ip.is_loopback()) && found.iter().next().is_some());
-        let broken = dir.path().join("broken");
-        std::fs::write(&broken, b"\xff\xfe nameserver what\nnameserver").unwrap();
-        let resolver = build(&broken).unwrap();
-        assert!(resolver.lookup_ip("localhost").await.unwrap().iter().next().is_some());
-        let unknown = tokio::time::timeout(TIMEOUT, resolver.lookup_ip("no-such-host.invalid")).await;
-        assert!(unknown.unwrap().is_err(), "an unknown name ends at once when there is nobody to ask");
+        let (resolv_conf, hosts) = (dir.path().join("resolv.conf"), dir.path().join("hosts"));
+        let names = Names::from_files(resolv_conf.clone(), hosts.clone());
+        let unknown = tokio::time::timeout(TIMEOUT, names.resolve("node-a:1")).await;
+        assert!(unknown.unwrap().is_err(), "ends at once when there is nobody to ask");
+        std::fs::write(&hosts, "10.9.8.7 node-a node-a.example # it\nfd00::7 node-a\nnonsense\n").unwrap();
+        for resolv in ["", "\u{fffd} nameserver what\nnameserver", "options"] {
+            std::fs::write(&resolv_conf, resolv).unwrap();
+            let found = names.resolve("node-a:7781").await.unwrap();
+            assert!(found.contains(&"10.9.8.7:7781".parse().unwrap()), "{found:?}");
+            assert!(found.contains(&"[fd00::7]:7781".parse().unwrap()), "{found:?}");
+            assert_eq!(names.resolve("node-a.example:1").await.unwrap(), ["10.9.8.7:1".parse().unwrap()]);
+        }
+        std::fs::write(&hosts, "10.9.8.70 node-a\n").unwrap();
+        assert_eq!(names.resolve("node-a:1").await.unwrap(), ["10.9.8.70:1".parse().unwrap()]);
     }
 
     #[tokio::test]

@@ -16,9 +16,10 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio::time::timeout;
 
+use super::classes::Kind;
 use super::client::{self, ReadFailure, Streams, priority, read_body, read_exactly};
 use super::endpoint::{CONTROL_STREAMS_MAX, CloseCode, DATA_STREAMS_MAX, GOSSIP_STREAMS_MAX, ResetCode};
-use super::peers::{BODY_UNIT_BYTES, Kind, MeshCounters, Peer, Seldom, Shared};
+use super::peers::{BODY_UNIT_BYTES, MeshCounters, Peer, Shared};
 use super::{Answer, Call, Handler, TraceId, tls};
 use crate::types::MemberId;
 use crate::types::limits::{CALL_BODY_MAX_BYTES, CALL_HEADER_MAX_BYTES, GOSSIP_MESSAGE_MAX_BYTES};
@@ -80,6 +81,28 @@ impl Inbound {
     }
 }
 
+/// Lets one message of a kind through every now and then, so that a peer that is refused again and again does not
+/// fill the log.
+#[derive(Default)]
+struct Seldom(Mutex<BTreeMap<String, Instant>>);
+
+impl Seldom {
+    const EVERY: Duration = Duration::from_secs(60);
+    const KINDS_MAX: usize = 256;
+
+    /// Whether this message has not been let through for a minute.
+    fn allows(&self, message: &str) -> bool {
+        let now = Instant::now();
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.retain(|_, at| now.duration_since(*at) < Self::EVERY);
+        if seen.len() >= Self::KINDS_MAX || seen.contains_key(message) {
+            return false;
+        }
+        seen.insert(message.to_owned(), now);
+        true
+    }
+}
+
 /// Takes connections until the endpoint is closed.
 pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
@@ -117,6 +140,8 @@ pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
             }
         });
     }
+    // Closed on purpose or, if nobody asked for it, because its socket has failed.
+    tracing::info!(member = %shared.config.member, "no more connections are taken");
 }
 
 /// Handshake and hello: who is it, and does it belong here?

@@ -20,7 +20,7 @@ const PEM_MAX_BYTES: u64 = 1 << 20;
 pub enum CaCommand {
     /// Makes a certificate authority: ca.pem, which every member gets, and ca-key.pem, which none does.
     Init(InitArgs),
-    /// Issues a member's certificate and key: <id>.pem and <id>-key.pem.
+    /// Issues a member's certificate and key: ID.pem and ID-key.pem.
     Issue(IssueArgs),
 }
 
