@@ -49,7 +49,12 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     match args.command.unwrap_or(Command::Run) {
         Command::CheckConfig => {
-            println!("{} is valid: member {} of {}", args.config.display(), config.node.id, config.mesh.bootstrap.len());
+            println!(
+                "{} is valid: member {} of {}",
+                args.config.display(),
+                config.node.id,
+                config.mesh.bootstrap.len()
+            );
             ExitCode::SUCCESS
         }
         Command::Run => run(config),

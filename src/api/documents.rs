@@ -57,14 +57,18 @@ fn format(kind: &str, delimiter: Option<&str>) -> Result<Format, ApiError> {
                     format!("csv delimiter must be an ascii character. Found: `{text}`")
                 } else {
                     let parts = text.chars().count();
-                    format!("expected a string of one character, but found the following string of {parts} characters: `{text}`")
+                    format!(
+                        "expected a string of one character, but found the following string of {parts} characters: `{text}`"
+                    )
                 };
                 let message = format!("Invalid value in parameter `csvDelimiter`: {message}");
                 Err(ApiError::new(ErrorCode::InvalidDocumentCsvDelimiter, message))
             }
         },
         (false, Some(_)) => {
-            let message = format!("The Content-Type `{kind}` does not support the use of a csv delimiter. The csv delimiter can only be used with the Content-Type `text/csv`.");
+            let message = format!(
+                "The Content-Type `{kind}` does not support the use of a csv delimiter. The csv delimiter can only be used with the Content-Type `text/csv`."
+            );
             Err(ApiError::new(ErrorCode::InvalidContentType, message))
         }
         (false, None) if kind == "application/json" => Ok(Format::Json),

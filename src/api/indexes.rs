@@ -63,7 +63,8 @@ pub async fn update(
     let uid = index_uid(&uid)?;
     let map = json_object(&api, request, &["primaryKey", "uid"]).await?;
     if map.get("uid").is_some_and(|v| !v.is_null()) {
-        let message = "Renaming an index (`uid` in PATCH /indexes/{indexUid}) is not supported by this version of miroir.";
+        let message =
+            "Renaming an index (`uid` in PATCH /indexes/{indexUid}) is not supported by this version of miroir.";
         return Err(ApiError::new(ErrorCode::MiroirNotSupported, message));
     }
     let key = optional_text(&map, "primaryKey", ErrorCode::InvalidIndexPrimaryKey)?;
@@ -81,11 +82,7 @@ pub async fn delete(
 }
 
 /// `GET /indexes/{uid}/stats`
-pub async fn stats(
-    State(api): State<Api>,
-    Extension(trace): Extension<TraceId>,
-    Path(uid): Path<String>,
-) -> ApiResult {
+pub async fn stats(State(api): State<Api>, Extension(trace): Extension<TraceId>, Path(uid): Path<String>) -> ApiResult {
     let uid = index_uid(&uid)?;
     json_value(StatusCode::OK, &api.stats.index(&uid, trace).await?)
 }

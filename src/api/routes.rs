@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Router, middleware};
 use tower_http::cors::CorsLayer;
@@ -14,6 +14,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::auth::{Keys, require_key};
+use super::room::Room;
 use super::{admin, documents, health, indexes, search, settings, tasks, unsupported};
 use crate::net::TraceId;
 use crate::services::cluster::Cluster;
@@ -58,6 +59,8 @@ pub struct Parts {
     pub keys: Keys,
     /// Bounds.
     pub options: ApiOptions,
+    /// Room for requests.
+    pub room: Room,
     /// Series.
     pub metrics: Arc<Metrics>,
 }
@@ -84,8 +87,7 @@ impl Deref for Api {
 pub fn router(api: Api) -> Router {
     let settings_all = get(settings::all).patch(settings::all).delete(settings::all);
     let settings_one = get(settings::one).put(settings::one).patch(settings::one).delete(settings::one);
-    let all_documents =
-        get(documents::list).post(documents::add).put(documents::add).delete(documents::delete_all);
+    let all_documents = get(documents::list).post(documents::add).put(documents::add).delete(documents::delete_all);
     let routes = Router::new()
         .route("/", get(health::root))
         .route("/health", get(health::health))
@@ -122,8 +124,14 @@ async fn observe(State(api): State<Api>, mut request: Request, next: Next) -> Re
     };
     let guard = api.metrics.http_request(&route, request.method().as_str());
     let span = tracing::info_span!("request", id = %trace, method = %request.method(), path = request.uri().path());
-    request.extensions_mut().insert(trace);
-    let response = next.run(request).instrument(span).await;
+    let response = match api.room.enter() {
+        Ok(place) => {
+            request.extensions_mut().insert(trace);
+            request.extensions_mut().insert(place.bodies());
+            next.run(request).instrument(span).await
+        }
+        Err(e) => e.into_response(),
+    };
     guard.finish(response.status().as_u16());
     response
 }

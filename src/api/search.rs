@@ -66,7 +66,8 @@ pub async fn facet_search(
 pub async fn multi(State(api): State<Api>, Extension(trace): Extension<TraceId>, request: Request) -> ApiResult {
     let map = body::json_object(&api, request, &["queries", "federation"]).await?;
     if map.get("federation").is_some_and(|f| !f.is_null()) {
-        let message = "Federated searches (`federation` in POST /multi-search) are not supported by this version of miroir.";
+        let message =
+            "Federated searches (`federation` in POST /multi-search) are not supported by this version of miroir.";
         return Err(ApiError::new(ErrorCode::MiroirNotSupported, message));
     }
     let queries = match map.get("queries") {

@@ -29,7 +29,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// The system's, with the address and the config key in its text.
 pub async fn bind(address: SocketAddr, key: &str) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|e| io::Error::new(e.kind(), format!("can't listen on {address} ({key}): {e}")))
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| io::Error::new(e.kind(), format!("can't listen on {address} ({key}): {e}")))
 }
 
 /// Serves until the process drains; then the requests under way are finished, within `drain`.

@@ -90,7 +90,9 @@ mod tests {
 
     #[test]
     fn versions_are_compared_as_numbers() {
-        for (version, ok) in [("1.14.0", true), ("1.13.9", false), ("1.50.0", true), ("2.0.0-rc.1", true), ("1", false), ("x.y", false)] {
+        for (version, ok) in
+            [("1.14.0", true), ("1.13.9", false), ("1.50.0", true), ("2.0.0-rc.1", true), ("1", false), ("x.y", false)]
+        {
             assert_eq!(supported(version), ok, "{version}");
         }
     }

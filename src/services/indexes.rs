@@ -185,7 +185,12 @@ impl Indexes {
     ///
     /// # Errors
     /// As for every write.
-    pub async fn create(&self, uid: &IndexUid, primary_key: Option<String>, trace: TraceId) -> Result<Summary, Failure> {
+    pub async fn create(
+        &self,
+        uid: &IndexUid,
+        primary_key: Option<String>,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
         let subject = Subject::IndexCreation { primary_key: primary_key.clone() };
         if self.find(uid).is_ok() {
             return self.already_exists(uid, subject).await;
@@ -208,7 +213,12 @@ impl Indexes {
     ///
     /// # Errors
     /// As for every write.
-    pub async fn set_primary_key(&self, uid: &IndexUid, key: Option<String>, trace: TraceId) -> Result<Summary, Failure> {
+    pub async fn set_primary_key(
+        &self,
+        uid: &IndexUid,
+        key: Option<String>,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
         let subject = Subject::IndexUpdate { primary_key: key.clone() };
         let Ok(index) = self.find(uid) else { return self.missing(uid, subject).await };
         let Some(key) = key else {
@@ -274,9 +284,7 @@ impl Indexes {
 
 /// Meilisearch's text for a second primary key.
 pub fn primary_key_exists(uid: &IndexUid, key: &str) -> Failure {
-    let message = format!(
-        "Index `{uid}`: Index already has a primary key: `{key}`."
-    );
+    let message = format!("Index `{uid}`: Index already has a primary key: `{key}`.");
     Failure::new(ErrorCode::IndexPrimaryKeyAlreadyExists, message)
 }
 

@@ -122,7 +122,8 @@ impl Reads {
             #[serde(borrow)]
             results: Vec<&'a RawValue>,
         }
-        let malformed = |reason: String| Failure::internal(format!("the node's list of documents is malformed: {reason}"));
+        let malformed =
+            |reason: String| Failure::internal(format!("the node's list of documents is malformed: {reason}"));
         let page: Page<'_> = serde_json::from_slice(&page).map_err(|e| malformed(e.to_string()))?;
         let document = page.results.first().ok_or_else(not_found)?;
         let body = strip_shard(document.get().as_bytes()).map_err(|e| malformed(e.to_string()))?;

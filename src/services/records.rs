@@ -122,7 +122,10 @@ fn parse(copy: &RecordCopy) -> Result<Parsed, StoreError> {
     let Some(physical) = copy.key.strip_prefix(INDEX_PREFIX) else { return Ok(Parsed::Foreign) };
     let record: Versioned<IndexRecord> = json(copy)?;
     let shards = record.value.shards.len();
-    if record.value.physical.as_str() != physical || shards == 0 || shards > usize::from(crate::types::limits::SHARDS_MAX) {
+    if record.value.physical.as_str() != physical
+        || shards == 0
+        || shards > usize::from(crate::types::limits::SHARDS_MAX)
+    {
         let reason = format!("{} does not fit its key or has {shards} shards", copy.key);
         return Err(StoreError::Malformed { what: "record", reason });
     }
@@ -408,21 +411,16 @@ impl Records {
     /// A text for people.
     pub async fn sync_with(&self, peer: &MemberId) -> Result<(), String> {
         let trace = TraceId::default();
-        let call = Call {
-            request: Request::RecordVersions,
-            body: Bytes::new(),
-            deadline: Instant::now() + EXCHANGE,
-            trace,
-        };
+        let call =
+            Call { request: Request::RecordVersions, body: Bytes::new(), deadline: Instant::now() + EXCHANGE, trace };
         let answer = self.members.call(peer, call).await.map_err(|e| e.to_string())?;
         let Reply::RecordVersions(theirs) = answer.reply else {
             return Err(format!("{peer} answered {:?}", answer.reply));
         };
         let snapshot = self.snapshot();
         // An equal version with another value is fetched as well; the store decides which one stays.
-        let wanted = |(key, version): &(String, RecordVersion)| {
-            snapshot.copies.get(key).is_none_or(|c| c.version <= *version)
-        };
+        let wanted =
+            |(key, version): &(String, RecordVersion)| snapshot.copies.get(key).is_none_or(|c| c.version <= *version);
         self.fetch(peer, theirs.into_iter().filter(wanted).map(|(k, _)| k).collect(), trace).await
     }
 
@@ -465,7 +463,7 @@ mod tests {
         let seen = Seen { suspect: false, state: Some(MemberState::Active), ..Seen::unknown() };
         cluster.update(|s| drop(s.insert(own.clone(), seen)));
         let store = Store::open(dir).unwrap();
-        Records::load(store, cluster, Members::new(own, Arc::new(NoPeers))).await.unwrap()
+        Records::load(store, cluster, Members::new(own, Arc::new(NoPeers), Arc::default())).await.unwrap()
     }
 
     #[tokio::test]
@@ -484,7 +482,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let records = alone(dir.path()).await;
         let before = records.snapshot().digest().to_owned();
-        for (key, value) in [("names", "[]"), ("index:a__m00000001", "{}"), ("names", &"x".repeat(RECORD_MAX_BYTES + 1))] {
+        for (key, value) in
+            [("names", "[]"), ("index:a__m00000001", "{}"), ("names", &"x".repeat(RECORD_MAX_BYTES + 1))]
+        {
             let copy = RecordCopy { key: key.into(), version: 1, value: value.into() };
             assert!(records.learn(vec![copy]).await.is_err(), "{key}");
         }

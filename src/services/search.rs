@@ -22,8 +22,8 @@ use super::writes::node_failure;
 use crate::net::{Answer, Call, CallError, TraceId};
 use crate::proto::search::query::Original;
 use crate::proto::search::{
-    Action, AskId, FacetSearchQuery, HedgeBudget, IndexView, MemberState, MemberStats, MergeRequest, Outcome, PartAnswer,
-    PlanInput, QueryError, Scatter, SearchQuery, merge, merge_facet_search,
+    Action, AskId, FacetSearchQuery, HedgeBudget, IndexView, MemberState, MemberStats, MergeRequest, Outcome,
+    PartAnswer, PlanInput, QueryError, Scatter, SearchQuery, merge, merge_facet_search,
 };
 use crate::proto::settings::ClientView;
 use crate::telemetry::metrics::Metrics;
@@ -273,7 +273,8 @@ impl Searches {
             Original::Body(body) => (kind, Bytes::from(body.clone())),
             Original::Parameters(pairs) => {
                 let text = form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
-                let kind = if kind == ReadKind::Documents { ReadKind::DocumentsByQuery } else { ReadKind::SearchByQuery };
+                let kind =
+                    if kind == ReadKind::Documents { ReadKind::DocumentsByQuery } else { ReadKind::SearchByQuery };
                 (kind, Bytes::from(text))
             }
         };
@@ -281,7 +282,9 @@ impl Searches {
         let question = Question { index, wanted: &one, kind, hash: 0, alone: body.clone(), shared: body };
         match self.scatter(question, trace).await {
             Err(failure) => failure,
-            Ok(_) => Failure::new(ErrorCode::BadRequest, "The request has a form that this version of miroir does not know."),
+            Ok(_) => {
+                Failure::new(ErrorCode::BadRequest, "The request has a form that this version of miroir does not know.")
+            }
         }
     }
 
@@ -430,12 +433,8 @@ impl Searches {
         trace: TraceId,
     ) -> Ended {
         let index = question.index;
-        let read = Read {
-            index: index.value.physical.clone(),
-            record_version: index.version,
-            shards,
-            kind: question.kind,
-        };
+        let read =
+            Read { index: index.value.physical.clone(), record_version: index.version, shards, kind: question.kind };
         let body = if alone { question.alone.clone() } else { question.shared.clone() };
         let call = Call { request: Request::Read(read), body, deadline, trace };
         let sent = Sent::new(&self.stats, member.clone());

@@ -92,7 +92,12 @@ impl Settings {
     ///
     /// # Errors
     /// As for every write.
-    pub async fn reset_some(&self, uid: &IndexUid, patch: Map<String, Value>, trace: TraceId) -> Result<Summary, Failure> {
+    pub async fn reset_some(
+        &self,
+        uid: &IndexUid,
+        patch: Map<String, Value>,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
         if self.indexes.find(uid).is_err() {
             return self.indexes.missing(uid, Subject::Settings(details(&patch))).await;
         }

@@ -38,12 +38,10 @@ pub enum Subject {
         /// Different ids among them.
         distinct: usize,
     },
-    /// Ids to delete: how many different ones.
+    /// Ids to delete.
     DeleteIds {
         /// Ids of the request.
         provided: usize,
-        /// Different ones.
-        distinct: usize,
     },
     /// Documents to delete by this filter, as the client sent it.
     DeleteFilter {
@@ -97,8 +95,8 @@ impl Subject {
             Self::Documents { received, distinct } => {
                 json!({"receivedDocuments": received, "indexedDocuments": done(*distinct)})
             }
-            Self::DeleteIds { provided, distinct } => {
-                json!({"providedIds": provided, "deletedDocuments": done(*distinct), "originalFilter": null})
+            Self::DeleteIds { provided } => {
+                json!({"providedIds": provided, "deletedDocuments": deleted, "originalFilter": null})
             }
             Self::DeleteFilter { original_filter } => {
                 json!({"providedIds": 0, "deletedDocuments": deleted, "originalFilter": original_filter})
@@ -561,7 +559,8 @@ mod tests {
         Some(PartState::Known(NodeTask {
             uid: 1,
             status,
-            error: (status == Status::Failed).then(|| json!({"message": "Index `movies__m0000000a` not found.", "code": "c"})),
+            error: (status == Status::Failed)
+                .then(|| json!({"message": "Index `movies__m0000000a` not found.", "code": "c"})),
             started_at: Some("2026-01-01T00:00:01Z".into()),
             finished_at: status.ended().then(|| "2026-01-01T00:00:02Z".into()),
             details: Some(NodeDetails { deleted_documents: deleted }),
@@ -581,13 +580,17 @@ mod tests {
         assert_eq!(status(&[ok.clone(), part(Status::Failed, None)]), Status::Failed);
         let lost = Some(PartState::Lost(Part { member: MemberId::new("m2").unwrap(), task: 4 }));
         let lost = combine(&b, Some("movies"), &[ok, lost]);
-        assert_eq!((lost.status, lost.error.unwrap()["code"].as_str().unwrap().to_owned()), (Status::Failed, "miroir_incomplete".to_owned()));
+        assert_eq!(
+            (lost.status, lost.error.unwrap()["code"].as_str().unwrap().to_owned()),
+            (Status::Failed, "miroir_incomplete".to_owned())
+        );
     }
 
     #[test]
     fn copies_are_counted_once() {
         let mut b = body(Subject::DeleteFilter { original_filter: "\"a=1\"".into() }, 2);
-        b.outcome = Some(combine(&b, Some("movies"), &[part(Status::Succeeded, Some(3)), part(Status::Succeeded, Some(5))]));
+        b.outcome =
+            Some(combine(&b, Some("movies"), &[part(Status::Succeeded, Some(3)), part(Status::Succeeded, Some(5))]));
         assert_eq!(view(TaskUid(1), Some("movies"), &b)["details"]["deletedDocuments"], 4);
     }
 
