@@ -209,7 +209,7 @@ const ATTRIBUTE_PARAMETERS: [&str; 7] = [
 
 fn check_reserved(fields: &Map<String, Value>) -> Result<(), QueryError> {
     let reserved = |parameter: &str| QueryError::Reserved { parameter: parameter.to_owned() };
-    if fields.get("filter").is_some_and(|f| filter::names_shard_field(f)) {
+    if fields.get("filter").is_some_and(filter::names_shard_field) {
         return Err(reserved("filter"));
     }
     for parameter in ATTRIBUTE_PARAMETERS {
