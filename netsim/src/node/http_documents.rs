@@ -277,14 +277,7 @@ async fn delete_batch(
     Query::read(raw.as_deref(), &["customMetadata"])?;
     let body = json_body(&headers, &body)?;
     let Value::Array(ids) = body else {
-        let kind = match &body {
-            Value::Object(_) => "map".to_owned(),
-            Value::String(text) => format!("string {text:?}"),
-            Value::Number(number) if number.is_f64() => format!("floating point `{number}`"),
-            Value::Number(number) => format!("integer `{number}`"),
-            Value::Bool(flag) => format!("boolean `{flag}`"),
-            _ => "null".to_owned(),
-        };
+        let kind = documents::serde_kind(&body);
         let text = format!("Json deserialize error: invalid type: {kind}, expected a sequence at line 1 column 0");
         return Err(ApiError::new("bad_request", text));
     };

@@ -303,7 +303,7 @@ impl<'a> Search<'a> {
                     let highest = self.index.settings.searchable.as_ref().map_or(0, |names| names.len() - 1) as u32;
                     parts.push(evidence.attribute_rank(weights, highest));
                 }
-                (Rule::WordPosition, Some(_)) => parts.push(evidence.word_position()),
+                (Rule::WordPosition, Some(query)) => parts.push(evidence.word_position(&query.starts(terms))),
                 (Rule::Exactness, Some(_)) => parts.push(evidence.exactness(doc)),
             }
         }
@@ -361,14 +361,18 @@ impl Evidence {
         Part::Rank("attributeRank", max.saturating_sub(cost).max(1), max)
     }
 
-    fn word_position(&self) -> Part<'static> {
+    /// `starts` says where each term stands in the query: a document that begins with the query is the best.
+    fn word_position(&self, starts: &[u32]) -> Part<'static> {
         let worst = POSITION_BOUNDS.len() as u32;
-        let cost_of = |place: &Match| {
-            POSITION_BOUNDS.iter().take_while(|bound| u32::from(place.position) >= **bound).count() as u32
+        let cost_of = |place: &Match, start: u32| {
+            let behind = u32::from(place.position).abs_diff(start);
+            POSITION_BOUNDS.iter().take_while(|bound| behind >= **bound).count() as u32
         };
-        let cost: u32 = self.by_term.iter().map(|places| places.iter().map(cost_of).min().unwrap_or(worst)).sum();
+        let terms = self.by_term.iter().zip(starts);
+        let cost: u32 =
+            terms.map(|(places, start)| places.iter().map(|p| cost_of(p, *start)).min().unwrap_or(worst)).sum();
         let max = worst * self.by_term.len() as u32 + 1;
-        Part::Rank("wordPosition", max - cost, max)
+        Part::Rank("wordPosition", max.saturating_sub(cost).max(1), max)
     }
 
     fn exactness(&self, doc: &Doc) -> Part<'static> {
