@@ -1,1 +1,374 @@
-//! Wiring.
+//! Wiring: config → store, mesh, services, API → run until a signal → drain. The only room that sees all others.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+
+use crate::api::{self, Api, ApiOptions, auth::Keys};
+use crate::config::{Config, UnavailableShardPolicy};
+use crate::net::Peers;
+use crate::net::gossip::{Gossip, GossipConfig};
+use crate::net::node::NodeClient;
+use crate::net::peers::{Mesh, MeshConfig, PeerAddress};
+use crate::net::tls::TlsFiles;
+use crate::rt::{Phase, Shutdown, Signal, Signals, clock};
+use crate::services::cluster::{Cluster, Listed, MemberState, NodeHealth, Seen, Topology};
+use crate::services::documents::Documents;
+use crate::services::health;
+use crate::services::indexes::Indexes;
+use crate::services::local::Local;
+use crate::services::members::Members;
+use crate::services::reads::Reads;
+use crate::services::records::Records;
+use crate::services::search::{SearchOptions, Searches, coverage};
+use crate::services::serve::Serve;
+use crate::services::settings::Settings;
+use crate::services::stats::{Nodes, Stats};
+use crate::services::tasks::Tasks;
+use crate::services::writes::Writes;
+use crate::store::{Identity, Store, StoreError};
+use crate::telemetry::metrics::Metrics;
+use crate::types::{MemberId, MeshId};
+use crate::wire::frame::PROTOCOL_VERSION;
+use crate::wire::gossip::MemberGossip;
+
+/// How long a starting member waits for the records of members that do not answer.
+const RECORDS_PATIENCE: Duration = Duration::from_secs(5);
+/// How often the gauges are brought up to date.
+const GAUGES: Duration = Duration::from_secs(1);
+
+/// The mesh's id: the hash of its list, so that members with another list refuse each other.
+pub fn mesh_id(config: &Config) -> MeshId {
+    let mut hash = Sha256::new();
+    hash.update([config.mesh.rf]);
+    for m in &config.mesh.bootstrap {
+        hash.update(format!("{}\n{}\n{}\n", m.id, m.group, m.address));
+    }
+    let mut id = [0; 16];
+    id.copy_from_slice(&hash.finalize()[..16]);
+    MeshId(id)
+}
+
+fn topology(config: &Config) -> Topology {
+    let listed = |m: &crate::config::BootstrapMember| Listed {
+        id: m.id.clone(),
+        group: m.group.clone(),
+        address: m.address.to_string(),
+    };
+    Topology {
+        own: config.node.id.clone(),
+        mesh: mesh_id(config),
+        members: config.mesh.bootstrap.iter().map(listed).collect(),
+        rf: usize::from(config.mesh.rf),
+        shards: config.index.shards,
+    }
+}
+
+/// Runs a member until it is told to stop.
+///
+/// # Errors
+/// What keeps it from starting, or what ended it, for people and with the remedy.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::install().context("signals can't be handled")?;
+    let (trigger, shutdown) = Shutdown::new();
+    let store = Store::open(&config.node.data_dir)?;
+    let identity = store.begin_start(&config.node.id).await?;
+    let http = api::server::bind(config.http.listen, "[http] listen").await?;
+    let metrics_listener = api::server::bind(config.metrics.listen, "[metrics] listen").await?;
+    let metrics = Arc::new(Metrics::new());
+    let cluster = Cluster::new(topology(&config));
+    let mesh = Arc::new(start_mesh(&config, &identity)?);
+    let key = config.meilisearch.key.as_ref().map(|k| k.expose());
+    let node = NodeClient::new(&config.meilisearch.url.to_string(), key)?;
+    let members = Members::new(config.node.id.clone(), Arc::clone(&mesh) as Arc<dyn Peers>);
+    let records = Records::load(store.clone(), cluster.clone(), members.clone()).await?;
+    let (health_tx, health_rx) = watch::channel(NodeHealth::default());
+    let local = Local::load(node.clone(), store.clone(), records.clone(), cluster.clone(), health_rx.clone()).await?;
+    let tasks = Tasks::new(store.clone(), cluster.clone(), members.clone());
+    let serve = Arc::new(Serve::new(records.clone(), local.clone(), tasks.clone()));
+    members.set_local(serve.clone());
+    mesh.set_handler(serve.clone());
+
+    let own_state = watch::Sender::new(MemberState::Joining);
+    tokio::spawn(health::watch_node(node, health_tx));
+    let about = MemberGossip {
+        http: http.local_addr()?.to_string(),
+        mesh: config.mesh.advertised(&config.node.id).map(|a| a.to_string()).unwrap_or_default(),
+        group: cluster.topology().groups().get(&config.node.id).cloned(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        protocol: PROTOCOL_VERSION,
+        started_at: clock::now_rfc3339(),
+        ..MemberGossip::default()
+    };
+    let gossip = Arc::new(start_gossip(&config, &identity, &mesh, &store, &about)?);
+    tokio::spawn(follow_mesh(Arc::clone(&mesh), gossip.members(), cluster.clone()));
+    tokio::spawn(publish(
+        about,
+        Arc::clone(&gossip),
+        cluster.clone(),
+        records.clone(),
+        health_rx,
+        own_state.subscribe(),
+    ));
+    tokio::spawn(records.clone().keep_equal());
+    tokio::spawn(local.clone().follow_records());
+    let sweeper = tasks.clone();
+    tokio::spawn(async move {
+        if let Err(e) = sweeper.sweep().await {
+            tracing::error!(error = ?e, "the open tasks are no longer looked after");
+        }
+    });
+
+    let parts = services(&config, &cluster, &members, &records, &tasks, &metrics);
+    tokio::spawn(keep_gauges(Arc::clone(&metrics), cluster.clone(), records.clone()));
+    let drain = Duration::from_secs(config.node.shutdown_drain_s);
+    let exposition = axum::Router::new().route("/metrics", {
+        let metrics = Arc::clone(&metrics);
+        axum::routing::get(move || std::future::ready(metrics.encode()))
+    });
+    let metrics_server = tokio::spawn(api::server::serve(metrics_listener, exposition, shutdown.clone(), drain));
+    learn_records(&records, &cluster).await;
+    own_state.send_replace(MemberState::Active);
+    tracing::info!(
+        member = %config.node.id,
+        mesh = %mesh_id(&config),
+        http = %http.local_addr()?,
+        mesh_address = %mesh.local_addr(),
+        gso_segments = mesh.gso_segments(),
+        start = identity.start,
+        store = %identity.store,
+        "in service"
+    );
+    let server = tokio::spawn(api::server::serve(http, api::router(Api::new(parts)), shutdown.clone(), drain));
+
+    let ended = wait_for_end(&mut signals, &mesh, &store).await;
+    tracing::info!(seconds = drain.as_secs(), "draining");
+    own_state.send_replace(MemberState::Draining);
+    trigger.advance(Phase::Draining);
+    server.await.context("the HTTP server failed")?;
+    if tokio::time::timeout(drain, serve.drain()).await.is_err() {
+        tracing::warn!("calls of peers were still under way when the time to drain was over");
+    }
+    trigger.advance(Phase::Stopped);
+    metrics_server.abort();
+    mesh.shutdown("the member is shutting down").await;
+    ended
+}
+
+/// Waits for the signal to stop, or for the store to fail; certificates are reloaded meanwhile.
+async fn wait_for_end(signals: &mut Signals, mesh: &Mesh, store: &Store) -> anyhow::Result<()> {
+    let mut fatal = store.fatal();
+    loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Signal::Stop => return Ok(()),
+                Signal::Reload => match mesh.reload_tls() {
+                    Ok(()) => tracing::info!("certificates were read again"),
+                    Err(error) => tracing::error!(%error, "certificates were not changed; the old ones stay in use"),
+                },
+            },
+            failed = failed(&mut fatal) => {
+                let reason = failed;
+                tracing::error!(reason, "the store has failed; this member turns itself off");
+                return Err(anyhow!("{reason}"));
+            }
+        }
+    }
+}
+
+/// Waits for the store to fail; its text.
+async fn failed(fatal: &mut watch::Receiver<Option<StoreError>>) -> String {
+    match fatal.wait_for(Option::is_some).await {
+        Ok(error) => error.as_ref().map(ToString::to_string).unwrap_or_default(),
+        Err(_) => StoreError::Closed.to_string(),
+    }
+}
+
+fn start_mesh(config: &Config, identity: &Identity) -> anyhow::Result<Mesh> {
+    let secret = identity.reset_secret.as_slice().try_into().context("the store's reset secret has another length")?;
+    let tls = TlsFiles {
+        ca: config.mesh.ca_file.clone(),
+        cert: config.mesh.cert_file.clone(),
+        key: config.mesh.key_file.clone(),
+    };
+    let id = config.node.id.clone();
+    let mut mesh = MeshConfig::new(id, mesh_id(config), config.mesh.listen, tls, secret, identity.start);
+    mesh.probe_interval = Duration::from_millis(config.mesh.probe_interval_ms);
+    let address = |m: &crate::config::BootstrapMember| PeerAddress { id: m.id.clone(), address: m.address.to_string() };
+    let members = config.mesh.bootstrap.iter().map(address).collect();
+    Ok(Mesh::start(mesh, members, None, tokio::runtime::Handle::current())?)
+}
+
+fn services(
+    config: &Config,
+    cluster: &Cluster,
+    members: &Members,
+    records: &Records,
+    tasks: &Tasks,
+    metrics: &Arc<Metrics>,
+) -> api::routes::Parts {
+    let writes = Writes::new(cluster.clone(), members.clone(), tasks.clone());
+    let indexes = Indexes::new(cluster.clone(), records.clone(), tasks.clone(), writes.clone());
+    let options = SearchOptions {
+        deadline: Duration::from_millis(config.search.deadline_ms),
+        partial: config.search.unavailable_shard_policy == UnavailableShardPolicy::Partial,
+        hedge_percent: if config.search.hedge { config.search.hedge_budget_percent } else { 0 },
+    };
+    let searches = Searches::new(cluster.clone(), members.clone(), indexes.clone(), options, Arc::clone(metrics));
+    let reads = Reads::new(indexes.clone(), searches.clone());
+    let nodes = Nodes::new(cluster.clone(), members.clone());
+    let secret = |s: &Option<crate::config::Secret>| s.as_ref().map(|s| s.expose().to_owned());
+    let (master, admin) = (secret(&config.access.master_key), secret(&config.access.admin_key));
+    api::routes::Parts {
+        cluster: cluster.clone(),
+        documents: Documents::new(cluster.clone(), indexes.clone(), tasks.clone(), writes.clone()),
+        settings: Settings::new(cluster.clone(), indexes.clone(), writes, nodes.clone()),
+        stats: Stats::new(indexes.clone(), nodes, reads.clone()),
+        indexes,
+        reads,
+        searches,
+        tasks: tasks.clone(),
+        keys: Keys::new(master.as_deref(), admin.as_deref()),
+        options: ApiOptions {
+            max_body_bytes: usize::try_from(config.http.max_body_bytes).unwrap_or(usize::MAX),
+            body_timeout: Duration::from_secs(config.http.body_timeout_s),
+        },
+        metrics: Arc::clone(metrics),
+    }
+}
+
+/// Fetches what the others know before this member may make records; who does not answer in time is not waited for.
+async fn learn_records(records: &Records, cluster: &Cluster) {
+    let deadline = Instant::now() + RECORDS_PATIENCE;
+    let others: Vec<_> = cluster.others().cloned().collect();
+    let asks = others.iter().map(|member| async move {
+        loop {
+            match records.sync_with(member).await {
+                Ok(()) => return true,
+                Err(reason) if Instant::now() >= deadline => {
+                    tracing::warn!(%member, reason, "its records are not known; it is not waited for");
+                    return false;
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+    });
+    let heard = futures_util::future::join_all(asks).await.into_iter().filter(|heard| *heard).count();
+    tracing::info!(heard, of = others.len(), "records compared");
+}
+
+fn start_gossip(
+    config: &Config,
+    identity: &Identity,
+    mesh: &Mesh,
+    store: &Store,
+    about: &MemberGossip,
+) -> anyhow::Result<Gossip> {
+    let (store, main) = (store.clone(), tokio::runtime::Handle::current());
+    let next_start = move || main.block_on(store.next_start()).map_err(Into::into);
+    let gossip = GossipConfig {
+        interval: Duration::from_millis(config.mesh.gossip_interval_ms),
+        start: identity.start,
+        next_start: Arc::new(next_start),
+    };
+    Ok(Gossip::start(mesh, gossip, about)?)
+}
+
+/// Brings what probes and gossip say into the cluster's picture.
+async fn follow_mesh(mesh: Arc<Mesh>, mut heard: watch::Receiver<BTreeMap<MemberId, MemberGossip>>, cluster: Cluster) {
+    let mut suspects = mesh.suspects();
+    loop {
+        let (suspects_now, heard_now) = (suspects.borrow_and_update().clone(), heard.borrow_and_update().clone());
+        let own = cluster.own().clone();
+        cluster.update(|seen| {
+            for (id, s) in seen.iter_mut().filter(|(id, _)| **id != own) {
+                *s = match heard_now.get(id) {
+                    Some(g) => seen_of(g, suspects_now.contains(id)),
+                    None => Seen::unknown(),
+                };
+            }
+        });
+        tokio::select! {
+            changed = suspects.changed() => if changed.is_err() { return },
+            changed = heard.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn seen_of(g: &MemberGossip, suspect: bool) -> Seen {
+    Seen {
+        suspect,
+        state: Some(g.state),
+        node: NodeHealth { healthy: g.node_healthy, version: g.node_version.clone(), error: g.node_error.clone() },
+        http: Some(g.http.clone()),
+        version: Some(g.version.clone()),
+        unserved: g.unserved.clone(),
+        records: Some(g.records_digest.clone()),
+    }
+}
+
+/// Tells the others, and the own picture, what changes about this member.
+async fn publish(
+    about: MemberGossip,
+    gossip: Arc<Gossip>,
+    cluster: Cluster,
+    records: Records,
+    mut health: watch::Receiver<NodeHealth>,
+    mut state: watch::Receiver<MemberState>,
+) {
+    let mut changes = records.watch();
+    loop {
+        let node = health.borrow_and_update().clone();
+        let says = MemberGossip {
+            state: *state.borrow_and_update(),
+            node_healthy: node.healthy,
+            node_version: node.version,
+            node_error: node.error,
+            records_digest: records.snapshot().digest().to_owned(),
+            ..about.clone()
+        };
+        cluster.update(|seen| {
+            seen.insert(cluster.own().clone(), seen_of(&says, false));
+        });
+        if let Err(error) = gossip.publish(&says) {
+            tracing::error!(%error, "this member's state could not be gossiped");
+        }
+        tokio::select! {
+            changed = health.changed() => if changed.is_err() { return },
+            changed = state.changed() => if changed.is_err() { return },
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Brings the gauges up to date.
+async fn keep_gauges(metrics: Arc<Metrics>, cluster: Cluster, records: Records) {
+    let mut tick = tokio::time::interval(GAUGES);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let seen = cluster.seen();
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        metrics.node_healthy.set(i64::from(seen.get(cluster.own()).is_some_and(|s| s.node.healthy)));
+        metrics.peers_suspect.set(count(cluster.others().filter(|m| seen[*m].suspect).count()));
+        for state in [MemberState::Joining, MemberState::Active, MemberState::Draining, MemberState::Removed] {
+            let members = seen.values().filter(|s| s.state == Some(state)).count();
+            metrics.gossip_members.with_label_values(&[state.as_str()]).set(count(members));
+        }
+        let snapshot = records.snapshot();
+        let (mut total, mut served) = (0, 0);
+        for index in snapshot.indexes().filter(|i| !i.value.deleted) {
+            total += index.value.shards.len();
+            served += index.value.shards.len() - coverage(&index.value, &cluster).missing.len();
+        }
+        metrics.shards_total.set(count(total));
+        metrics.shards_served.set(count(served));
+        metrics.records.set(count(records.versions().len()));
+        let digest = snapshot.digest().get(..12).and_then(|d| i64::from_str_radix(d, 16).ok());
+        metrics.records_digest.set(digest.unwrap_or(0));
+    }
+}

@@ -12,7 +12,7 @@
 //! | L4 | [`net`] | QUIC mesh, gossip, the HTTP client of the own node |
 //! | L5 | [`services`] | cores driven with I/O |
 //! | L6 | [`api`] | the Meilisearch HTTP API |
-//! | L7 | [`app`] | wiring |
+//! | L7 | [`app`], [`cli`] | wiring, and the command line |
 //!
 //! Side rooms: [`config`], [`rt`], [`telemetry`], [`pki`]. They know `types` only.
 #![forbid(unsafe_code)]
@@ -32,6 +32,7 @@ pub mod services;
 pub mod api;
 
 pub mod app;
+pub mod cli;
 
 pub mod config;
 pub mod pki;

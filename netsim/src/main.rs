@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use netsim::node;
 
 /// Trials for Miroir.
 #[derive(Debug, Parser)]
@@ -27,6 +28,9 @@ enum Command {
     Demo(demo::DemoArguments),
     /// Compares meshes of 1 and 3 members with a single node.
     Bench(bench::BenchArguments),
+    /// Runs a stand-in for a Meilisearch node.
+    #[command(hide = true)]
+    Node(node::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse_from(arguments).command {
         Command::Demo(arguments) => run(demo::run(arguments)),
         Command::Bench(arguments) => run(bench::run(arguments)),
+        Command::Node(arguments) => run(node::run(arguments)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,17 @@
 //! The one thing that services see of the mesh is [`Peers`]; the QUIC implementation is [`peers`], and tests have one in
 //! memory. Must not know: SQLite, records' meaning, what a call is for.
 
+pub mod classes;
+mod client;
+pub mod endpoint;
+pub mod gossip;
+mod link;
+pub mod node;
+pub mod peers;
+pub mod resolve;
+mod server;
+pub mod tls;
+
 use std::time::Instant;
 
 use async_trait::async_trait;

@@ -2,6 +2,7 @@
 //!
 //! Must not know: what is shut down.
 
+pub mod clock;
 mod shutdown;
 mod signals;
 

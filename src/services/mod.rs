@@ -1,1 +1,38 @@
-//! services.
+//! Cores driven with I/O: what the mesh does for its clients and its peers.
+//!
+//! | service | does |
+//! | --- | --- |
+//! | [`cluster`] | who belongs to the mesh, who is alive, whose node is healthy |
+//! | [`health`] | probes the own node |
+//! | [`records`] | the replicated records: reading, changing, keeping equal |
+//! | [`local`] | everything that touches the own node |
+//! | [`members`] | one way to ask any member, the own one included |
+//! | [`indexes`] | creates, finds and deletes indexes |
+//! | [`documents`] | adds and deletes documents |
+//! | [`writes`] | sends a write to all replicas |
+//! | [`tasks`] | mesh tasks: ids, parts, state |
+//! | [`reads`] | documents by id, listings |
+//! | [`search`] | plans, scatters, merges |
+//! | [`settings`] | settings, to all nodes and back |
+//! | [`stats`] | counts and versions |
+//! | [`serve`] | answers the calls of peers |
+//!
+//! Must not know: HTTP types of the API, SQL, quinn.
+
+pub mod cluster;
+pub mod documents;
+pub mod failure;
+pub mod health;
+pub mod indexes;
+pub mod local;
+pub mod members;
+pub mod reads;
+pub mod records;
+pub mod search;
+pub mod serve;
+pub mod settings;
+pub mod stats;
+pub mod tasks;
+pub mod writes;
+
+pub use failure::Failure;

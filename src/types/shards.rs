@@ -116,6 +116,11 @@ impl ShardSet {
         out
     }
 
+    /// The shards of either set.
+    pub fn union(&self, other: &ShardSet) -> ShardSet {
+        self.iter().chain(other.iter()).collect()
+    }
+
     /// Whether a set from the wire names only shards below `s`.
     pub fn fits(&self, s: u16) -> bool {
         self.is_subset(&ShardSet::all(s))

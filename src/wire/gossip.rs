@@ -1,1 +1,286 @@
-//! wire/gossip.
+//! What a member says of itself by gossip: typed values and the texts that travel.
+//!
+//! Rule: a key that is not known, or a value that makes no sense, is passed over: members of other versions gossip, too.
+//! Must not know: how gossip travels, and who is believed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::types::limits::{GOSSIP_OWN_MAX_BYTES, NAMES_MAX, SHARDS_MAX};
+use crate::types::{GroupId, PhysicalIndex, ShardId, ShardSet};
+
+/// Longest text for people that is gossiped.
+const TEXT_MAX_CHARS: usize = 300;
+
+/// Too much to gossip.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("own gossip of {size} bytes is over the limit of {limit}")]
+pub struct GossipTooLarge {
+    /// Its size in bytes.
+    pub size: usize,
+    /// The limit in bytes.
+    pub limit: usize,
+}
+
+/// Where a member is in its life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MemberState {
+    /// Not serving yet.
+    #[default]
+    Joining,
+    /// Serving.
+    Active,
+    /// Going: takes no new work.
+    Draining,
+    /// Gone for good.
+    Removed,
+}
+
+impl MemberState {
+    /// The text that travels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Removed => "removed",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Joining, Self::Active, Self::Draining, Self::Removed].into_iter().find(|s| s.as_str() == text)
+    }
+}
+
+/// What a member says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemberGossip {
+    /// Where it serves HTTP, as `host:port`.
+    pub http: String,
+    /// Where its mesh port is, as `host:port`.
+    pub mesh: String,
+    /// Its replica group.
+    pub group: Option<GroupId>,
+    /// Its version of Miroir.
+    pub version: String,
+    /// Its version of the mesh protocol.
+    pub protocol: u16,
+    /// Where it is in its life.
+    pub state: MemberState,
+    /// Whether its node answers.
+    pub node_healthy: bool,
+    /// Its node's version of Meilisearch.
+    pub node_version: Option<String>,
+    /// Why its node is of no use, for people.
+    pub node_error: Option<String>,
+    /// Shards of which it holds copies that it does not serve now.
+    pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
+    /// Requests under way.
+    pub load: u32,
+    /// Digest of the versions of all records that it knows, in hexadecimal.
+    pub records_digest: String,
+    /// When its process began, RFC 3339.
+    pub started_at: String,
+}
+
+/// Keys and texts, as they travel.
+pub type Pairs = BTreeMap<&'static str, String>;
+
+impl MemberGossip {
+    /// The texts that travel; absent values have none.
+    ///
+    /// # Errors
+    /// [`GossipTooLarge`] over 8 KiB in all.
+    pub fn to_pairs(&self) -> Result<Pairs, GossipTooLarge> {
+        let text = |t: &str| t.chars().take(TEXT_MAX_CHARS).collect::<String>();
+        let mut pairs = Pairs::from([
+            ("http", text(&self.http)),
+            ("mesh", text(&self.mesh)),
+            ("version", text(&self.version)),
+            ("protocol", self.protocol.to_string()),
+            ("state", self.state.as_str().to_owned()),
+            ("node.healthy", self.node_healthy.to_string()),
+            ("load", self.load.to_string()),
+            ("records", text(&self.records_digest)),
+            ("started", text(&self.started_at)),
+        ]);
+        if let Some(group) = &self.group {
+            pairs.insert("group", group.as_str().to_owned());
+        }
+        if let Some(version) = &self.node_version {
+            pairs.insert("node.version", text(version));
+        }
+        if let Some(error) = &self.node_error {
+            pairs.insert("node.error", text(error));
+        }
+        if !self.unserved.is_empty() {
+            pairs.insert("unserved", unserved_text(&self.unserved));
+        }
+        let size = pairs.iter().map(|(k, v)| k.len() + v.len()).sum();
+        if size > GOSSIP_OWN_MAX_BYTES {
+            return Err(GossipTooLarge { size, limit: GOSSIP_OWN_MAX_BYTES });
+        }
+        Ok(pairs)
+    }
+
+    /// Reads what came; the number says how many values made no sense and were passed over.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Self, usize) {
+        let (mut gossip, mut malformed) = (Self::default(), 0);
+        for (key, value) in pairs {
+            if gossip.take(key, value).is_none() {
+                malformed += 1;
+            }
+        }
+        (gossip, malformed)
+    }
+
+    /// Takes one value in; `None` if it makes no sense.
+    fn take(&mut self, key: &str, value: &str) -> Option<()> {
+        let text = || (value.chars().count() <= TEXT_MAX_CHARS).then(|| value.to_owned());
+        match key {
+            "http" => self.http = text()?,
+            "mesh" => self.mesh = text()?,
+            "group" => self.group = Some(GroupId::new(value).ok()?),
+            "version" => self.version = text()?,
+            "protocol" => self.protocol = value.parse().ok()?,
+            "state" => self.state = MemberState::parse(value)?,
+            "node.healthy" => self.node_healthy = value.parse().ok()?,
+            "node.version" => self.node_version = Some(text()?),
+            "node.error" => self.node_error = Some(text()?),
+            "unserved" => self.unserved = parse_unserved(value)?,
+            "load" => self.load = value.parse().ok()?,
+            "records" => self.records_digest = text().filter(|t| t.bytes().all(|b| b.is_ascii_hexdigit()))?,
+            "started" => self.started_at = text()?,
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+/// `<physical>=<first>-<last>,<one>;…`: no character of it can stand in a physical name.
+fn unserved_text(unserved: &BTreeMap<PhysicalIndex, ShardSet>) -> String {
+    let mut out = String::new();
+    for (index, shards) in unserved {
+        if !out.is_empty() {
+            out.push(';');
+        }
+        write!(out, "{index}=").expect("a string takes all text");
+        for (n, (first, last)) in ranges(shards).into_iter().enumerate() {
+            let comma = if n > 0 { "," } else { "" };
+            if first == last {
+                write!(out, "{comma}{first}").expect("a string takes all text");
+            } else {
+                write!(out, "{comma}{first}-{last}").expect("a string takes all text");
+            }
+        }
+    }
+    out
+}
+
+fn ranges(shards: &ShardSet) -> Vec<(u16, u16)> {
+    let mut ranges: Vec<(u16, u16)> = vec![];
+    for ShardId(n) in shards.iter() {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == n => *last = n,
+            _ => ranges.push((n, n)),
+        }
+    }
+    ranges
+}
+
+fn parse_unserved(text: &str) -> Option<BTreeMap<PhysicalIndex, ShardSet>> {
+    let mut unserved = BTreeMap::new();
+    for part in text.split(';').filter(|p| !p.is_empty()) {
+        let (index, shards) = part.split_once('=')?;
+        unserved.insert(PhysicalIndex::new(index).ok()?, parse_shards(shards)?);
+        if unserved.len() > NAMES_MAX {
+            return None;
+        }
+    }
+    Some(unserved)
+}
+
+fn parse_shards(text: &str) -> Option<ShardSet> {
+    let mut shards = ShardSet::new();
+    for part in text.split(',').filter(|p| !p.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
+        if first > last || last >= SHARDS_MAX {
+            return None;
+        }
+        for n in first..=last {
+            shards.insert(ShardId(n));
+        }
+    }
+    Some(shards)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(pairs: &Pairs) -> (MemberGossip, usize) {
+        MemberGossip::from_pairs(pairs.iter().map(|(k, v)| (*k, v.as_str())))
+    }
+
+    proptest! {
+        #[test]
+        fn gossip_survives_the_wire(
+            text in "[a-z0-9:.]{0,40}",
+            optional in prop::option::of("[a-z ]{0,40}"),
+            protocol: u16, load: u32, node_healthy: bool,
+            state in prop::sample::select(vec![MemberState::Joining, MemberState::Active, MemberState::Draining, MemberState::Removed]),
+            unserved in prop::collection::btree_map(0_u32..9, prop::collection::btree_set(0..SHARDS_MAX, 0..60), 0..5),
+        ) {
+            let index = |n: u32| PhysicalIndex::new(format!("a-b_c__m{n:08x}")).unwrap();
+            let unserved = unserved.into_iter().map(|(n, s)| (index(n), s.into_iter().map(ShardId).collect())).collect();
+            let gossip = MemberGossip {
+                http: text.clone(), mesh: text.clone(), group: Some(GroupId::new("g1").unwrap()), version: text.clone(),
+                protocol, state, node_healthy, node_version: optional.clone(), node_error: optional, unserved, load,
+                records_digest: "00ff".into(), started_at: text,
+            };
+            prop_assert_eq!(read(&gossip.to_pairs().unwrap()), (gossip, 0));
+        }
+
+        #[test]
+        fn garbage_is_passed_over(key in "[a-z.]{0,12}", value: String, shards in "[0-9,=;a_m-]{0,40}") {
+            let _ = MemberGossip::from_pairs([(key.as_str(), value.as_str()), ("unserved", &shards)]);
+        }
+    }
+
+    #[test]
+    fn unknown_keys_and_malformed_values_change_nothing_else() {
+        let known = MemberGossip { load: 3, ..MemberGossip::default() };
+        let mut pairs = known.to_pairs().unwrap();
+        pairs.insert("of tomorrow", "x".into());
+        assert_eq!(read(&pairs), (known.clone(), 0));
+        for (key, value) in [("state", "asleep"), ("protocol", "-1"), ("unserved", "p__m00000001=5-2"), ("group", "")] {
+            let mut pairs = known.to_pairs().unwrap();
+            pairs.insert(key, value.into());
+            let (gossip, malformed) = read(&pairs);
+            assert_eq!((gossip.load, malformed), (3, 1), "{key}");
+        }
+    }
+
+    #[test]
+    fn shards_out_of_range_are_refused() {
+        for bad in ["1024", "0-1024", "70000", "1-", "-1", "a", "9-3"] {
+            assert_eq!(parse_shards(bad), None, "{bad}");
+        }
+        assert_eq!(parse_shards("0-1023").unwrap(), ShardSet::all(SHARDS_MAX));
+    }
+
+    #[test]
+    fn too_much_is_refused_before_it_is_sent() {
+        let index = |n: u32| PhysicalIndex::new(format!("packages__m{n:08x}")).unwrap();
+        let gossip = MemberGossip {
+            unserved: (0..400).map(|n| (index(n), ShardSet::all(64))).collect(),
+            ..MemberGossip::default()
+        };
+        assert!(gossip.to_pairs().is_err());
+        let long = MemberGossip { node_error: Some("é".repeat(10_000)), ..MemberGossip::default() };
+        assert_eq!(read(&long.to_pairs().unwrap()).0.node_error.unwrap().chars().count(), TEXT_MAX_CHARS);
+    }
+}

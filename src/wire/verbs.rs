@@ -56,6 +56,10 @@ pub enum ReadKind {
     Documents,
     /// `POST /indexes/{i}/facet-search`
     FacetSearch,
+    /// `GET /indexes/{i}/search`; the body is the query string. Used to hear a node's own words on a malformed one.
+    SearchByQuery,
+    /// `GET /indexes/{i}/documents`; the body is the query string. Used likewise.
+    DocumentsByQuery,
 }
 
 /// A write to the node beside the asked member.

@@ -331,7 +331,7 @@ async fn sees_all(http: SocketAddr, admin_key: &str, count: usize) -> bool {
 }
 
 fn is_whole(topology: &Value, count: usize) -> bool {
-    let sound = |m: &Value| m["state"] == "active" && m["healthy"] == true;
+    let sound = |m: &Value| m["state"] == "active" && m["serving"] == true;
     topology["members"].as_array().is_some_and(|members| members.len() == count && members.iter().all(sound))
 }
 
@@ -392,7 +392,7 @@ mod tests {
 
     #[test]
     fn mesh_is_whole_when_all_members_are_there_and_well() {
-        let m = |state: &str, healthy: bool| json!({ "state": state, "healthy": healthy });
+        let m = |state: &str, healthy: bool| json!({ "state": state, "serving": healthy });
         let of = |members: Vec<Value>| json!({ "members": members });
         assert!(is_whole(&of(vec![m("active", true), m("active", true)]), 2));
         assert!(!is_whole(&of(vec![m("active", true)]), 2));

@@ -1,1 +1,43 @@
-//! proto/document/mod.
+//! A client's document payload, before anything of it is sent anywhere.
+//!
+//! The rule: a request is judged as a whole. [`Payload`] is taken apart and checked through and through
+//! ([`DocumentError::Sync`]), then the primary key is settled, then every id is ([`DocumentError::Task`]); only a
+//! [`Batch`], in which nothing is left that a node refuses for its form, is split. Texts and codes are Meilisearch's own.
+//! Documents are moved as the bytes they are: numbers keep their text, fields their order.
+//!
+//! ```text
+//! bytes ─▶ gunzip ─▶ Payload::parse ─▶ primary_key ─▶ batch ─▶ Batch::split ─▶ one NDJSON body a member
+//! ```
+//!
+//! Must not know: who the members are, tasks, HTTP.
+
+mod batch;
+mod check;
+mod csv;
+mod delete;
+mod error;
+mod error_text;
+mod gzip;
+mod payload;
+mod primary_key;
+mod strip;
+#[cfg(test)]
+mod tests;
+
+pub use batch::{Batch, Document, Part, pieces};
+pub use delete::{IdList, IdPart};
+pub use error::DocumentError;
+pub use error_text::{error_text, error_text_hiding};
+pub use gzip::gunzip;
+pub use payload::{Format, Payload};
+pub use primary_key::document_id;
+pub use strip::{strip_shard, strip_shard_into};
+
+/// The document field that marks a document's shard on its node; reserved, and invisible to clients.
+pub const SHARD_FIELD: &str = "_miroir_shard";
+
+/// Nesting that a document may have, itself included.
+///
+/// A node takes 127 or 128 levels, depending on the format. A few less, so that the answers of nodes, which wrap documents
+/// (`hits`, `_formatted`), stay within what the scanner reads.
+pub const DOCUMENT_DEPTH_MAX: usize = crate::types::limits::JSON_DEPTH_MAX - 8;

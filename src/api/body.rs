@@ -1,0 +1,179 @@
+//! Request bodies: media type, gzip, size and patience, each bounded, each refused in Meilisearch's words.
+
+use axum::body::Body;
+use axum::extract::Request;
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http_body_util::BodyExt;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use super::routes::Api;
+use crate::services::documents::gunzip;
+use crate::types::ErrorCode;
+
+/// What JSON routes accept.
+pub const JSON: &[&str] = &["application/json"];
+
+/// Reads a whole body and inflates it; nothing larger than the configured limit is ever held.
+///
+/// # Errors
+/// `payload_too_large`, `bad_request` for a body that stops coming or has an encoding that is not known.
+pub async fn read(api: &Api, request: Request) -> Result<(HeaderMap, Bytes), ApiError> {
+    let (parts, body) = request.into_parts();
+    let limit = api.options.max_body_bytes;
+    let bytes = collect(body, limit, api).await?;
+    let encoding = parts.headers.get(CONTENT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or("identity");
+    let bytes = match encoding.trim().to_ascii_lowercase().as_str() {
+        "identity" | "" => bytes,
+        "gzip" | "x-gzip" => gunzip(bytes, limit).await?,
+        other => {
+            let message = format!("The Content-Encoding `{other}` is not supported; send the body plain or as gzip.");
+            return Err(ApiError::new(ErrorCode::BadRequest, message));
+        }
+    };
+    Ok((parts.headers, bytes))
+}
+
+async fn collect(mut body: Body, limit: usize, api: &Api) -> Result<Bytes, ApiError> {
+    let mut whole = BytesMut::new();
+    loop {
+        let frame = tokio::time::timeout(api.options.body_timeout, body.frame()).await;
+        let Ok(frame) = frame else {
+            let message = format!("The request's body stopped coming for {} s.", api.options.body_timeout.as_secs());
+            return Err(ApiError::new(ErrorCode::BadRequest, message));
+        };
+        let Some(frame) = frame else { return Ok(whole.freeze()) };
+        let frame = frame
+            .map_err(|e| ApiError::new(ErrorCode::BadRequest, format!("The request's body could not be read: {e}.")))?;
+        if let Ok(data) = frame.into_data() {
+            if whole.len() + data.len() > limit {
+                return Err(too_large(limit));
+            }
+            whole.extend_from_slice(&data);
+        }
+    }
+}
+
+/// Meilisearch's error about a body over the limit.
+pub fn too_large(limit: usize) -> ApiError {
+    let message =
+        format!("The provided payload reached the size limit. The maximum accepted payload size is {}.", human(limit));
+    ApiError::new(ErrorCode::PayloadTooLarge, message)
+}
+
+fn human(bytes: usize) -> String {
+    let units = ["B", "KiB", "MiB", "GiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if value.fract() == 0.0 { format!("{value} {}", units[unit]) } else { format!("{value:.2} {}", units[unit]) }
+}
+
+/// The media type without its parameters, which must be one of `accepted`.
+///
+/// # Errors
+/// `missing_content_type`, `invalid_content_type`.
+pub fn media_type(headers: &HeaderMap, accepted: &[&str]) -> Result<String, ApiError> {
+    let list: Vec<_> = accepted.iter().map(|a| format!("`{a}`")).collect();
+    let list = list.join(", ");
+    let Some(value) = headers.get(CONTENT_TYPE) else {
+        let message =
+            format!("A Content-Type header is missing. Accepted values for the Content-Type header are: {list}");
+        return Err(ApiError::new(ErrorCode::MissingContentType, message));
+    };
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let kind = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if accepted.contains(&kind.as_str()) {
+        return Ok(kind);
+    }
+    let message =
+        format!("The Content-Type `{text}` is invalid. Accepted values for the Content-Type header are: {list}");
+    Err(ApiError::new(ErrorCode::InvalidContentType, message))
+}
+
+/// A JSON body as bytes, not empty.
+///
+/// # Errors
+/// As [`read`] and [`media_type`], or `missing_payload`.
+pub async fn json_bytes(api: &Api, request: Request) -> Result<Bytes, ApiError> {
+    media_type(request.headers(), JSON)?;
+    let (_, bytes) = read(api, request).await?;
+    if bytes.is_empty() {
+        return Err(ApiError::new(ErrorCode::MissingPayload, "A json payload is missing."));
+    }
+    Ok(bytes)
+}
+
+/// A JSON body as a value; its depth is bounded by the parser.
+///
+/// # Errors
+/// As [`json_bytes`], or `malformed_payload`.
+pub async fn json(api: &Api, request: Request) -> Result<Value, ApiError> {
+    let bytes = json_bytes(api, request).await?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        ApiError::new(ErrorCode::MalformedPayload, format!("The json payload provided is malformed. `{e}`."))
+    })
+}
+
+/// A JSON object of which only `known` fields are allowed.
+///
+/// # Errors
+/// As [`json`], or `bad_request`.
+pub async fn json_object(api: &Api, request: Request, known: &[&str]) -> Result<Map<String, Value>, ApiError> {
+    let map = object(json(api, request).await?)?;
+    if let Some(name) = map.keys().find(|k| !known.contains(&k.as_str())) {
+        let list: Vec<_> = known.iter().map(|k| format!("`{k}`")).collect();
+        let message = format!("Unknown field `{name}`: expected one of {}", list.join(", "));
+        return Err(ApiError::new(ErrorCode::BadRequest, message));
+    }
+    Ok(map)
+}
+
+/// A value that must be an object.
+///
+/// # Errors
+/// `bad_request` with Meilisearch's text.
+pub fn object(value: Value) -> Result<Map<String, Value>, ApiError> {
+    match value {
+        Value::Object(map) => Ok(map),
+        other => {
+            let message = format!("Invalid value type: expected an object, but found {}", describe(&other));
+            Err(ApiError::new(ErrorCode::BadRequest, message))
+        }
+    }
+}
+
+/// A value as Meilisearch's type errors name it.
+pub fn describe(value: &Value) -> String {
+    let text = || value.to_string();
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(_) => format!("a boolean: `{}`", text()),
+        Value::Number(n) if n.is_u64() => format!("a positive integer: `{n}`"),
+        Value::Number(n) if n.is_i64() => format!("a negative integer: `{n}`"),
+        Value::Number(n) => format!("a number: `{n}`"),
+        Value::String(_) => format!("a string: `{}`", text()),
+        Value::Array(_) => format!("an array: `{}`", text()),
+        Value::Object(_) => format!("an object: `{}`", text()),
+    }
+}
+
+/// A field that is a string or null.
+///
+/// # Errors
+/// `code` with Meilisearch's text.
+pub fn optional_text(map: &Map<String, Value>, name: &str, code: ErrorCode) -> Result<Option<String>, ApiError> {
+    match map.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(other) => {
+            let message = format!("Invalid value type at `.{name}`: expected a string, but found {}", describe(other));
+            Err(ApiError::new(code, message))
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! `/indexes`, `/indexes/{uid}`, `/indexes/{uid}/stats`.
+
+use axum::Extension;
+use axum::extract::{Path, Request, State};
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::body::{json_object, optional_text};
+use super::error::{ApiError, ApiResult, json_value};
+use super::params::{Params, index_uid, invalid_index_uid};
+use super::routes::Api;
+use crate::net::TraceId;
+use crate::types::{ErrorCode, IndexRecord, IndexUid};
+
+fn view(uid: &IndexUid, record: &IndexRecord) -> Value {
+    json!({
+        "uid": uid,
+        "createdAt": record.created_at,
+        "updatedAt": record.updated_at,
+        "primaryKey": record.primary_key,
+    })
+}
+
+/// `GET /indexes`
+pub async fn list(State(api): State<Api>, request: Request) -> ApiResult {
+    let params = Params::parse(request.uri().query(), &["offset", "limit"])?;
+    let offset = params.number("offset", 0, ErrorCode::InvalidIndexOffset)?;
+    let limit = params.number("limit", 20, ErrorCode::InvalidIndexLimit)?;
+    let snapshot = api.indexes.records().snapshot();
+    let names = &snapshot.names().value.indexes;
+    let page = names.keys().filter_map(|uid| Some((uid, snapshot.find(uid)?))).skip(offset).take(limit);
+    let results: Vec<Value> = page.map(|(uid, index)| view(uid, &index.value)).collect();
+    json_value(StatusCode::OK, &json!({"results": results, "offset": offset, "limit": limit, "total": names.len()}))
+}
+
+/// `POST /indexes`
+pub async fn create(State(api): State<Api>, Extension(trace): Extension<TraceId>, request: Request) -> ApiResult {
+    let map = json_object(&api, request, &["uid", "primaryKey"]).await?;
+    let Some(uid) = optional_text(&map, "uid", ErrorCode::InvalidIndexUid)? else {
+        return Err(ApiError::new(ErrorCode::MissingIndexUid, "Missing field `uid`"));
+    };
+    let uid = IndexUid::new(uid.as_str()).map_err(|_| {
+        ApiError::new(ErrorCode::InvalidIndexUid, format!("Invalid value at `.uid`: {}", invalid_index_uid(&uid)))
+    })?;
+    let primary_key = optional_text(&map, "primaryKey", ErrorCode::InvalidIndexPrimaryKey)?;
+    json_value(StatusCode::ACCEPTED, &api.indexes.create(&uid, primary_key, trace).await?)
+}
+
+/// `GET /indexes/{uid}`
+pub async fn get(State(api): State<Api>, Path(uid): Path<String>) -> ApiResult {
+    let uid = index_uid(&uid)?;
+    let index = api.indexes.find(&uid)?;
+    json_value(StatusCode::OK, &view(&uid, &index.value))
+}
+
+/// `PATCH /indexes/{uid}`
+pub async fn update(
+    State(api): State<Api>,
+    Extension(trace): Extension<TraceId>,
+    Path(uid): Path<String>,
+    request: Request,
+) -> ApiResult {
+    let uid = index_uid(&uid)?;
+    let map = json_object(&api, request, &["primaryKey", "uid"]).await?;
+    if map.get("uid").is_some_and(|v| !v.is_null()) {
+        let message =
+            "Renaming an index (`uid` in PATCH /indexes/{indexUid}) is not supported by this version of miroir.";
+        return Err(ApiError::new(ErrorCode::MiroirNotSupported, message));
+    }
+    let key = optional_text(&map, "primaryKey", ErrorCode::InvalidIndexPrimaryKey)?;
+    json_value(StatusCode::ACCEPTED, &api.indexes.set_primary_key(&uid, key, trace).await?)
+}
+
+/// `DELETE /indexes/{uid}`
+pub async fn delete(
+    State(api): State<Api>,
+    Extension(trace): Extension<TraceId>,
+    Path(uid): Path<String>,
+) -> ApiResult {
+    let uid = index_uid(&uid)?;
+    json_value(StatusCode::ACCEPTED, &api.indexes.delete(&uid, trace).await?)
+}
+
+/// `GET /indexes/{uid}/stats`
+pub async fn stats(State(api): State<Api>, Extension(trace): Extension<TraceId>, Path(uid): Path<String>) -> ApiResult {
+    let uid = index_uid(&uid)?;
+    json_value(StatusCode::OK, &api.stats.index(&uid, trace).await?)
+}

@@ -1,0 +1,128 @@
+//! The table of routes, and what every request goes through: trace id, metrics, access, CORS.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Router, middleware};
+use tower_http::cors::CorsLayer;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::auth::{Keys, require_key};
+use super::{admin, documents, health, indexes, search, settings, tasks, unsupported};
+use crate::net::TraceId;
+use crate::services::cluster::Cluster;
+use crate::services::documents::Documents;
+use crate::services::indexes::Indexes;
+use crate::services::reads::Reads;
+use crate::services::search::Searches;
+use crate::services::settings::Settings;
+use crate::services::stats::Stats;
+use crate::services::tasks::Tasks;
+use crate::telemetry::metrics::Metrics;
+
+/// Bounds of the API.
+#[derive(Debug, Clone)]
+pub struct ApiOptions {
+    /// Largest body, after decompression, in bytes.
+    pub max_body_bytes: usize,
+    /// A body of which nothing comes for so long is given up.
+    pub body_timeout: Duration,
+}
+
+/// What handlers work with.
+#[derive(Debug)]
+pub struct Parts {
+    /// The mesh's members.
+    pub cluster: Cluster,
+    /// Indexes.
+    pub indexes: Indexes,
+    /// Adding and deleting documents.
+    pub documents: Documents,
+    /// Reading documents.
+    pub reads: Reads,
+    /// Searches.
+    pub searches: Searches,
+    /// Settings.
+    pub settings: Settings,
+    /// Statistics.
+    pub stats: Stats,
+    /// Tasks.
+    pub tasks: Tasks,
+    /// Who may do what.
+    pub keys: Keys,
+    /// Bounds.
+    pub options: ApiOptions,
+    /// Series.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The API's state; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Api(Arc<Parts>);
+
+impl Api {
+    /// The state over its parts.
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Deref for Api {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    let settings_all = get(settings::all).patch(settings::all).delete(settings::all);
+    let settings_one = get(settings::one).put(settings::one).patch(settings::one).delete(settings::one);
+    let all_documents = get(documents::list).post(documents::add).put(documents::add).delete(documents::delete_all);
+    let routes = Router::new()
+        .route("/", get(health::root))
+        .route("/health", get(health::health))
+        .route("/version", get(health::version))
+        .route("/stats", get(health::stats))
+        .route("/indexes", get(indexes::list).post(indexes::create))
+        .route("/indexes/{uid}", get(indexes::get).patch(indexes::update).delete(indexes::delete))
+        .route("/indexes/{uid}/stats", get(indexes::stats))
+        .route("/indexes/{uid}/documents", all_documents)
+        .route("/indexes/{uid}/documents/fetch", post(documents::fetch))
+        .route("/indexes/{uid}/documents/delete-batch", post(documents::delete_batch))
+        .route("/indexes/{uid}/documents/delete", post(documents::delete_by_filter))
+        .route("/indexes/{uid}/documents/{id}", get(documents::get).delete(documents::delete_one))
+        .route("/indexes/{uid}/settings", settings_all)
+        .route("/indexes/{uid}/settings/{sub}", settings_one)
+        .route("/indexes/{uid}/search", get(search::by_query).post(search::by_body))
+        .route("/indexes/{uid}/facet-search", post(search::facet_search))
+        .route("/multi-search", post(search::multi))
+        .route("/tasks/{uid}", get(tasks::get))
+        .route("/_miroir/topology", get(admin::topology));
+    unsupported::add(routes)
+        .route_layer(from_fn_with_state(api.clone(), require_key))
+        .layer(middleware::from_fn_with_state(api.clone(), observe))
+        .layer(CorsLayer::very_permissive().allow_credentials(false).allow_origin(tower_http::cors::Any))
+        .with_state(api)
+}
+
+/// Gives each request an id that every member's log shows, and counts it.
+async fn observe(State(api): State<Api>, mut request: Request, next: Next) -> Response {
+    let trace = TraceId(Uuid::new_v4().as_u128());
+    let route = match request.extensions().get::<MatchedPath>() {
+        Some(path) => path.as_str().to_owned(),
+        None => "other".to_owned(),
+    };
+    let guard = api.metrics.http_request(&route, request.method().as_str());
+    let span = tracing::info_span!("request", id = %trace, method = %request.method(), path = request.uri().path());
+    request.extensions_mut().insert(trace);
+    let response = next.run(request).instrument(span).await;
+    guard.finish(response.status().as_u16());
+    response
+}

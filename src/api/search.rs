@@ -1,0 +1,179 @@
+//! `/indexes/{uid}/search`, `/indexes/{uid}/facet-search`, `/multi-search`.
+
+use axum::Extension;
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::body;
+use super::error::{ApiError, ApiResult, json_bytes, mark};
+use super::params::{decode, index_uid};
+use super::routes::Api;
+use crate::net::TraceId;
+use crate::services::Failure;
+use crate::services::search::Found;
+use crate::services::tasks::error_object;
+use crate::types::ErrorCode;
+
+/// A read's answer with the headers that say how whole it is.
+pub fn answer(found: Found) -> Response {
+    let mut response = json_bytes(StatusCode::OK, found.body);
+    if !found.missing.is_empty() {
+        mark(response.headers_mut(), "x-miroir-degraded", &format!("shards={}", found.missing));
+    }
+    response
+}
+
+/// `GET /indexes/{uid}/search`
+pub async fn by_query(
+    State(api): State<Api>,
+    Extension(trace): Extension<TraceId>,
+    Path(uid): Path<String>,
+    request: Request,
+) -> ApiResult {
+    let uid = index_uid(&uid)?;
+    let pairs = decode(request.uri().query());
+    Ok(answer(api.searches.by_pairs(&uid, pairs, trace).await?))
+}
+
+/// `POST /indexes/{uid}/search`
+pub async fn by_body(
+    State(api): State<Api>,
+    Extension(trace): Extension<TraceId>,
+    Path(uid): Path<String>,
+    request: Request,
+) -> ApiResult {
+    let uid = index_uid(&uid)?;
+    let bytes = body::json_bytes(&api, request).await?;
+    Ok(answer(api.searches.by_body(&uid, &bytes, trace).await?))
+}
+
+/// `POST /indexes/{uid}/facet-search`
+pub async fn facet_search(
+    State(api): State<Api>,
+    Extension(trace): Extension<TraceId>,
+    Path(uid): Path<String>,
+    request: Request,
+) -> ApiResult {
+    let uid = index_uid(&uid)?;
+    let bytes = body::json_bytes(&api, request).await?;
+    Ok(answer(api.searches.facets(&uid, &bytes, trace).await?))
+}
+
+/// `POST /multi-search` without federation: independent searches, answered in their order, ended by the first error.
+pub async fn multi(State(api): State<Api>, Extension(trace): Extension<TraceId>, request: Request) -> ApiResult {
+    let map = body::json_object(&api, request, &["queries", "federation"]).await?;
+    if map.get("federation").is_some_and(|f| !f.is_null()) {
+        let message =
+            "Federated searches (`federation` in POST /multi-search) are not supported by this version of miroir.";
+        return Err(ApiError::new(ErrorCode::MiroirNotSupported, message));
+    }
+    let queries = match map.get("queries") {
+        Some(Value::Array(queries)) => queries,
+        Some(other) => {
+            let message =
+                format!("Invalid value type at `.queries`: expected an array, but found {}", body::describe(other));
+            return Err(ApiError::new(ErrorCode::BadRequest, message));
+        }
+        None => return Err(ApiError::new(ErrorCode::BadRequest, "Missing field `queries`")),
+    };
+    let mut results: Vec<Bytes> = Vec::with_capacity(queries.len());
+    let mut missing = crate::types::ShardSet::new();
+    for (i, query) in queries.iter().enumerate() {
+        let found = one_of_many(&api, query, trace).await.map_err(|e| inside(&format!(".queries[{i}]"), e))?;
+        missing = missing.union(&found.missing);
+        results.push(found.body);
+    }
+    let mut out = Vec::with_capacity(results.iter().map(Bytes::len).sum::<usize>() + 32);
+    out.extend_from_slice(b"{\"results\":[");
+    for (i, result) in results.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(result);
+    }
+    out.extend_from_slice(b"]}");
+    Ok(answer(Found { body: out.into(), missing }))
+}
+
+async fn one_of_many(api: &Api, query: &Value, trace: TraceId) -> Result<Found, ApiError> {
+    let Value::Object(fields) = query else {
+        let message = format!("Invalid value type: expected an object, but found {}", body::describe(query));
+        return Err(ApiError::new(ErrorCode::BadRequest, message));
+    };
+    let mut fields = fields.clone();
+    let uid = match fields.shift_remove("indexUid") {
+        Some(Value::String(uid)) => uid,
+        Some(other) => {
+            let message =
+                format!("Invalid value type at `.indexUid`: expected a string, but found {}", body::describe(&other));
+            return Err(ApiError::new(ErrorCode::InvalidIndexUid, message));
+        }
+        None => return Err(ApiError::new(ErrorCode::MissingIndexUid, "Missing field `indexUid`")),
+    };
+    if fields.get("federationOptions").is_some_and(|f| !f.is_null()) {
+        let message = "Using `federationOptions` is not allowed in a non-federated search.\n Hint: remove `federationOptions` from the query.";
+        return Err(ApiError::new(ErrorCode::BadRequest, message));
+    }
+    let uid = index_uid(&uid)?;
+    let body = Value::Object(fields).to_string();
+    let found = api.searches.by_body(&uid, body.as_bytes(), trace).await?;
+    // Each result begins with the name of its index.
+    let mut named = format!("{{\"indexUid\":{},", json!(uid)).into_bytes();
+    named.extend_from_slice(found.body.get(1..).unwrap_or_default());
+    Ok(Found { body: named.into(), ..found })
+}
+
+/// An error of one query among many: Meilisearch names the query, and a missing index is the request's fault.
+fn inside(place: &str, error: ApiError) -> ApiError {
+    ApiError(match error.0 {
+        Failure::Mesh { code, message, .. } if code.status() >= 500 => Failure::new(code, message),
+        Failure::Mesh { code, message, .. } => {
+            let body = error_object(code, &relocate(place, &message)).to_string();
+            let status = if code == ErrorCode::IndexNotFound { 400 } else { code.status() };
+            Failure::Node { status, body: body.into() }
+        }
+        Failure::Node { status, body } => match serde_json::from_slice::<Value>(&body) {
+            Ok(mut error) => {
+                let text = error.get("message").and_then(Value::as_str).unwrap_or_default();
+                error["message"] = json!(relocate(place, text));
+                Failure::Node { status, body: error.to_string().into() }
+            }
+            Err(_) => Failure::Node { status, body },
+        },
+    })
+}
+
+/// Meilisearch's texts about a field name its place inside the request; all others are introduced by it.
+fn relocate(place: &str, message: &str) -> String {
+    if message.starts_with("Invalid value") && message.contains(" at `.") {
+        message.replacen(" at `.", &format!(" at `{place}."), 1)
+    } else if message.starts_with("Missing field ") {
+        format!("{message} inside `{place}`")
+    } else if message.starts_with("Unknown field ") {
+        message.replacen("`:", &format!("` inside `{place}`:"), 1)
+    } else {
+        format!("Inside `{place}`: {message}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_their_query_as_a_node_does() {
+        for (alone, among) in [
+            ("Index `zz` not found.", "Inside `.queries[1]`: Index `zz` not found."),
+            ("Missing field `indexUid`", "Missing field `indexUid` inside `.queries[1]`"),
+            (
+                "Invalid value type at `.limit`: expected a positive integer, but found a string: `\"x\"`",
+                "Invalid value type at `.queries[1].limit`: expected a positive integer, but found a string: `\"x\"`",
+            ),
+        ] {
+            assert_eq!(relocate(".queries[1]", alone), among);
+        }
+    }
+}

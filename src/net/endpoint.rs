@@ -1,0 +1,268 @@
+//! The UDP socket, the thread that drives it, and QUIC's parameters.
+//!
+//! Rule: the endpoint and all connections are driven by one thread of their own, so that probes are answered while the
+//! rest of the process is busy. The keys of stateless resets and of connection ids come from the store: a restarted
+//! process answers packets of its former connections with a reset. Must not know: calls.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+// `quinn` re-exports the trait of connection id generators, but not the generators.
+use quinn_proto::HashedConnectionIdGenerator;
+use tokio::runtime;
+use tokio::sync::watch;
+
+use super::peers::MeshError;
+
+/// Bytes of the secret from which reset and connection id keys are taken.
+pub const RESET_SECRET_BYTES: usize = 64;
+
+/// Calls of one peer under way on the data connection, of all classes. Above the sum of the classes' limits.
+pub const DATA_STREAMS_MAX: u32 = 1_024;
+/// Calls of one peer under way on the control connection.
+pub const CONTROL_STREAMS_MAX: u32 = 256;
+/// Gossip messages of one peer under way.
+pub const GOSSIP_STREAMS_MAX: u32 = 32;
+
+/// A control connection without a sign of life for so long is lost.
+const CONTROL_IDLE: Duration = Duration::from_secs(5);
+/// A data connection without a sign of life for so long is lost.
+const DATA_IDLE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// Members are near one another; a lost first packet is to be sent again soon.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// Bytes of one stream under way. More than bandwidth × delay of 10 Gbit/s over 5 ms.
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+/// Bytes of one connection under way, received and not yet read, or sent and not yet confirmed.
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+const CONTROL_STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONTROL_WINDOW_BYTES: u32 = 16 << 20;
+/// What is asked of the system for the socket; it may give less.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// Connections whose handshake has not begun that are kept waiting, and bytes kept for them.
+const INCOMING_MAX: usize = 256;
+const INCOMING_BUFFER_BYTES: u64 = 64 << 10;
+const INCOMING_BUFFER_TOTAL_BYTES: u64 = 4 << 20;
+/// How long a closing endpoint waits until its peers have heard.
+const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+/// Why a connection was closed, as peers see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseCode {
+    /// The member is going down.
+    Shutdown = 1,
+    /// The hello was refused; the reason says why.
+    Refused = 2,
+    /// A newer connection takes this one's place.
+    Replaced = 3,
+}
+
+/// Why a stream was reset or is read no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetCode {
+    /// Whoever waits for the answer no longer wants it, or the handler is gone.
+    Dropped = 1,
+    /// The deadline has passed.
+    Deadline = 2,
+    /// What is needed has been read; an answer follows or stands.
+    Enough = 3,
+}
+
+impl From<CloseCode> for VarInt {
+    fn from(code: CloseCode) -> Self {
+        VarInt::from_u32(code as u32)
+    }
+}
+
+impl From<ResetCode> for VarInt {
+    fn from(code: ResetCode) -> Self {
+        VarInt::from_u32(code as u32)
+    }
+}
+
+fn idle(timeout: Duration) -> Option<IdleTimeout> {
+    IdleTimeout::try_from(timeout).ok()
+}
+
+fn server_transport() -> TransportConfig {
+    let mut t = TransportConfig::default();
+    // Before its hello a peer may open the one stream for it; then `server` raises both.
+    t.max_concurrent_bidi_streams(VarInt::from_u32(1)).max_concurrent_uni_streams(VarInt::from_u32(0));
+    t.max_idle_timeout(idle(DATA_IDLE)).initial_rtt(INITIAL_RTT);
+    t.stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES));
+    t.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES)).send_window(CONNECTION_WINDOW_BYTES.into());
+    t.datagram_receive_buffer_size(None);
+    t
+}
+
+/// A peer never opens streams on a connection that this member dialled.
+fn client_transport(control: bool) -> TransportConfig {
+    let mut t = TransportConfig::default();
+    t.max_concurrent_bidi_streams(VarInt::from_u32(0)).max_concurrent_uni_streams(VarInt::from_u32(0));
+    t.keep_alive_interval(Some(KEEP_ALIVE)).initial_rtt(INITIAL_RTT);
+    t.datagram_receive_buffer_size(None);
+    let (idle_timeout, stream, connection) = if control {
+        (CONTROL_IDLE, CONTROL_STREAM_WINDOW_BYTES, CONTROL_WINDOW_BYTES)
+    } else {
+        (DATA_IDLE, STREAM_WINDOW_BYTES, CONNECTION_WINDOW_BYTES)
+    };
+    t.max_idle_timeout(idle(idle_timeout));
+    t.stream_receive_window(VarInt::from_u32(stream));
+    t.receive_window(VarInt::from_u32(connection)).send_window(connection.into());
+    t
+}
+
+/// The server side of every connection that a peer opens.
+pub fn server_config(crypto: Arc<QuicServerConfig>) -> ServerConfig {
+    let mut config = ServerConfig::with_crypto(crypto);
+    config.transport_config(Arc::new(server_transport())).migration(false);
+    config.max_incoming(INCOMING_MAX).incoming_buffer_size(INCOMING_BUFFER_BYTES);
+    config.incoming_buffer_size_total(INCOMING_BUFFER_TOTAL_BYTES);
+    config
+}
+
+/// The client side of a connection to a peer.
+pub fn client_config(crypto: Arc<QuicClientConfig>, control: bool) -> ClientConfig {
+    let mut config = ClientConfig::new(crypto);
+    config.transport_config(Arc::new(client_transport(control)));
+    config
+}
+
+fn endpoint_config(secret: &[u8; RESET_SECRET_BYTES]) -> EndpointConfig {
+    let (reset, rest) = secret.split_at(32);
+    let mut config = EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset)));
+    let cid_key = u64::from_be_bytes(*rest.first_chunk().expect("64 bytes without 32 are more than 8"));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
+    config
+}
+
+/// How the thread is to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stop {
+    /// Not yet.
+    Run,
+    /// Tell all peers, with this reason.
+    Close(String),
+    /// Say nothing, as a killed process does.
+    Vanish,
+}
+
+/// The mesh thread, as the rest of the process sees it.
+pub struct MeshThread {
+    /// Runs what has to run on the mesh thread.
+    pub runtime: runtime::Handle,
+    /// The endpoint; its driver lives on the mesh thread.
+    pub endpoint: Endpoint,
+    /// Where it listens.
+    pub local_addr: SocketAddr,
+    /// Segments that one send may carry (1: no offload).
+    pub gso_segments: usize,
+    stop: watch::Sender<Stop>,
+    done: watch::Receiver<bool>,
+}
+
+impl MeshThread {
+    /// Closes all connections with a reason and ends the thread; waits until it has ended, about a second at most.
+    pub async fn close(&self, reason: &str) {
+        self.stop.send_if_modified(|s| {
+            let first = *s == Stop::Run;
+            if first {
+                *s = Stop::Close(reason.to_owned());
+            }
+            first
+        });
+        self.ended().await;
+    }
+
+    /// Ends the thread without a word to anyone, as a kill does.
+    pub async fn vanish(&self) {
+        self.stop.send_replace(Stop::Vanish);
+        self.ended().await;
+    }
+
+    async fn ended(&self) {
+        // An error says that the thread is gone.
+        let _ = self.done.clone().wait_for(|done| *done).await;
+    }
+}
+
+impl Drop for MeshThread {
+    fn drop(&mut self) {
+        self.stop.send_if_modified(|s| {
+            let first = *s == Stop::Run;
+            if first {
+                *s = Stop::Close("the member is gone".to_owned());
+            }
+            first
+        });
+    }
+}
+
+/// Binds the port and starts the thread.
+///
+/// # Errors
+/// [`MeshError::Listen`] or [`MeshError::Thread`].
+pub fn start(
+    listen: SocketAddr,
+    secret: &[u8; RESET_SECRET_BYTES],
+    crypto: Arc<QuicServerConfig>,
+) -> Result<MeshThread, MeshError> {
+    let socket = UdpSocket::bind(listen).map_err(|source| MeshError::Listen { listen, source })?;
+    let runtime =
+        runtime::Builder::new_current_thread().enable_all().build().map_err(|source| MeshError::Thread { source })?;
+    let (endpoint, gso_segments) = {
+        let _on_it = runtime.enter();
+        endpoint(socket, endpoint_config(secret), server_config(crypto))
+    }
+    .map_err(|source| MeshError::Listen { listen, source })?;
+    let local_addr = endpoint.local_addr().map_err(|source| MeshError::Listen { listen, source })?;
+
+    let (stop, mut stopped) = watch::channel(Stop::Run);
+    let (ended, done) = watch::channel(false);
+    let handle = runtime.handle().clone();
+    let on_thread = endpoint.clone();
+    let body = move || {
+        runtime.block_on(async {
+            let stop = match stopped.wait_for(|s| *s != Stop::Run).await {
+                Ok(stop) => stop.clone(),
+                Err(_) => Stop::Close("the member is gone".to_owned()),
+            };
+            if let Stop::Close(reason) = stop {
+                on_thread.close(CloseCode::Shutdown.into(), reason.as_bytes());
+                // Who has not heard by then finds out by its probes.
+                let _ = tokio::time::timeout(CLOSE_WAIT, on_thread.wait_idle()).await;
+            }
+        });
+        drop(on_thread);
+        runtime.shutdown_background();
+        ended.send_replace(true);
+    };
+    std::thread::Builder::new()
+        .name("miroir-mesh".to_owned())
+        .spawn(body)
+        .map_err(|source| MeshError::Thread { source })?;
+    Ok(MeshThread { runtime: handle, endpoint, local_addr, gso_segments, stop, done })
+}
+
+fn endpoint(socket: UdpSocket, config: EndpointConfig, server: ServerConfig) -> io::Result<(Endpoint, usize)> {
+    use quinn::Runtime as _;
+
+    let state = quinn::udp::UdpSocketState::new((&socket).into())?;
+    for asked in [
+        state.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER_BYTES),
+        state.set_send_buffer_size((&socket).into(), SOCKET_BUFFER_BYTES),
+    ] {
+        if let Err(error) = asked {
+            tracing::debug!(%error, "the system keeps its own size of the socket's buffers");
+        }
+    }
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let socket = runtime.wrap_udp_socket(socket)?;
+    let gso_segments = socket.max_transmit_segments();
+    let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
+    Ok((endpoint, gso_segments))
+}

@@ -1,0 +1,461 @@
+//! The mesh as the rest of the process sees it: start, calls to peers, who is suspected, shutdown.
+//!
+//! Each member dials two connections to each peer and keeps them open; the peer's own pair serves the peer's calls.
+//! Who belongs to the mesh is given; everybody else is refused. Must not know: what calls are for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use quinn::Connection;
+use tokio::runtime;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+
+use super::classes::{ClassGates, ClassLimits, Kind};
+use super::endpoint::{self, CloseCode, MeshThread, RESET_SECRET_BYTES};
+use super::resolve::{self, Names, ResolveError};
+use super::tls::{self, TlsError, TlsFiles, TlsStore};
+use super::{Answer, Call, CallError, Handler, Peers, client, link, server};
+use crate::types::{MemberId, MeshId, limits};
+
+/// Bytes of all request bodies that are held at once.
+const BODY_MEMORY_DEFAULT_BYTES: usize = 1 << 30;
+/// The unit in which body memory is counted.
+pub(super) const BODY_UNIT_BYTES: usize = 64 << 10;
+/// Gossip messages that wait to be taken in.
+const GOSSIP_IN_MAX: usize = 256;
+/// Gossip messages that wait for one peer.
+const GOSSIP_OUT_MAX: usize = 32;
+
+/// What a mesh needs to start.
+#[derive(Clone)]
+pub struct MeshConfig {
+    /// The own id.
+    pub member: MemberId,
+    /// The mesh; peers of another are refused.
+    pub mesh_id: MeshId,
+    /// The UDP address to listen on.
+    pub listen: SocketAddr,
+    /// The own certificates.
+    pub tls: TlsFiles,
+    /// From the store: the same in every process of this member, known to nobody else.
+    pub reset_secret: [u8; RESET_SECRET_BYTES],
+    /// The process's start number, from the store.
+    pub start: u64,
+    /// Time between probes.
+    pub probe_interval: Duration,
+    /// Time between looks at the certificate files.
+    pub tls_poll_interval: Duration,
+    /// Bytes of all request bodies held at once; a call beyond is answered `Busy`.
+    pub body_memory_bytes: usize,
+    /// Most calls of each class that one peer may have under way here; `None`: the defaults.
+    pub served_max: Option<ClassLimits>,
+}
+
+impl MeshConfig {
+    /// A configuration with the usual intervals and limits.
+    pub fn new(
+        member: MemberId,
+        mesh_id: MeshId,
+        listen: SocketAddr,
+        tls: TlsFiles,
+        reset_secret: [u8; RESET_SECRET_BYTES],
+        start: u64,
+    ) -> Self {
+        Self {
+            member,
+            mesh_id,
+            listen,
+            tls,
+            reset_secret,
+            start,
+            probe_interval: Duration::from_millis(300),
+            tls_poll_interval: Duration::from_secs(3),
+            body_memory_bytes: BODY_MEMORY_DEFAULT_BYTES,
+            served_max: None,
+        }
+    }
+}
+
+/// A member of the mesh and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// Its id.
+    pub id: MemberId,
+    /// `host:port`; looked up again for every attempt to connect.
+    pub address: String,
+}
+
+/// Why the mesh did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum MeshError {
+    /// The port is taken, or the address is not this host's.
+    #[error("can't listen on UDP {listen}: {source}")]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// No thread could be started.
+    #[error("can't start the mesh thread: {source}")]
+    Thread {
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Certificates that can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A peer's address that can't be one.
+    #[error("the address of member {member}: {source}")]
+    Address {
+        /// The peer.
+        member: MemberId,
+        /// What is wrong.
+        source: ResolveError,
+    },
+    /// The same member twice.
+    #[error("member {member} is listed twice")]
+    Twice {
+        /// The member.
+        member: MemberId,
+    },
+    /// Too many members.
+    #[error("{count} members are more than a mesh can have ({})", limits::MEMBERS_MAX)]
+    TooMany {
+        /// How many were given.
+        count: usize,
+    },
+}
+
+/// A connection that this member keeps open to a peer.
+#[derive(Clone)]
+pub(super) enum LinkState {
+    /// Open, and the peer has said who it is.
+    Up {
+        /// The connection.
+        connection: Connection,
+        /// The start number of the peer's process.
+        peer_start: u64,
+        /// The peer's version of the protocol.
+        peer_version: u16,
+    },
+    /// Not open; why, for people.
+    Down(String),
+}
+
+/// A peer and what is known of it.
+pub(super) struct Peer {
+    pub(super) id: MemberId,
+    pub(super) address: String,
+    pub(super) control: watch::Sender<LinkState>,
+    pub(super) data: watch::Sender<LinkState>,
+    /// The peer has just been heard of: dial now rather than at the end of the pause.
+    pub(super) poke_control: Notify,
+    pub(super) poke_data: Notify,
+    pub(super) calls: ClassGates,
+    pub(super) served: ClassGates,
+    pub(super) probe: Mutex<link::ProbeState>,
+    pub(super) gossip_out: mpsc::Sender<Bytes>,
+}
+
+impl Peer {
+    pub(super) fn link(&self, kind: Kind) -> &watch::Sender<LinkState> {
+        match kind {
+            Kind::Control => &self.control,
+            Kind::Data => &self.data,
+        }
+    }
+
+    /// The peer's process is known to be number `start`: connections to an earlier one lead nowhere.
+    pub(super) fn started(&self, start: u64) {
+        for kind in [Kind::Control, Kind::Data] {
+            if let LinkState::Up { connection, peer_start, .. } = &*self.link(kind).borrow()
+                && *peer_start < start
+            {
+                connection.close(CloseCode::Replaced.into(), b"the peer was restarted");
+            }
+        }
+    }
+
+    pub(super) fn poke(&self, kind: Kind) -> &Notify {
+        match kind {
+            Kind::Control => &self.poke_control,
+            Kind::Data => &self.poke_data,
+        }
+    }
+}
+
+/// Counts since the start of the process.
+#[derive(Debug, Default)]
+pub struct MeshCounters {
+    /// Connections of peers that were refused.
+    pub refused_connections: AtomicU64,
+    /// Connections to peers that were made.
+    pub connections: AtomicU64,
+    /// Calls of peers that were refused.
+    pub refused_calls: AtomicU64,
+    /// Probes that went unanswered.
+    pub probes_lost: AtomicU64,
+    /// Gossip messages that were not sent or not taken in.
+    pub gossip_dropped: AtomicU64,
+    /// Gossip messages that made no sense.
+    pub gossip_malformed: AtomicU64,
+    /// How often gossip was begun anew.
+    pub gossip_restarts: AtomicU64,
+    /// Readings of the certificate files that failed.
+    pub tls_reloads_failed: AtomicU64,
+}
+
+impl MeshCounters {
+    pub(super) fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What all tasks of the mesh share.
+pub(super) struct Shared {
+    pub(super) config: MeshConfig,
+    pub(super) peers: BTreeMap<MemberId, Arc<Peer>>,
+    pub(super) handler: OnceLock<Arc<dyn Handler>>,
+    pub(super) main: runtime::Handle,
+    pub(super) names: Names,
+    pub(super) tls: TlsStore,
+    pub(super) suspects: watch::Sender<BTreeSet<MemberId>>,
+    pub(super) inbound: server::Inbound,
+    pub(super) body_memory: Arc<Semaphore>,
+    pub(super) counters: MeshCounters,
+    pub(super) gossip_in: mpsc::Sender<(MemberId, Bytes)>,
+}
+
+/// A peer, for people and metrics.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerStatus {
+    /// Where it is configured to be.
+    pub address: String,
+    /// Whether the control connection is open.
+    pub control: bool,
+    /// Whether the data connection is open.
+    pub data: bool,
+    /// Why a connection is not open.
+    pub reason: Option<String>,
+    /// Whether probes go unanswered.
+    pub suspect: bool,
+    /// How long the last answered probe took.
+    pub rtt: Option<Duration>,
+    /// The start number of the peer's process, while connected.
+    pub start: Option<u64>,
+    /// The peer's version of the protocol, while connected.
+    pub version: Option<u16>,
+}
+
+/// The mesh, started.
+pub struct Mesh {
+    shared: Arc<Shared>,
+    thread: MeshThread,
+    gossip_in: Mutex<Option<mpsc::Receiver<(MemberId, Bytes)>>>,
+}
+
+impl Mesh {
+    /// Binds the port, starts the mesh thread and dials all other members. Calls of peers are answered by `handler` on
+    /// the runtime `main`; without one (see [`Mesh::set_handler`]) they are refused until it is there.
+    ///
+    /// # Errors
+    /// [`MeshError`]; nothing is left running then.
+    pub fn start(
+        config: MeshConfig,
+        members: Vec<PeerAddress>,
+        handler: Option<Arc<dyn Handler>>,
+        main: runtime::Handle,
+    ) -> Result<Self, MeshError> {
+        if members.len() > limits::MEMBERS_MAX {
+            return Err(MeshError::TooMany { count: members.len() });
+        }
+        tls::server_name(&config.member)?;
+        let served = config.served_max.unwrap_or(ClassLimits::SERVED);
+        let (mut peers, mut outgoing) = (BTreeMap::new(), Vec::new());
+        for PeerAddress { id, address } in members {
+            resolve::split(&address).map_err(|source| MeshError::Address { member: id.clone(), source })?;
+            tls::server_name(&id)?;
+            let (gossip_out, waiting) = mpsc::channel(GOSSIP_OUT_MAX);
+            let down = || watch::Sender::new(LinkState::Down("not connected yet".to_owned()));
+            let peer = Arc::new(Peer {
+                id: id.clone(),
+                address,
+                control: down(),
+                data: down(),
+                poke_control: Notify::new(),
+                poke_data: Notify::new(),
+                calls: ClassGates::new(&ClassLimits::CALLED),
+                served: ClassGates::new(&served),
+                probe: Mutex::default(),
+                gossip_out,
+            });
+            if peers.insert(id.clone(), peer.clone()).is_some() {
+                return Err(MeshError::Twice { member: id });
+            }
+            outgoing.push((peer, waiting));
+        }
+        peers.remove(&config.member);
+        outgoing.retain(|(peer, _)| peer.id != config.member);
+
+        let tls = TlsStore::load(config.tls.clone(), config.member.clone())?;
+        let thread = endpoint::start(config.listen, &config.reset_secret, tls.current().server.clone())?;
+        let (gossip_in, taken_in) = mpsc::channel(GOSSIP_IN_MAX);
+        let shared = Arc::new(Shared {
+            suspects: watch::Sender::new(peers.keys().cloned().collect()),
+            body_memory: Arc::new(Semaphore::new(config.body_memory_bytes / BODY_UNIT_BYTES)),
+            config,
+            peers,
+            handler: OnceLock::new(),
+            main,
+            names: Names::from_system(),
+            tls,
+            inbound: server::Inbound::default(),
+            counters: MeshCounters::default(),
+            gossip_in,
+        });
+        tracing::info!(
+            member = %shared.config.member,
+            listen = %thread.local_addr,
+            mesh = %shared.config.mesh_id,
+            start = shared.config.start,
+            peers = shared.peers.len(),
+            gso_segments = thread.gso_segments,
+            "mesh started"
+        );
+        let mesh = Self { shared, thread, gossip_in: Mutex::new(Some(taken_in)) };
+        if let Some(handler) = handler {
+            mesh.set_handler(handler);
+        }
+        mesh.spawn_tasks(outgoing);
+        Ok(mesh)
+    }
+
+    fn spawn_tasks(&self, outgoing: Vec<(Arc<Peer>, mpsc::Receiver<Bytes>)>) {
+        let on = &self.thread.runtime;
+        on.spawn(server::accept(self.shared.clone(), self.thread.endpoint.clone()));
+        on.spawn(link::watch_certificates(self.shared.clone(), self.thread.endpoint.clone()));
+        for (peer, waiting) in outgoing {
+            for kind in [Kind::Control, Kind::Data] {
+                on.spawn(link::keep(self.shared.clone(), self.thread.endpoint.clone(), peer.clone(), kind));
+            }
+            on.spawn(link::probe(self.shared.clone(), peer.clone()));
+            on.spawn(link::send_gossip(self.shared.clone(), peer, waiting));
+        }
+    }
+
+    /// Sets what answers the calls of peers; the first one set stays.
+    pub fn set_handler(&self, handler: Arc<dyn Handler>) {
+        if self.shared.handler.set(handler).is_err() {
+            tracing::warn!("a second handler of calls was given and is not used");
+        }
+    }
+
+    /// Where the mesh listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.thread.local_addr
+    }
+
+    /// Segments that one send may carry (1: the system offers no offload).
+    pub fn gso_segments(&self) -> usize {
+        self.thread.gso_segments
+    }
+
+    /// The members whose probes go unanswered now, or to whom there is no connection.
+    pub fn suspects(&self) -> watch::Receiver<BTreeSet<MemberId>> {
+        self.shared.suspects.subscribe()
+    }
+
+    /// All peers, for people and metrics.
+    pub fn status(&self) -> BTreeMap<MemberId, PeerStatus> {
+        self.shared.peers.iter().map(|(id, peer)| (id.clone(), self.status_of(peer))).collect()
+    }
+
+    fn status_of(&self, peer: &Peer) -> PeerStatus {
+        let (control, data) = (peer.control.borrow().clone(), peer.data.borrow().clone());
+        let up = |state: &LinkState| match state {
+            LinkState::Up { peer_start, peer_version, .. } => Ok((*peer_start, *peer_version)),
+            LinkState::Down(reason) => Err(reason.clone()),
+        };
+        let (control, data) = (up(&control), up(&data));
+        PeerStatus {
+            address: peer.address.clone(),
+            control: control.is_ok(),
+            data: data.is_ok(),
+            suspect: self.is_suspect(&peer.id),
+            rtt: peer.probe.lock().unwrap_or_else(PoisonError::into_inner).rtt,
+            start: control.as_ref().ok().map(|up| up.0),
+            version: control.as_ref().ok().map(|up| up.1),
+            reason: control.err().or(data.err()),
+        }
+    }
+
+    /// Counts since the start of the process.
+    pub fn counters(&self) -> &MeshCounters {
+        &self.shared.counters
+    }
+
+    /// Waits until both connections to a peer are open; at once for the own member and for strangers.
+    pub async fn connected(&self, to: &MemberId) {
+        let Some(peer) = self.shared.peers.get(to) else { return };
+        for kind in [Kind::Control, Kind::Data] {
+            let mut state = peer.link(kind).subscribe();
+            // The sender lives in `peer`.
+            let _ = state.wait_for(|s| matches!(s, LinkState::Up { .. })).await;
+        }
+    }
+
+    /// Reads the certificate files again; new connections use them.
+    ///
+    /// # Errors
+    /// [`TlsError`]; the certificates of before stay in use.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        link::reload(&self.shared, &self.thread.endpoint)
+    }
+
+    /// Tells all peers that this member goes, and ends the mesh. Calls under way end without an answer.
+    pub async fn shutdown(&self, reason: &str) {
+        self.thread.close(reason).await;
+    }
+
+    /// Ends the mesh without a word, as a killed process does.
+    pub async fn vanish_for_test(&self) {
+        self.thread.vanish().await;
+    }
+
+    /// The mesh thread's runtime.
+    pub(super) fn runtime(&self) -> &runtime::Handle {
+        &self.thread.runtime
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Gossip messages as they come in; there is one taker.
+    pub(super) fn take_gossip_in(&self) -> Option<mpsc::Receiver<(MemberId, Bytes)>> {
+        self.gossip_in.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+#[async_trait]
+impl Peers for Mesh {
+    async fn call(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
+        match self.shared.peers.get(to) {
+            Some(peer) => client::call(&self.shared, peer, call).await,
+            None => {
+                Err(CallError::NotSent { member: to.clone(), reason: "it is no other member of the mesh".to_owned() })
+            }
+        }
+    }
+
+    fn is_suspect(&self, member: &MemberId) -> bool {
+        self.shared.suspects.borrow().contains(member)
+    }
+}

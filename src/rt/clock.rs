@@ -1,0 +1,31 @@
+//! Wall-clock times as clients read them. Order and deadlines never come from here.
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Now, RFC 3339 in UTC, as Meilisearch writes it.
+pub fn now_rfc3339() -> String {
+    OffsetDateTime::now_utc().format(&Rfc3339).expect("a time of this age has an RFC 3339 form")
+}
+
+/// The ISO 8601 duration between two RFC 3339 times, as Meilisearch writes it; `None` if one of them is none.
+pub fn between(from: &str, to: &str) -> Option<String> {
+    let parse = |text| OffsetDateTime::parse(text, &Rfc3339).ok();
+    let span = parse(to)? - parse(from)?;
+    let span = span.max(time::Duration::ZERO);
+    Some(format!("PT{}.{:09}S", span.whole_seconds(), span.subsec_nanoseconds()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_reads_as_the_nodes_do() {
+        let at = |s| format!("2026-01-01T00:{s}Z");
+        assert_eq!(between(&at("00:00.5"), &at("01:10.503910633")).unwrap(), "PT70.003910633S");
+        assert_eq!(between(&at("00:02"), &at("00:01")).unwrap(), "PT0.000000000S");
+        assert_eq!(between("x", &at("00:00")), None);
+        assert!(between(&now_rfc3339(), &now_rfc3339()).is_some());
+    }
+}

@@ -1,0 +1,201 @@
+//! Who belongs to the mesh, in which group, and what is known of each member now.
+//!
+//! Membership is what the config says; liveness comes from probes and gossip and is only ever a hint: it chooses whom to
+//! ask, never whether an order is valid. Must not know: how probes and gossip work.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, RwLock};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::types::{GroupId, MemberId, MeshId, PhysicalIndex, ShardSet};
+pub use crate::wire::gossip::MemberState;
+
+/// One member as the mesh's list has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its id.
+    pub id: MemberId,
+    /// Its replica group.
+    pub group: GroupId,
+    /// `host:port` of its mesh endpoint.
+    pub address: String,
+}
+
+/// The mesh as its list has it, seen from one member.
+#[derive(Debug, Clone)]
+pub struct Topology {
+    /// The own id.
+    pub own: MemberId,
+    /// The mesh's id.
+    pub mesh: MeshId,
+    /// All members in the order of the list.
+    pub members: Vec<Listed>,
+    /// Copies of each shard inside one group.
+    pub rf: usize,
+    /// Shards of a new index.
+    pub shards: u16,
+}
+
+impl Topology {
+    /// The position of the own member in the list.
+    ///
+    /// # Panics
+    /// Never for a topology made from a checked config: the own id is in the list.
+    pub fn position(&self) -> usize {
+        self.members.iter().position(|m| m.id == self.own).expect("the config check put the own id into the list")
+    }
+
+    /// Member → group.
+    pub fn groups(&self) -> BTreeMap<MemberId, GroupId> {
+        self.members.iter().map(|m| (m.id.clone(), m.group.clone())).collect()
+    }
+
+    /// Whether the member is in the list.
+    pub fn contains(&self, id: &MemberId) -> bool {
+        self.members.iter().any(|m| m.id == *id)
+    }
+}
+
+/// The health of a member's node, as its own sidecar sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NodeHealth {
+    /// It answers, its version is supported, its key is right.
+    pub healthy: bool,
+    /// Meilisearch's version, once known.
+    pub version: Option<String>,
+    /// What is wrong and what to do about it.
+    pub error: Option<String>,
+}
+
+/// What is known of one member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Its probes are unanswered, or it has never been heard of.
+    pub suspect: bool,
+    /// What it says about itself; `None` until heard.
+    pub state: Option<MemberState>,
+    /// Its node.
+    pub node: NodeHealth,
+    /// `host:port` of its HTTP API, for people.
+    pub http: Option<String>,
+    /// Its version of miroir.
+    pub version: Option<String>,
+    /// Shards that it holds but does not serve.
+    pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
+    /// Digest of the records that it knows.
+    pub records: Option<String>,
+}
+
+impl Seen {
+    /// Nothing heard yet.
+    pub fn unknown() -> Self {
+        Self {
+            suspect: true,
+            state: None,
+            node: NodeHealth::default(),
+            http: None,
+            version: None,
+            unserved: BTreeMap::new(),
+            records: None,
+        }
+    }
+
+    /// Answers calls and is not shutting down.
+    pub fn alive(&self) -> bool {
+        !self.suspect && matches!(self.state, Some(MemberState::Active | MemberState::Joining))
+    }
+
+    /// Alive with a healthy node: may be given reads and writes.
+    pub fn serving(&self) -> bool {
+        !self.suspect && self.state == Some(MemberState::Active) && self.node.healthy
+    }
+}
+
+/// The mesh's list together with what is known of each member.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    topology: Arc<Topology>,
+    // Readers take the Arc out; the lock is held for a pointer's copy only.
+    seen: Arc<RwLock<Arc<BTreeMap<MemberId, Seen>>>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Cluster {
+    /// A cluster in which only the list is known.
+    pub fn new(topology: Topology) -> Self {
+        let seen = topology.members.iter().map(|m| (m.id.clone(), Seen::unknown())).collect();
+        Self {
+            topology: Arc::new(topology),
+            seen: Arc::new(RwLock::new(Arc::new(seen))),
+            changed: watch::Sender::new(0),
+        }
+    }
+
+    /// The list.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The own id.
+    pub fn own(&self) -> &MemberId {
+        &self.topology.own
+    }
+
+    /// What is known now. Every listed member is in it.
+    pub fn seen(&self) -> Arc<BTreeMap<MemberId, Seen>> {
+        Arc::clone(&self.seen.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Replaces what is known of some members; strangers are ignored.
+    pub fn update(&self, change: impl FnOnce(&mut BTreeMap<MemberId, Seen>)) {
+        let mut slot = self.seen.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut next = BTreeMap::clone(&slot);
+        change(&mut next);
+        next.retain(|id, _| self.topology.contains(id));
+        if next == **slot {
+            return;
+        }
+        *slot = Arc::new(next);
+        drop(slot);
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Wakes whenever what is known changes.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Whether the member answers.
+    pub fn alive(&self, member: &MemberId) -> bool {
+        self.seen().get(member).is_some_and(Seen::alive)
+    }
+
+    /// Whether the member may be given reads and writes.
+    pub fn serving(&self, member: &MemberId) -> bool {
+        self.seen().get(member).is_some_and(Seen::serving)
+    }
+
+    /// The member that makes records: the first of the list that lives.
+    pub fn maker(&self) -> Option<MemberId> {
+        let seen = self.seen();
+        let alive = |m: &&Listed| seen.get(&m.id).is_some_and(Seen::alive);
+        self.topology.members.iter().find(alive).map(|m| m.id.clone())
+    }
+
+    /// All members, in the order of the list.
+    pub fn ids(&self) -> impl Iterator<Item = &MemberId> {
+        self.topology.members.iter().map(|m| &m.id)
+    }
+
+    /// All members but the own one.
+    pub fn others(&self) -> impl Iterator<Item = &MemberId> {
+        self.ids().filter(|m| *m != self.own())
+    }
+
+    /// Members that answer now.
+    pub fn live(&self) -> BTreeSet<MemberId> {
+        self.seen().iter().filter(|(_, s)| s.alive()).map(|(m, _)| m.clone()).collect()
+    }
+}

@@ -1,0 +1,306 @@
+//! Creates, finds and deletes indexes: first the record of the physical index, then the one record of names.
+//!
+//! Who loses a race for a name takes the winner's record. Must not know: documents, HTTP.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::cluster::Cluster;
+use super::failure::Failure;
+use super::records::{ChangeError, NAMES, Records, Versioned, index_key};
+use super::tasks::{Subject, Summary, Tasks};
+use super::writes::{Order, Writes};
+use crate::net::TraceId;
+use crate::proto::placement;
+use crate::rt::clock;
+use crate::types::limits::NAMES_MAX;
+use crate::types::{ErrorCode, IndexRecord, IndexUid, PhysicalIndex};
+use crate::wire::verbs::WriteKind;
+
+/// Attempts against rivals; each lost one means that another change was made.
+const ATTEMPTS: usize = 16;
+/// How long an order to create or delete may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An index record at a version.
+pub type Index = Arc<Versioned<IndexRecord>>;
+
+/// The service; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Indexes {
+    cluster: Cluster,
+    records: Records,
+    tasks: Tasks,
+    writes: Writes,
+}
+
+impl Indexes {
+    /// The service over its parts.
+    pub fn new(cluster: Cluster, records: Records, tasks: Tasks, writes: Writes) -> Self {
+        Self { cluster, records, tasks, writes }
+    }
+
+    /// The records that this service works on.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// The index of that name.
+    ///
+    /// # Errors
+    /// `index_not_found`.
+    pub fn find(&self, uid: &IndexUid) -> Result<Index, Failure> {
+        self.records.snapshot().find(uid).ok_or_else(|| Failure::index_not_found(uid))
+    }
+
+    /// The index of that name, and whether this call has made it; all live members know its record.
+    ///
+    /// # Errors
+    /// `miroir_no_quorum`, `miroir_index_limit`.
+    pub async fn find_or_create(
+        &self,
+        uid: &IndexUid,
+        primary_key: Option<&str>,
+        trace: TraceId,
+    ) -> Result<(Index, bool), Failure> {
+        let mut made: Option<PhysicalIndex> = None;
+        for _ in 0..ATTEMPTS {
+            let snapshot = self.records.snapshot();
+            if let Some(index) = snapshot.find(uid) {
+                if let Some(ours) = made.filter(|m| *m != index.value.physical) {
+                    self.mark_deleted(&ours, trace).await?;
+                }
+                return Ok((index, false));
+            }
+            let mut names = snapshot.names().value.clone();
+            if names.indexes.len() >= NAMES_MAX {
+                let message = format!("The mesh keeps at most {NAMES_MAX} indexes; delete one first.");
+                return Err(Failure::new(ErrorCode::MiroirIndexLimit, message));
+            }
+            let physical = match &made {
+                Some(physical) => physical.clone(),
+                None => {
+                    let record = self.new_record(uid, primary_key);
+                    self.change(&index_key(&record.physical), 0, &record, trace).await?;
+                    made.insert(record.physical).clone()
+                }
+            };
+            names.indexes.insert(uid.clone(), physical.clone());
+            match self.records.change(NAMES, snapshot.names().version, &names, trace).await {
+                Ok(_) => {
+                    let index = self.find(uid)?;
+                    let ours = index.value.physical == physical;
+                    return Ok((index, ours));
+                }
+                Err(ChangeError::Conflict(_)) => {}
+                Err(e) => return Err(change_failed(&e)),
+            }
+        }
+        Err(rivals("names"))
+    }
+
+    fn new_record(&self, uid: &IndexUid, primary_key: Option<&str>) -> IndexRecord {
+        let topology = self.cluster.topology();
+        let now = clock::now_rfc3339();
+        // 32 random bits; a name that is taken all the same shows as a record that is there already.
+        let nonce = Uuid::new_v4().as_u128() as u32;
+        IndexRecord {
+            uid: uid.clone(),
+            physical: PhysicalIndex::of(uid, nonce),
+            primary_key: primary_key.map(str::to_owned),
+            settings_version: 0,
+            client_settings: Default::default(),
+            shards: placement::place(topology.shards, &topology.groups(), topology.rf),
+            created_at: now.clone(),
+            updated_at: now,
+            deleted: false,
+        }
+    }
+
+    async fn change(&self, key: &str, version: u64, record: &IndexRecord, trace: TraceId) -> Result<u64, Failure> {
+        self.records.change(key, version, record, trace).await.map_err(|e| change_failed(&e))
+    }
+
+    async fn mark_deleted(&self, physical: &PhysicalIndex, trace: TraceId) -> Result<(), Failure> {
+        self.update(physical, trace, |record| {
+            record.deleted = true;
+            Ok(())
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Changes an index record by `edit`, against the newest version, and returns it as it stands then.
+    ///
+    /// # Errors
+    /// What `edit` refuses with, `miroir_no_quorum`, or `miroir_write_unknown`.
+    pub async fn update(
+        &self,
+        physical: &PhysicalIndex,
+        trace: TraceId,
+        edit: impl Fn(&mut IndexRecord) -> Result<(), Failure>,
+    ) -> Result<Index, Failure> {
+        for _ in 0..ATTEMPTS {
+            let Some(index) = self.records.snapshot().index(physical) else {
+                return Err(Failure::internal(format!("there is no record of {physical}")));
+            };
+            let mut record = index.value.clone();
+            edit(&mut record)?;
+            if record == index.value {
+                return Ok(index);
+            }
+            record.updated_at = clock::now_rfc3339();
+            match self.records.change(&index_key(physical), index.version, &record, trace).await {
+                Ok(version) => return Ok(Arc::new(Versioned { version, value: record })),
+                Err(ChangeError::Conflict(_)) => {}
+                Err(e) => return Err(change_failed(&e)),
+            }
+        }
+        Err(rivals(physical.as_str()))
+    }
+
+    /// Settles the primary key before the first document is split.
+    ///
+    /// # Errors
+    /// `index_primary_key_already_exists` if another request has settled another one.
+    pub async fn settle_primary_key(&self, index: &Index, key: &str, trace: TraceId) -> Result<Index, Failure> {
+        if index.value.primary_key.as_deref() == Some(key) {
+            return Ok(Arc::clone(index));
+        }
+        self.update(&index.value.physical, trace, |record| match &record.primary_key {
+            None => {
+                record.primary_key = Some(key.to_owned());
+                Ok(())
+            }
+            Some(other) if other == key => Ok(()),
+            Some(other) => Err(primary_key_exists(&record.uid, other)),
+        })
+        .await
+    }
+
+    /// `POST /indexes`.
+    ///
+    /// # Errors
+    /// As for every write.
+    pub async fn create(
+        &self,
+        uid: &IndexUid,
+        primary_key: Option<String>,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
+        let subject = Subject::IndexCreation { primary_key: primary_key.clone() };
+        if self.find(uid).is_ok() {
+            return self.already_exists(uid, subject).await;
+        }
+        let (index, ours) = self.find_or_create(uid, primary_key.as_deref(), trace).await?;
+        if !ours {
+            return self.already_exists(uid, subject).await;
+        }
+        let members = self.cluster.ids().cloned();
+        let orders = members.map(|m| Order::without_body(m, WriteKind::EnsureIndex)).collect();
+        self.writes.send(&index, subject, orders, None, Instant::now() + PATIENCE, trace).await
+    }
+
+    async fn already_exists(&self, uid: &IndexUid, subject: Subject) -> Result<Summary, Failure> {
+        let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
+        self.tasks.fail(task, ErrorCode::IndexAlreadyExists, &format!("Index `{uid}` already exists.")).await
+    }
+
+    /// `PATCH /indexes/{uid}`: a primary key for an index that has no document yet.
+    ///
+    /// # Errors
+    /// As for every write.
+    pub async fn set_primary_key(
+        &self,
+        uid: &IndexUid,
+        key: Option<String>,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
+        let subject = Subject::IndexUpdate { primary_key: key.clone() };
+        let Ok(index) = self.find(uid) else { return self.missing(uid, subject).await };
+        let Some(key) = key else {
+            let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
+            return self.tasks.sent(task, Vec::new()).await;
+        };
+        let index = match self.settle_primary_key(&index, &key, trace).await {
+            Ok(index) => index,
+            Err(Failure::Mesh { code: code @ ErrorCode::IndexPrimaryKeyAlreadyExists, message, .. }) => {
+                let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
+                return self.tasks.fail(task, code, &message).await;
+            }
+            Err(e) => return Err(e),
+        };
+        let body = Bytes::from(serde_json::json!({ "primaryKey": key }).to_string());
+        let order = |m| Order { body: body.clone(), ..Order::without_body(m, WriteKind::UpdateIndex) };
+        let orders = self.cluster.ids().cloned().map(order).collect();
+        self.writes.send(&index, subject, orders, None, Instant::now() + PATIENCE, trace).await
+    }
+
+    /// A write to an index that is not there: Meilisearch takes it and lets the task fail.
+    ///
+    /// # Errors
+    /// A failure of the store.
+    pub async fn missing(&self, uid: &IndexUid, subject: Subject) -> Result<Summary, Failure> {
+        let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
+        self.tasks.fail(task, ErrorCode::IndexNotFound, &format!("Index `{uid}` not found.")).await
+    }
+
+    /// `DELETE /indexes/{uid}`: the name goes first, then every node's copy.
+    ///
+    /// # Errors
+    /// `miroir_no_quorum` if nothing was done.
+    pub async fn delete(&self, uid: &IndexUid, trace: TraceId) -> Result<Summary, Failure> {
+        for _ in 0..ATTEMPTS {
+            let snapshot = self.records.snapshot();
+            let Some(index) = snapshot.find(uid) else { return self.missing(uid, Subject::IndexDeletion).await };
+            let mut names = snapshot.names().value.clone();
+            names.indexes.remove(uid);
+            match self.records.change(NAMES, snapshot.names().version, &names, trace).await {
+                Ok(_) => return self.delete_physical(uid, &index.value.physical, trace).await,
+                Err(ChangeError::Conflict(_)) => {}
+                Err(e) => return Err(change_failed(&e)),
+            }
+        }
+        Err(rivals("names"))
+    }
+
+    async fn delete_physical(
+        &self,
+        uid: &IndexUid,
+        physical: &PhysicalIndex,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
+        self.mark_deleted(physical, trace).await?;
+        let index = self.records.snapshot().index(physical).ok_or_else(|| Failure::index_not_found(uid))?;
+        // A member that is away follows the record when it is back.
+        let here = self.cluster.ids().filter(|m| self.cluster.serving(m)).cloned();
+        let orders = here.map(|m| Order::without_body(m, WriteKind::DeleteIndex)).collect();
+        self.writes.send(&index, Subject::IndexDeletion, orders, None, Instant::now() + PATIENCE, trace).await
+    }
+}
+
+/// Meilisearch's text for a second primary key.
+pub fn primary_key_exists(uid: &IndexUid, key: &str) -> Failure {
+    let message = format!("Index `{uid}`: Index already has a primary key: `{key}`.");
+    Failure::new(ErrorCode::IndexPrimaryKeyAlreadyExists, message)
+}
+
+fn rivals(what: &str) -> Failure {
+    let message = format!("Too many changes of {what} at the same moment; send the request again.");
+    Failure::new(ErrorCode::MiroirNoQuorum, message)
+}
+
+/// A change of a record that did not come about, as the client reads it.
+pub fn change_failed(error: &ChangeError) -> Failure {
+    match error {
+        ChangeError::Unknown(_) => Failure::new(ErrorCode::MiroirWriteUnknown, format!("{error}.")),
+        ChangeError::Store(e) => Failure::internal(e.to_string()),
+        ChangeError::TooLarge(_) => Failure::new(ErrorCode::PayloadTooLarge, format!("{error}.")),
+        ChangeError::Conflict(_) | ChangeError::Unavailable(_) => {
+            Failure::new(ErrorCode::MiroirNoQuorum, format!("{error}. Nothing was done; send the request again."))
+        }
+    }
+}

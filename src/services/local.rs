@@ -1,0 +1,432 @@
+//! Everything that touches the own node: orders are checked here, at the resource itself.
+//!
+//! Rules kept: a physical index is made from its record before the first document; requests that enqueue on one index go
+//! one at a time; a read is filtered by shard unless the shards asked for are all of which the node holds any document; an
+//! index is deleted only if this member made it. Must not know: who asked, plans, other members' nodes.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Method;
+use serde::Deserialize;
+use tokio::sync::{RwLock, watch};
+
+use super::cluster::{Cluster, NodeHealth};
+use super::records::{Records, Versioned};
+use crate::net::node::{NodeAnswer, NodeClient, NodeError, NodeRequest};
+use crate::net::{Answer, Call};
+use crate::proto::document::SHARD_FIELD;
+use crate::proto::{search, settings};
+use crate::store::local::LocalIndex;
+use crate::store::{Store, StoreError};
+use crate::types::{IndexRecord, MemberId, PhysicalIndex, ShardSet};
+use crate::wire::verbs::{NodeQuestion, Read, ReadKind, Refusal, Reply, Write, WriteKind};
+
+/// How often an index's unfinished tasks are looked at while the sidecar waits for them.
+const TASK_POLL: Duration = Duration::from_millis(100);
+
+/// One physical index as this process knows it.
+#[derive(Debug, Default)]
+struct Slot {
+    // Held while a request that enqueues is under way, so that the node's order is ours.
+    enqueue: tokio::sync::Mutex<Ready>,
+    // Read by unfiltered reads for as long as they run; written when the node is about to hold another shard.
+    local: RwLock<LocalIndex>,
+}
+
+/// Whether the node is known to have the index, or a creation of it in its queue.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Ready {
+    #[default]
+    Unknown,
+    Yes,
+}
+
+/// The own node; cheap to clone.
+#[derive(Clone)]
+pub struct Local {
+    node: NodeClient,
+    store: Store,
+    records: Records,
+    cluster: Cluster,
+    health: watch::Receiver<NodeHealth>,
+    slots: Arc<Mutex<BTreeMap<PhysicalIndex, Arc<Slot>>>>,
+}
+
+impl std::fmt::Debug for Local {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Local").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// The node took a write under this task uid, or why not.
+type Enqueue = Result<u32, Answer>;
+
+impl Local {
+    /// Loads what this member has noted about its node.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn load(
+        node: NodeClient,
+        store: Store,
+        records: Records,
+        cluster: Cluster,
+        health: watch::Receiver<NodeHealth>,
+    ) -> Result<Self, StoreError> {
+        let slot = |local| Arc::new(Slot { enqueue: tokio::sync::Mutex::default(), local: RwLock::new(local) });
+        let slots = store.local_indexes().await?.into_iter().map(|(p, l)| (p, slot(l))).collect();
+        Ok(Self { node, store, records, cluster, health, slots: Arc::new(Mutex::new(slots)) })
+    }
+
+    fn slot(&self, physical: &PhysicalIndex) -> Arc<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(physical.clone()).or_default())
+    }
+
+    fn node_down(&self) -> Option<Answer> {
+        let health = self.health.borrow();
+        if health.healthy {
+            return None;
+        }
+        let reason = health.error.clone().unwrap_or_else(|| "the node has not been probed yet".into());
+        Some(Answer::of(Reply::NodeDown(reason)))
+    }
+
+    async fn record(&self, from: &MemberId, physical: &PhysicalIndex, version: u64, call: &Call) -> RecordOrAnswer {
+        let record = self.records.at_least(physical, version, from, call.trace).await;
+        record.map_err(|refusal| Answer::of(Reply::Refused(refusal)))
+    }
+
+    /// Reads some shards of an index.
+    ///
+    /// Cancel-safe: dropping the future closes the request to the node.
+    pub async fn read(&self, from: &MemberId, read: &Read, call: &Call) -> Answer {
+        let record = match self.record(from, &read.index, read.record_version, call).await {
+            Ok(record) => record,
+            Err(answer) => return answer,
+        };
+        let own = record.value.shards_of(self.cluster.own());
+        let not_served = read.shards.minus(&own);
+        if !not_served.is_empty() {
+            return Answer::of(Reply::NotServed(not_served, record.version));
+        }
+        if let Some(down) = self.node_down() {
+            return down;
+        }
+        let slot = self.slot(&read.index);
+        let held = slot.local.read().await;
+        let Some(mut request) = request_of_read(read, call.body.clone()) else {
+            return Answer::of(Reply::Refused(Refusal::Malformed("the query string is not text".into())));
+        };
+        let answer = if held.held.is_subset(&read.shards) {
+            // `held` stays locked until the answer is there: no document of another shard arrives meanwhile.
+            self.node.send(request, call.deadline).await
+        } else {
+            drop(held);
+            // A query string is only sent for the node's words on it; it has no place for a filter.
+            request.body = search::with_shard_filter(&request.body, &read.shards, record.value.shard_count()).into();
+            self.node.send(request, call.deadline).await
+        };
+        node_answer(answer)
+    }
+
+    /// Carries out a write on the own node's copies.
+    ///
+    /// Not cancel-safe: a dropped write may have been enqueued.
+    pub async fn write(&self, from: &MemberId, write: &Write, call: &Call) -> Answer {
+        let record = match self.record(from, &write.index, write.record_version, call).await {
+            Ok(record) => record,
+            Err(answer) => return answer,
+        };
+        let foreign = write.shards.minus(&record.value.shards_of(self.cluster.own()));
+        if !foreign.is_empty() {
+            return Answer::of(Reply::NotServed(foreign, record.version));
+        }
+        let refuse = |why: &str| Answer::of(Reply::Refused(Refusal::Other(why.into())));
+        if record.value.deleted != (write.kind == WriteKind::DeleteIndex) {
+            return refuse("the index's record does not call for this order");
+        }
+        if let Some(down) = self.node_down() {
+            return down;
+        }
+        let done = match write.kind {
+            WriteKind::DeleteIndex => self.delete(&write.index, call.deadline).await,
+            _ => self.enqueue(&record.value, write, call).await,
+        };
+        match done {
+            Ok(task) => Answer::of(Reply::Enqueued(task)),
+            Err(answer) => answer,
+        }
+    }
+
+    async fn enqueue(&self, record: &IndexRecord, write: &Write, call: &Call) -> Enqueue {
+        let slot = self.slot(&record.physical);
+        let mut ready = slot.enqueue.lock().await;
+        let made = self.make_ready(record, &slot, &mut ready, call.deadline).await?;
+        if matches!(write.kind, WriteKind::AddDocuments { .. }) {
+            self.hold(&record.physical, &slot, &write.shards).await?;
+        }
+        let Some(request) = request_of(record, &write.kind, call.body.clone()) else {
+            // `EnsureIndex`: all that was to do has been done.
+            return match made {
+                Some(task) => Ok(task),
+                None => Err(Answer::of(Reply::Done)),
+            };
+        };
+        let enqueued = enqueued(self.node.send(request, call.deadline).await);
+        if let Err(Answer { reply: Reply::NodeUnknown(_), .. }) = &enqueued {
+            // The node may have lost its memory meanwhile; look before the next write.
+            *ready = Ready::Unknown;
+        }
+        enqueued
+    }
+
+    /// Notes the shards before the node gets their first document; unfiltered reads that run are waited for.
+    async fn hold(&self, physical: &PhysicalIndex, slot: &Slot, shards: &ShardSet) -> Result<(), Answer> {
+        if shards.is_subset(&slot.local.read().await.held) {
+            return Ok(());
+        }
+        let mut local = slot.local.write().await;
+        let mut next = local.clone();
+        for shard in shards.iter() {
+            next.held.insert(shard);
+        }
+        self.store.put_local_index(physical, &next).await.map_err(store_failed)?;
+        *local = next;
+        Ok(())
+    }
+
+    /// Makes sure that the node has the index, or its creation in the queue; the last task of a creation made here.
+    async fn make_ready(
+        &self,
+        record: &IndexRecord,
+        slot: &Slot,
+        ready: &mut Ready,
+        deadline: Instant,
+    ) -> Result<Option<u32>, Answer> {
+        if *ready == Ready::Yes {
+            return Ok(None);
+        }
+        let physical = &record.physical;
+        let made_before = slot.local.read().await.made;
+        if made_before {
+            // Made by an earlier process, perhaps only half: what its requests left behind shows once they are done.
+            self.wait_for_tasks(physical, deadline).await?;
+            if self.is_complete(physical, deadline).await? {
+                *ready = Ready::Yes;
+                return Ok(None);
+            }
+        } else {
+            let mut local = slot.local.write().await;
+            let next = LocalIndex { made: true, ..local.clone() };
+            self.store.put_local_index(physical, &next).await.map_err(store_failed)?;
+            *local = next;
+        }
+        let create = serde_json::json!({ "uid": physical, "primaryKey": record.primary_key });
+        let create = NodeRequest::json(Method::POST, "/indexes", create.to_string());
+        enqueued(self.node.send(create, deadline).await)?;
+        let initial = serde_json::Value::Object(settings::initial(record.shard_count())).to_string();
+        let path = format!("/indexes/{physical}/settings");
+        let task = enqueued(self.node.send(NodeRequest::json(Method::PATCH, path, initial), deadline).await)?;
+        *ready = Ready::Yes;
+        Ok(Some(task))
+    }
+
+    /// Whether the node has the index with the field that marks shards.
+    async fn is_complete(&self, physical: &PhysicalIndex, deadline: Instant) -> Result<bool, Answer> {
+        let path = format!("/indexes/{physical}/settings/filterable-attributes");
+        let answer = self.node.send(NodeRequest::get(path), deadline).await.map_err(|e| node_answer(Err(e)))?;
+        match answer.status {
+            200 => Ok(memchr::memmem::find(&answer.body, SHARD_FIELD.as_bytes()).is_some()),
+            404 => Ok(false),
+            _ => Err(node_answer(Ok(answer))),
+        }
+    }
+
+    async fn wait_for_tasks(&self, physical: &PhysicalIndex, deadline: Instant) -> Result<(), Answer> {
+        #[derive(Deserialize)]
+        struct Page {
+            total: u64,
+        }
+        let path = format!("/tasks?indexUids={physical}&statuses=enqueued,processing&limit=1");
+        loop {
+            let answer =
+                self.node.send(NodeRequest::get(path.as_str()), deadline).await.map_err(|e| node_answer(Err(e)))?;
+            let page: Page = serde_json::from_slice(&answer.body).map_err(|_| node_answer(Ok(answer)))?;
+            if page.total == 0 {
+                return Ok(());
+            }
+            if Instant::now() + TASK_POLL >= deadline {
+                return Err(Answer::of(Reply::NodeDown("the node is still busy with earlier tasks".into())));
+            }
+            tokio::time::sleep(TASK_POLL).await;
+        }
+    }
+
+    async fn delete(&self, physical: &PhysicalIndex, deadline: Instant) -> Enqueue {
+        let slot = self.slot(physical);
+        let mut ready = slot.enqueue.lock().await;
+        if !slot.local.read().await.made {
+            tracing::info!(%physical, "the index was not made by this member; nothing is deleted");
+            return Err(Answer::of(Reply::Done));
+        }
+        let mut request = NodeRequest::get(format!("/indexes/{physical}"));
+        request.method = Method::DELETE;
+        let task = enqueued(self.node.send(request, deadline).await)?;
+        *ready = Ready::Unknown;
+        self.store.forget_local_index(physical).await.map_err(store_failed)?;
+        *slot.local.write().await = LocalIndex::default();
+        Ok(task)
+    }
+
+    /// Answers a question about the node.
+    pub async fn question(&self, question: &NodeQuestion, deadline: Instant) -> Answer {
+        if let Some(down) = self.node_down() {
+            return down;
+        }
+        let path = match question {
+            NodeQuestion::Index(i) => format!("/indexes/{i}"),
+            NodeQuestion::Settings(i) => format!("/indexes/{i}/settings"),
+            NodeQuestion::IndexStats(i) => format!("/indexes/{i}/stats"),
+            NodeQuestion::Stats => "/stats".into(),
+            NodeQuestion::Tasks(uids) => {
+                let list: Vec<_> = uids.iter().map(u32::to_string).collect();
+                format!("/tasks?limit={}&uids={}", list.len(), list.join(","))
+            }
+        };
+        node_answer(self.node.send(NodeRequest::get(path), deadline).await)
+    }
+
+    /// Makes on the node what the records call for, whenever records or the node's health change.
+    pub async fn follow_records(self) {
+        let (mut records, mut health) = (self.records.watch(), self.health.clone());
+        let mut again = tokio::time::interval(Duration::from_secs(10));
+        again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = again.tick() => {}
+                r = records.changed() => if r.is_err() { return },
+                h = health.changed() => if h.is_err() { return },
+            }
+            if !self.health.borrow().healthy {
+                // A node that was away may come back without its indexes.
+                let slots: Vec<_> =
+                    self.slots.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+                for slot in slots {
+                    *slot.enqueue.lock().await = Ready::Unknown;
+                }
+                continue;
+            }
+            for record in self.records.snapshot().indexes() {
+                if let Err(answer) = self.follow(record).await {
+                    let physical = &record.value.physical;
+                    tracing::warn!(%physical, reply = ?answer.reply, "the node could not be brought to the record");
+                }
+            }
+        }
+    }
+
+    async fn follow(&self, record: &Versioned<IndexRecord>) -> Result<(), Answer> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let physical = &record.value.physical;
+        let slot = self.slot(physical);
+        if record.value.deleted {
+            if slot.local.read().await.made {
+                self.delete(physical, deadline).await?;
+            }
+            return Ok(());
+        }
+        let mut ready = slot.enqueue.lock().await;
+        self.make_ready(&record.value, &slot, &mut ready, deadline).await.map(drop)
+    }
+}
+
+type RecordOrAnswer = Result<Arc<Versioned<IndexRecord>>, Answer>;
+
+fn request_of_read(read: &Read, body: Bytes) -> Option<NodeRequest> {
+    let index = format!("/indexes/{}", read.index);
+    let post = |path: &str| NodeRequest::json(Method::POST, format!("{index}/{path}"), body.clone());
+    let get = |path: &str| {
+        let query = std::str::from_utf8(&body).ok().filter(|q| q.bytes().all(|b| b.is_ascii_graphic()))?;
+        Some(NodeRequest::get(format!("{index}/{path}?{query}")))
+    };
+    match read.kind {
+        ReadKind::Search => Some(post("search")),
+        ReadKind::Documents => Some(NodeRequest { order_values: true, ..post("documents/fetch") }),
+        ReadKind::FacetSearch => Some(post("facet-search")),
+        ReadKind::SearchByQuery => get("search"),
+        ReadKind::DocumentsByQuery => get("documents"),
+    }
+}
+
+fn request_of(record: &IndexRecord, kind: &WriteKind, body: Bytes) -> Option<NodeRequest> {
+    let index = format!("/indexes/{}", record.physical);
+    Some(match kind {
+        WriteKind::EnsureIndex | WriteKind::DeleteIndex => return None,
+        WriteKind::AddDocuments { merge, skip_creation } => {
+            let method = if *merge { Method::PUT } else { Method::POST };
+            let mut path = format!("{index}/documents?skipCreation={skip_creation}");
+            if let Some(key) = &record.primary_key {
+                path.push_str("&primaryKey=");
+                path.push_str(&percent(key));
+            }
+            NodeRequest { content_type: Some("application/x-ndjson"), ..NodeRequest::json(method, path, body) }
+        }
+        WriteKind::DeleteIds => NodeRequest::json(Method::POST, format!("{index}/documents/delete-batch"), body),
+        WriteKind::DeleteFilter => NodeRequest::json(Method::POST, format!("{index}/documents/delete"), body),
+        WriteKind::DeleteAll => {
+            NodeRequest { method: Method::DELETE, ..NodeRequest::get(format!("{index}/documents")) }
+        }
+        WriteKind::Settings => NodeRequest::json(Method::PATCH, format!("{index}/settings"), body),
+        WriteKind::UpdateIndex => NodeRequest::json(Method::PATCH, index, body),
+    })
+}
+
+/// Percent-encodes everything that is not unreserved in a URL.
+pub fn percent(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+fn store_failed(error: StoreError) -> Answer {
+    Answer::of(Reply::Refused(Refusal::Other(error.to_string())))
+}
+
+fn node_answer(answer: Result<NodeAnswer, NodeError>) -> Answer {
+    match answer {
+        Ok(a) => Answer { reply: Reply::Node(a.status), body: a.body },
+        Err(NodeError::Down(reason)) => Answer::of(Reply::NodeDown(reason)),
+        Err(NodeError::Unknown(reason)) => Answer::of(Reply::NodeUnknown(reason)),
+    }
+}
+
+/// Takes the task uid out of a node's 202; everything else is the answer to give.
+fn enqueued(answer: Result<NodeAnswer, NodeError>) -> Enqueue {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Summary {
+        task_uid: u32,
+    }
+    match answer {
+        Ok(a) if a.status == 202 => match serde_json::from_slice::<Summary>(&a.body) {
+            Ok(summary) => Ok(summary.task_uid),
+            Err(e) => Err(Answer::of(Reply::NodeUnknown(format!("the node's answer is not Meilisearch's: {e}")))),
+        },
+        // The node failed inside; whether it had enqueued before is not known.
+        Ok(a) if a.status >= 500 => {
+            let text = String::from_utf8_lossy(&a.body[..a.body.len().min(300)]).into_owned();
+            Err(Answer::of(Reply::NodeUnknown(format!("the node answered with status {}: {text}", a.status))))
+        }
+        other => Err(node_answer(other)),
+    }
+}

@@ -1,0 +1,73 @@
+//! One way to ask any member: the own one directly, the others through the mesh.
+
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+
+use crate::net::{Answer, Call, CallError, Handler, Peers};
+use crate::types::MemberId;
+use crate::wire::verbs::Reply;
+
+/// All members, the own one included.
+#[derive(Clone)]
+pub struct Members {
+    own: MemberId,
+    peers: Arc<dyn Peers>,
+    // Set once the services stand; they need `Members` themselves.
+    local: Arc<OnceLock<Arc<dyn Handler>>>,
+}
+
+impl std::fmt::Debug for Members {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Members").field("own", &self.own).finish_non_exhaustive()
+    }
+}
+
+impl Members {
+    /// Members as seen from `own`.
+    pub fn new(own: MemberId, peers: Arc<dyn Peers>) -> Self {
+        Self { own, peers, local: Arc::new(OnceLock::new()) }
+    }
+
+    /// Says who answers the calls to the own member. Later calls change nothing.
+    pub fn set_local(&self, handler: Arc<dyn Handler>) {
+        drop(self.local.set(handler));
+    }
+
+    /// Asks `to`, by the same rules for the own member as for a peer.
+    ///
+    /// Cancel-safe: dropping the future drops the work, also on the other side.
+    ///
+    /// # Errors
+    /// [`CallError`]; a [`Reply::Refused`] becomes `CallError::Refused`.
+    pub async fn call(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
+        if *to != self.own {
+            return self.peers.call(to, call).await;
+        }
+        let member = || self.own.clone();
+        let Some(handler) = self.local.get() else {
+            return Err(CallError::NotSent { member: member(), reason: "this member is starting".into() });
+        };
+        let deadline = call.deadline;
+        match tokio::time::timeout_at(deadline.into(), handler.handle(&self.own, call)).await {
+            Ok(Answer { reply: Reply::Refused(refusal), .. }) => Err(CallError::Refused { member: member(), refusal }),
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(CallError::NoAnswer { member: member(), reason: "the deadline passed".into() }),
+        }
+    }
+}
+
+/// A mesh of one: nobody else can be asked.
+#[derive(Debug)]
+pub struct NoPeers;
+
+#[async_trait]
+impl Peers for NoPeers {
+    async fn call(&self, to: &MemberId, _: Call) -> Result<Answer, CallError> {
+        Err(CallError::NotSent { member: to.clone(), reason: "this mesh has one member".into() })
+    }
+
+    fn is_suspect(&self, _: &MemberId) -> bool {
+        false
+    }
+}

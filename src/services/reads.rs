@@ -1,0 +1,151 @@
+//! Reads documents: one by its id from the shard that it belongs to, lists over all shards, counts.
+//!
+//! Must not know: HTTP, the node.
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+use super::failure::Failure;
+use super::indexes::{Index, Indexes};
+use super::search::{Found, Question, Searches, query_failed, unavailable};
+use crate::net::TraceId;
+use crate::proto::document::strip_shard;
+use crate::proto::placement::shard_of;
+use crate::proto::search::{DocumentsQuery, merge_documents};
+use crate::types::limits::DOCUMENT_ID_MAX_BYTES;
+use crate::types::{ErrorCode, IndexUid, ShardSet};
+use crate::wire::verbs::ReadKind;
+
+/// The service; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Reads {
+    indexes: Indexes,
+    searches: Searches,
+}
+
+impl Reads {
+    /// The service over its parts.
+    pub fn new(indexes: Indexes, searches: Searches) -> Self {
+        Self { indexes, searches }
+    }
+
+    /// `POST /indexes/{uid}/documents/fetch`.
+    ///
+    /// # Errors
+    /// The node's own error, or `miroir_shards_unavailable`.
+    pub async fn list(&self, uid: &IndexUid, body: &[u8], trace: TraceId) -> Result<Found, Failure> {
+        self.query(uid, DocumentsQuery::from_json(body).map_err(query_failed)?, trace).await
+    }
+
+    /// `GET /indexes/{uid}/documents`.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub async fn list_by_pairs(
+        &self,
+        uid: &IndexUid,
+        pairs: Vec<(String, String)>,
+        trace: TraceId,
+    ) -> Result<Found, Failure> {
+        self.query(uid, DocumentsQuery::from_query_string(pairs).map_err(query_failed)?, trace).await
+    }
+
+    async fn query(&self, uid: &IndexUid, query: DocumentsQuery, trace: TraceId) -> Result<Found, Failure> {
+        let index = self.indexes.find(uid)?;
+        if query.passthrough_invalid() {
+            return Err(self.searches.refusal(&index, query.original(), ReadKind::Documents, trace).await);
+        }
+        let record = &index.value;
+        let pinned = record.primary_key.as_deref().and_then(|key| query.pinned_shards(key, record.shard_count()));
+        let wanted = self.searches.wanted(record, pinned);
+        let (body, missing) = self.merged(&index, &query, &wanted, trace).await?;
+        self.searches.found(body, missing)
+    }
+
+    async fn merged(
+        &self,
+        index: &Index,
+        query: &DocumentsQuery,
+        wanted: &ShardSet,
+        trace: TraceId,
+    ) -> Result<(Vec<u8>, ShardSet), Failure> {
+        let question = Question {
+            index,
+            wanted,
+            kind: ReadKind::Documents,
+            hash: 0,
+            alone: query.part_body(1).into(),
+            shared: query.part_body(2).into(),
+        };
+        let scattered = self.searches.scatter(question, trace).await?;
+        let body = merge_documents(query, &scattered.parts, &scattered.missing);
+        Ok((body.map_err(|e| Failure::internal(e.to_string()))?, scattered.missing))
+    }
+
+    /// `GET /indexes/{uid}/documents/{id}`.
+    ///
+    /// # Errors
+    /// `document_not_found`, or as [`Self::list`].
+    pub async fn document(
+        &self,
+        uid: &IndexUid,
+        id: &str,
+        fields: Option<Vec<String>>,
+        vectors: bool,
+        trace: TraceId,
+    ) -> Result<Found, Failure> {
+        let index = self.indexes.find(uid)?;
+        let not_found = || Failure::new(ErrorCode::DocumentNotFound, format!("Document `{id}` not found."));
+        let valid = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        if !(1..=DOCUMENT_ID_MAX_BYTES).contains(&id.len()) || !id.bytes().all(valid) {
+            return Err(not_found());
+        }
+        let mut body = Map::new();
+        body.insert("ids".into(), json!([id]));
+        if let Some(fields) = fields {
+            body.insert("fields".into(), json!(fields));
+        }
+        if vectors {
+            body.insert("retrieveVectors".into(), json!(true));
+        }
+        let body = Value::Object(body).to_string();
+        let query = DocumentsQuery::from_json(body.as_bytes()).map_err(query_failed)?;
+        let wanted = std::iter::once(shard_of(id, index.value.shard_count())).collect();
+        let (page, missing) = self.merged(&index, &query, &wanted, trace).await?;
+        if !missing.is_empty() {
+            return Err(unavailable(&missing));
+        }
+        #[derive(Deserialize)]
+        struct Page<'a> {
+            #[serde(borrow)]
+            results: Vec<&'a RawValue>,
+        }
+        let malformed =
+            |reason: String| Failure::internal(format!("the node's list of documents is malformed: {reason}"));
+        let page: Page<'_> = serde_json::from_slice(&page).map_err(|e| malformed(e.to_string()))?;
+        let document = page.results.first().ok_or_else(not_found)?;
+        let body = strip_shard(document.get().as_bytes()).map_err(|e| malformed(e.to_string()))?;
+        Ok(Found { body: Bytes::from(body.into_owned()), missing })
+    }
+
+    /// How many documents an index has, counted by shard.
+    ///
+    /// # Errors
+    /// `miroir_shards_unavailable` if some shard can't be counted.
+    pub async fn count(&self, index: &Index, trace: TraceId) -> Result<u64, Failure> {
+        let query = DocumentsQuery::from_json(b"{\"limit\":0}").map_err(query_failed)?;
+        let wanted = ShardSet::all(index.value.shard_count());
+        let (page, missing) = self.merged(index, &query, &wanted, trace).await?;
+        if !missing.is_empty() {
+            return Err(unavailable(&missing));
+        }
+        #[derive(Deserialize)]
+        struct Page {
+            total: u64,
+        }
+        let page: Page = serde_json::from_slice(&page).map_err(|e| Failure::internal(e.to_string()))?;
+        Ok(page.total)
+    }
+}

@@ -1,0 +1,516 @@
+//! Searches: plan, ask the members, replace those that fail or are late, merge.
+//!
+//! The decisions are `proto::search`'s; here are the calls, the timers and the statistics. Must not know: HTTP, the node.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::{AbortHandle, Abortable};
+use futures_util::stream::FuturesUnordered;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::cluster::Cluster;
+use super::documents::reserved;
+use super::failure::Failure;
+use super::indexes::{Index, Indexes};
+use super::members::Members;
+use super::writes::node_failure;
+use crate::net::{Answer, Call, CallError, TraceId};
+use crate::proto::search::query::Original;
+use crate::proto::search::{
+    Action, AskId, FacetSearchQuery, HedgeBudget, IndexView, MemberState, MemberStats, MergeRequest, Outcome,
+    PartAnswer, PlanInput, QueryError, Scatter, SearchQuery, merge, merge_facet_search,
+};
+use crate::proto::settings::ClientView;
+use crate::telemetry::metrics::Metrics;
+use crate::types::{ErrorCode, GroupId, IndexRecord, IndexUid, MemberId, ShardSet};
+use crate::wire::verbs::{Read, ReadKind, Reply, Request};
+
+/// How the service behaves.
+#[derive(Debug, Clone)]
+pub struct SearchOptions {
+    /// A search takes at most so long.
+    pub deadline: Duration,
+    /// Whether an answer without some shards is given (marked), or refused.
+    pub partial: bool,
+    /// Hedged parts per hundred searches; 0: none.
+    pub hedge_percent: u8,
+}
+
+/// A read's answer.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The body for the client.
+    pub body: Bytes,
+    /// Shards that it lacks.
+    pub missing: ShardSet,
+}
+
+/// Which shards of an index have a serving copy.
+#[derive(Debug, Clone, Default)]
+pub struct Coverage {
+    /// Shards without one.
+    pub missing: ShardSet,
+}
+
+/// What the cluster can serve of an index now.
+pub fn coverage(record: &IndexRecord, cluster: &Cluster) -> Coverage {
+    let seen = cluster.seen();
+    let mut missing = ShardSet::new();
+    for (i, shard) in (0_u16..).zip(&record.shards) {
+        if !shard.replicas.iter().any(|r| seen.get(&r.member).is_some_and(super::cluster::Seen::serving)) {
+            missing.insert(crate::types::ShardId(i));
+        }
+    }
+    Coverage { missing }
+}
+
+/// What came back from the members that were asked.
+#[derive(Debug)]
+pub struct Scattered {
+    /// Answers whose shards do not overlap.
+    pub parts: Vec<PartAnswer>,
+    /// Shards without an answer.
+    pub missing: ShardSet,
+}
+
+/// What a scatter asks for.
+#[derive(Debug, Clone)]
+pub struct Question<'a> {
+    /// Of which index.
+    pub index: &'a Index,
+    /// Of which shards.
+    pub wanted: &'a ShardSet,
+    /// Which route of the nodes.
+    pub kind: ReadKind,
+    /// The hash that chooses among equal replicas.
+    pub hash: u64,
+    /// The body for a member that covers all of `wanted`.
+    pub alone: Bytes,
+    /// The body for one of several members.
+    pub shared: Bytes,
+}
+
+/// The service; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Searches {
+    cluster: Cluster,
+    members: Members,
+    indexes: Indexes,
+    options: SearchOptions,
+    groups: Arc<BTreeMap<MemberId, GroupId>>,
+    stats: Arc<Mutex<BTreeMap<MemberId, MemberStats>>>,
+    budget: Arc<Mutex<HedgeBudget>>,
+    metrics: Arc<Metrics>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Counts a call as cancelled unless it is told how it ended.
+struct Sent<'a> {
+    stats: &'a Mutex<BTreeMap<MemberId, MemberStats>>,
+    member: MemberId,
+    began: Instant,
+    ended: bool,
+}
+
+impl<'a> Sent<'a> {
+    fn new(stats: &'a Mutex<BTreeMap<MemberId, MemberStats>>, member: MemberId) -> Self {
+        locked(stats).entry(member.clone()).or_default().sent();
+        Self { stats, member, began: Instant::now(), ended: false }
+    }
+
+    fn end(mut self, answered: bool) {
+        self.ended = true;
+        let (mut stats, now) = (locked(self.stats), Instant::now());
+        let stats = stats.entry(self.member.clone()).or_default();
+        if answered { stats.answered(now, now - self.began) } else { stats.failed(now) }
+    }
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let now = Instant::now();
+            locked(self.stats).entry(self.member.clone()).or_default().cancelled(now, now - self.began);
+        }
+    }
+}
+
+/// How one call ended, for the scatter and for the client.
+enum Ended {
+    Good(Bytes),
+    /// The client's fault: every other replica would say the same.
+    Refused(Failure),
+    /// Try another replica; the error is kept in case there is none.
+    Failed(Option<Failure>),
+    NotServed(ShardSet, u64),
+}
+
+impl Searches {
+    /// The service over its parts.
+    pub fn new(
+        cluster: Cluster,
+        members: Members,
+        indexes: Indexes,
+        options: SearchOptions,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let groups = Arc::new(cluster.topology().groups());
+        let budget = Arc::new(Mutex::new(HedgeBudget::new()));
+        Self { cluster, members, indexes, options, groups, stats: Arc::default(), budget, metrics }
+    }
+
+    /// `POST /indexes/{uid}/search`.
+    ///
+    /// # Errors
+    /// The node's own error, or `miroir_shards_unavailable`.
+    pub async fn by_body(&self, uid: &IndexUid, body: &[u8], trace: TraceId) -> Result<Found, Failure> {
+        self.search(uid, SearchQuery::from_json(body).map_err(query_failed)?, trace).await
+    }
+
+    /// `GET /indexes/{uid}/search`.
+    ///
+    /// # Errors
+    /// As [`Self::by_body`].
+    pub async fn by_pairs(
+        &self,
+        uid: &IndexUid,
+        pairs: Vec<(String, String)>,
+        trace: TraceId,
+    ) -> Result<Found, Failure> {
+        self.search(uid, SearchQuery::from_query_string(pairs).map_err(query_failed)?, trace).await
+    }
+
+    async fn search(&self, uid: &IndexUid, query: SearchQuery, trace: TraceId) -> Result<Found, Failure> {
+        let began = Instant::now();
+        let index = self.indexes.find(uid)?;
+        if query.passthrough_invalid() {
+            return Err(self.refusal(&index, query.original(), ReadKind::Search, trace).await);
+        }
+        let record = &index.value;
+        let view = view(record);
+        let pinned = record.primary_key.as_deref().and_then(|key| query.pinned_shards(key, record.shard_count()));
+        let wanted = self.wanted(record, pinned);
+        let question = Question {
+            index: &index,
+            wanted: &wanted,
+            kind: ReadKind::Search,
+            hash: query.plan_hash(&record.physical),
+            alone: query.part_body(1, &view).into(),
+            shared: query.part_body(2, &view).into(),
+        };
+        let scattered = self.scatter(question, trace).await?;
+        let request_uid = Uuid::now_v7().to_string();
+        let merged = merge(&MergeRequest {
+            query: &query,
+            view: &view,
+            parts: &scattered.parts,
+            missing: &scattered.missing,
+            processing_time_ms: millis(began),
+            request_uid: &request_uid,
+        });
+        self.found(merged.map_err(|e| Failure::internal(e.to_string()))?, scattered.missing)
+    }
+
+    /// `POST /indexes/{uid}/facet-search`.
+    ///
+    /// # Errors
+    /// As [`Self::by_body`].
+    pub async fn facets(&self, uid: &IndexUid, body: &[u8], trace: TraceId) -> Result<Found, Failure> {
+        let began = Instant::now();
+        let query = FacetSearchQuery::from_json(body).map_err(query_failed)?;
+        let index = self.indexes.find(uid)?;
+        if query.passthrough_invalid() {
+            let original = Original::Body(body.to_vec());
+            return Err(self.refusal(&index, &original, ReadKind::FacetSearch, trace).await);
+        }
+        let wanted = self.wanted(&index.value, None);
+        let body = Bytes::copy_from_slice(query.part_body());
+        let question = Question {
+            index: &index,
+            wanted: &wanted,
+            kind: ReadKind::FacetSearch,
+            hash: 0,
+            alone: body.clone(),
+            shared: body,
+        };
+        let scattered = self.scatter(question, trace).await?;
+        let view = view(&index.value);
+        let merged = merge_facet_search(&query, &view, &scattered.parts, &scattered.missing, millis(began));
+        self.found(merged.map_err(|e| Failure::internal(e.to_string()))?, scattered.missing)
+    }
+
+    /// The shards to ask: those that the request pins, or all.
+    pub fn wanted(&self, record: &IndexRecord, pinned: Option<ShardSet>) -> ShardSet {
+        // A request that can match nothing still has an answer with the right shape: any one shard gives it.
+        pinned.filter(|p| !p.is_empty()).unwrap_or_else(|| ShardSet::all(record.shard_count()))
+    }
+
+    /// The answer for the client, by the policy on missing shards.
+    ///
+    /// # Errors
+    /// `miroir_shards_unavailable`.
+    pub fn found(&self, body: Vec<u8>, missing: ShardSet) -> Result<Found, Failure> {
+        if !missing.is_empty() {
+            self.metrics.partial_answers.inc();
+            if !self.options.partial {
+                return Err(unavailable(&missing));
+            }
+        }
+        Ok(Found { body: body.into(), missing })
+    }
+
+    /// What a node says about a request that the mesh does not understand.
+    pub async fn refusal(&self, index: &Index, original: &Original, kind: ReadKind, trace: TraceId) -> Failure {
+        let (kind, body) = match original {
+            Original::Body(body) => (kind, Bytes::from(body.clone())),
+            Original::Parameters(pairs) => {
+                let text = form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
+                let kind =
+                    if kind == ReadKind::Documents { ReadKind::DocumentsByQuery } else { ReadKind::SearchByQuery };
+                (kind, Bytes::from(text))
+            }
+        };
+        let one = ShardSet::all(1);
+        let question = Question { index, wanted: &one, kind, hash: 0, alone: body.clone(), shared: body };
+        match self.scatter(question, trace).await {
+            Err(failure) => failure,
+            Ok(_) => {
+                Failure::new(ErrorCode::BadRequest, "The request has a form that this version of miroir does not know.")
+            }
+        }
+    }
+
+    fn member_states(&self, index: &Index) -> BTreeMap<MemberId, MemberState> {
+        let (seen, stats, now) = (self.cluster.seen(), locked(&self.stats), Instant::now());
+        let state = |(id, s): (&MemberId, &super::cluster::Seen)| {
+            let stats = stats.get(id);
+            let state = MemberState {
+                serving: s.serving(),
+                unserved: s.unserved.get(&index.value.physical).cloned().unwrap_or_default(),
+                latency_us: stats.map_or(0, |s| s.latency_us(now)),
+                in_flight: stats.map_or(0, MemberStats::in_flight),
+                recent_errors: stats.map_or(0.0, |s| s.recent_errors(now)),
+            };
+            (id.clone(), state)
+        };
+        seen.iter().map(state).collect()
+    }
+
+    fn hedge_after(&self, member: &MemberId) -> Option<Duration> {
+        if self.options.hedge_percent == 0 {
+            return None;
+        }
+        locked(&self.stats).get(member).and_then(MemberStats::hedge_after)
+    }
+
+    /// Asks members until every shard wanted is answered once or given up.
+    ///
+    /// # Errors
+    /// The client's fault as the node words it, or `miroir_shards_unavailable` if nobody has answered.
+    pub async fn scatter(&self, question: Question<'_>, trace: TraceId) -> Result<Scattered, Failure> {
+        let deadline = Instant::now() + self.options.deadline;
+        locked(&self.budget).request();
+        let states = self.member_states(question.index);
+        let input = PlanInput {
+            index: &question.index.value,
+            groups: &self.groups,
+            states: &states,
+            own: self.cluster.own(),
+            query_hash: question.hash,
+        };
+        let (mut scatter, mut actions) = Scatter::start(&input, question.wanted);
+        let mut calls = FuturesUnordered::new();
+        let mut running: BTreeMap<AskId, Running> = BTreeMap::new();
+        let mut bodies: BTreeMap<AskId, (Bytes, bool)> = BTreeMap::new();
+        let mut kept: Option<Failure> = None;
+        self.metrics.scatter_members.observe(actions.len() as f64);
+        loop {
+            for action in std::mem::take(&mut actions) {
+                match action {
+                    Action::Ask { ask, member, shards, alone, hedge, .. } => {
+                        let (handle, registration) = AbortHandle::new_pair();
+                        let late = self.hedge_after(&member).filter(|_| !hedge).map(|after| Instant::now() + after);
+                        running.insert(ask, Running { abort: handle, late, alone });
+                        let call = self.ask_one(&question, member, shards, alone, deadline, trace);
+                        calls.push(async move { (ask, Abortable::new(call, registration).await) });
+                    }
+                    Action::Cancel(ask) => {
+                        if let Some(run) = running.remove(&ask) {
+                            run.abort.abort();
+                        }
+                    }
+                }
+            }
+            if scatter.is_finished() {
+                break;
+            }
+            let next_late = running.values().filter_map(|r| r.late).min().unwrap_or(deadline).min(deadline);
+            tokio::select! {
+                biased;
+                ended = calls.next() => {
+                    let Some((ask, Ok(ended))) = ended else { continue };
+                    let alone = running.remove(&ask).is_some_and(|r| r.alone);
+                    let outcome = match ended {
+                        Ended::Good(body) => {
+                            bodies.insert(ask, (body, alone));
+                            Outcome::Answered
+                        }
+                        Ended::Refused(failure) => return Err(failure),
+                        Ended::Failed(failure) => {
+                            self.metrics.replans.with_label_values(&["failed"]).inc();
+                            kept = failure.or(kept);
+                            Outcome::Failed
+                        }
+                        Ended::NotServed(shards, version) => {
+                            self.metrics.replans.with_label_values(&["not_served"]).inc();
+                            Outcome::NotServed { shards, version }
+                        }
+                    };
+                    actions = scatter.on(&input, ask, outcome);
+                }
+                () = tokio::time::sleep_until(next_late.into()) => {
+                    if Instant::now() >= deadline {
+                        actions = scatter.deadline();
+                    } else {
+                        actions = self.late(&mut scatter, &input, &mut running);
+                    }
+                }
+            }
+        }
+        let finished = scatter.finish();
+        let part = |ask: &AskId| {
+            let (body, alone) = bodies.remove(ask)?;
+            Some(PartAnswer { shards: scatter.shards(*ask)?.clone(), alone, body })
+        };
+        let parts: Vec<PartAnswer> = finished.answers.iter().filter_map(part).collect();
+        if parts.is_empty() {
+            return Err(kept.unwrap_or_else(|| unavailable(&finished.missing)));
+        }
+        Ok(Scattered { parts, missing: finished.missing })
+    }
+
+    /// Doubles the calls that are late, as far as the budget goes.
+    fn late(
+        &self,
+        scatter: &mut Scatter,
+        input: &PlanInput<'_>,
+        running: &mut BTreeMap<AskId, Running>,
+    ) -> Vec<Action> {
+        let now = Instant::now();
+        let mut actions = Vec::new();
+        let late = running.iter_mut().filter(|(_, r)| r.late.is_some_and(|at| at <= now));
+        for (ask, run) in late {
+            run.late = None;
+            if !locked(&self.budget).take() {
+                continue;
+            }
+            let doubled = scatter.late(input, *ask);
+            if doubled.is_empty() {
+                locked(&self.budget).give_back();
+            } else {
+                self.metrics.hedges.with_label_values(&["none"]).inc();
+            }
+            actions.extend(doubled);
+        }
+        actions
+    }
+
+    async fn ask_one(
+        &self,
+        question: &Question<'_>,
+        member: MemberId,
+        shards: ShardSet,
+        alone: bool,
+        deadline: Instant,
+        trace: TraceId,
+    ) -> Ended {
+        let index = question.index;
+        let read =
+            Read { index: index.value.physical.clone(), record_version: index.version, shards, kind: question.kind };
+        let body = if alone { question.alone.clone() } else { question.shared.clone() };
+        let call = Call { request: Request::Read(read), body, deadline, trace };
+        let sent = Sent::new(&self.stats, member.clone());
+        let answer = self.members.call(&member, call).await;
+        let ended = self.judge(index, &member, answer);
+        sent.end(!matches!(ended, Ended::Failed(_)));
+        ended
+    }
+
+    fn judge(&self, index: &Index, member: &MemberId, answer: Result<Answer, CallError>) -> Ended {
+        let failed = |reason: String| {
+            tracing::debug!(%member, reason, "a part of a search failed");
+            Ended::Failed(None)
+        };
+        match answer {
+            Ok(Answer { reply: Reply::Node(200), body }) => Ended::Good(body),
+            Ok(Answer { reply: Reply::Node(status), body }) => {
+                let failure = node_failure(status, &body, index);
+                // A node that has not got the index (yet) is not the client's fault, another replica may have it.
+                let no_index = status == 404 && code_of(&body).as_deref() == Some("index_not_found");
+                if (400..500).contains(&status) && !no_index && status != 401 && status != 403 {
+                    Ended::Refused(failure)
+                } else {
+                    tracing::debug!(%member, status, "a node could not answer its part of a search");
+                    Ended::Failed(Some(failure))
+                }
+            }
+            Ok(Answer { reply: Reply::NotServed(shards, version), .. }) => Ended::NotServed(shards, version),
+            Ok(Answer { reply, .. }) => failed(format!("{reply:?}")),
+            Err(e) => failed(e.to_string()),
+        }
+    }
+}
+
+struct Running {
+    abort: AbortHandle,
+    late: Option<Instant>,
+    alone: bool,
+}
+
+fn millis(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn code_of(body: &[u8]) -> Option<String> {
+    let error: Value = serde_json::from_slice(body).ok()?;
+    error.get("code")?.as_str().map(str::to_owned)
+}
+
+/// The error where shards can't be had.
+pub fn unavailable(missing: &ShardSet) -> Failure {
+    let message = format!("No copy of these shards can be asked now: {missing}. Try again.");
+    Failure::new(ErrorCode::MiroirShardsUnavailable, message)
+}
+
+/// A query that the mesh refuses itself.
+pub fn query_failed(error: QueryError) -> Failure {
+    match error {
+        QueryError::Reserved { parameter } => reserved(&parameter),
+    }
+}
+
+/// The client's settings as the merge needs them.
+pub fn view(record: &IndexRecord) -> IndexView {
+    let client = ClientView::of(&record.client_settings);
+    let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let order = |o| match o {
+        crate::proto::settings::FacetOrder::Alpha => crate::proto::search::FacetOrder::Alpha,
+        crate::proto::settings::FacetOrder::Count => crate::proto::search::FacetOrder::Count,
+    };
+    IndexView {
+        uid: record.uid.as_str().to_owned(),
+        displayed: client.displayed_attributes,
+        distinct: client.distinct_attribute,
+        max_total_hits: size(client.max_total_hits),
+        max_values_per_facet: size(client.max_values_per_facet),
+        sort_facet_values_by: client.sort_facet_values_by.into_iter().map(|(k, v)| (k, order(v))).collect(),
+    }
+}

@@ -1,0 +1,72 @@
+//! Answers the calls of peers, and the own member's calls to itself: one table from verb to service.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::RwLock;
+
+use super::local::Local;
+use super::records::Records;
+use super::tasks::Tasks;
+use crate::net::{Answer, Call, Handler};
+use crate::types::MemberId;
+use crate::wire::verbs::{Class, Refusal, Reply, Request};
+
+/// The services that peers may call.
+#[derive(Debug)]
+pub struct Serve {
+    records: Records,
+    local: Local,
+    tasks: Tasks,
+    draining: AtomicBool,
+    // Read-locked by every call under way.
+    under_way: RwLock<()>,
+}
+
+impl Serve {
+    /// Calls go to these services.
+    pub fn new(records: Records, local: Local, tasks: Tasks) -> Self {
+        Self { records, local, tasks, draining: AtomicBool::new(false), under_way: RwLock::new(()) }
+    }
+
+    /// Refuses calls from now on and waits for those under way.
+    pub async fn drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+        drop(self.under_way.write().await);
+    }
+}
+
+#[async_trait]
+impl Handler for Serve {
+    async fn handle(&self, from: &MemberId, call: Call) -> Answer {
+        let _under_way = self.under_way.read().await;
+        // Looked at with the lock held: a drain that has begun waits for this call, or this call sees it.
+        if self.draining.load(Ordering::SeqCst) && call.request.class() != Class::Control {
+            return Answer::of(Reply::Refused(Refusal::Draining));
+        }
+        match &call.request {
+            Request::Probe => Answer::of(Reply::Done),
+            Request::RecordVersions => Answer::of(Reply::RecordVersions(self.records.versions())),
+            Request::RecordFetch(keys) => Answer::of(Reply::Records(self.records.copies(keys))),
+            Request::RecordPush(copies) => Answer::of(match self.records.learn(copies.clone()).await {
+                Ok(()) => Reply::Done,
+                Err(e) => Reply::Refused(Refusal::Other(e.to_string())),
+            }),
+            Request::RecordChange(copy) => Answer::of(self.records.serve_change(copy.clone(), call.trace).await),
+            Request::Read(read) => self.local.read(from, read, &call).await,
+            Request::Write(write) => {
+                // A write runs to its end even if the caller goes: it may have reached the node.
+                let (local, from, write, call) = (self.local.clone(), from.clone(), write.clone(), call.clone());
+                let write = tokio::spawn(async move { local.write(&from, &write, &call).await });
+                write.await.unwrap_or_else(|e| Answer::of(Reply::NodeUnknown(format!("the write failed inside: {e}"))))
+            }
+            Request::Node(question) => self.local.question(question, call.deadline).await,
+            Request::Task(uid) => match self.tasks.own_task(*uid, call.trace).await {
+                Ok(Some(view)) => Answer { reply: Reply::Task, body: Bytes::from(view) },
+                Ok(None) => Answer::of(Reply::NoTask),
+                Err(e) => Answer::of(Reply::Refused(Refusal::Other(format!("{e:?}")))),
+            },
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Settings: checked and widened for the nodes, sent to all of them, read back from one and narrowed for the client.
+//!
+//! Must not know: HTTP, which settings mean what (`proto::settings`).
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use super::cluster::Cluster;
+use super::documents::reserved;
+use super::failure::Failure;
+use super::indexes::Indexes;
+use super::stats::Nodes;
+use super::tasks::{Subject, Summary};
+use super::writes::{Order, Writes};
+use crate::net::TraceId;
+use crate::proto::settings;
+use crate::types::IndexUid;
+use crate::wire::verbs::{NodeQuestion, WriteKind};
+
+/// How long the nodes may take to enqueue a change.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The service; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    cluster: Cluster,
+    indexes: Indexes,
+    writes: Writes,
+    nodes: Nodes,
+}
+
+impl Settings {
+    /// The service over its parts.
+    pub fn new(cluster: Cluster, indexes: Indexes, writes: Writes, nodes: Nodes) -> Self {
+        Self { cluster, indexes, writes, nodes }
+    }
+
+    /// All settings as the client sees them.
+    ///
+    /// # Errors
+    /// `index_not_found`, or `miroir_shards_unavailable` if no node can be asked.
+    pub async fn get(&self, uid: &IndexUid, trace: TraceId) -> Result<Map<String, Value>, Failure> {
+        let index = self.indexes.find(uid)?;
+        let question = NodeQuestion::Settings(index.value.physical.clone());
+        let body = self.nodes.ask_any(&index, question, trace).await?;
+        let mut map: Map<String, Value> = serde_json::from_slice(&body)
+            .map_err(|e| Failure::internal(format!("the node's settings are not Meilisearch's: {e}")))?;
+        settings::to_client(&mut map, &index.value.client_settings);
+        Ok(map)
+    }
+
+    /// Changes settings; an index that is not there is made.
+    ///
+    /// # Errors
+    /// `miroir_reserved_field`, the node's own error, or as for every write.
+    pub async fn patch(&self, uid: &IndexUid, patch: Map<String, Value>, trace: TraceId) -> Result<Summary, Failure> {
+        // Refused before an index is made for it.
+        settings::to_node(&patch, &Default::default(), 1).map_err(|e| reserved(&e.setting))?;
+        self.writes.require_serving(self.cluster.ids())?;
+        let index = self.indexes.find_or_create(uid, None, trace).await?.0;
+        let record = &index.value;
+        let (node_patch, client) = settings::to_node(&patch, &record.client_settings, record.shard_count())
+            .map_err(|e| reserved(&e.setting))?;
+        let body = Bytes::from(Value::Object(node_patch).to_string());
+        let order = |m| Order { body: body.clone(), ..Order::without_body(m, WriteKind::Settings) };
+        let orders = self.cluster.ids().cloned().map(order).collect();
+        let subject = Subject::Settings(details(&patch));
+        let deadline = Instant::now() + PATIENCE;
+        let summary = self.writes.send(&index, subject, orders, None, deadline, trace).await?;
+        // Only what every node has taken becomes the client's view.
+        self.indexes
+            .update(&record.physical, trace, |r| {
+                r.client_settings = client.clone();
+                r.settings_version += 1;
+                Ok(())
+            })
+            .await?;
+        Ok(summary)
+    }
+
+    /// Puts all settings back to their defaults.
+    ///
+    /// # Errors
+    /// As for every write.
+    pub async fn reset(&self, uid: &IndexUid, trace: TraceId) -> Result<Summary, Failure> {
+        self.reset_some(uid, settings::reset_all(), trace).await
+    }
+
+    /// Puts some settings back to their defaults: every value of `patch` is null.
+    ///
+    /// # Errors
+    /// As for every write.
+    pub async fn reset_some(
+        &self,
+        uid: &IndexUid,
+        patch: Map<String, Value>,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
+        if self.indexes.find(uid).is_err() {
+            return self.indexes.missing(uid, Subject::Settings(details(&patch))).await;
+        }
+        self.patch(uid, patch, trace).await
+    }
+}
+
+/// What the task shows of a change: the client's own values, secrets masked as a node masks them.
+fn details(patch: &Map<String, Value>) -> Value {
+    let mut shown = patch.clone();
+    let embedders = shown.get_mut("embedders").and_then(Value::as_object_mut);
+    for embedder in embedders.into_iter().flat_map(|m| m.values_mut()) {
+        if let Some(Value::String(key)) = embedder.get_mut("apiKey") {
+            *key = masked(key);
+        }
+    }
+    Value::Object(shown)
+}
+
+/// Meilisearch's mask: the longer the secret, the more of its beginning is shown.
+fn masked(secret: &str) -> String {
+    let (shown, mask) = match secret.chars().count() {
+        0..10 => (0, "XXX..."),
+        10..20 => (2, "XXXX..."),
+        20..30 => (3, "XXXXX..."),
+        _ => (5, "XXXXXX..."),
+    };
+    secret.chars().take(shown).chain(mask.chars()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_shows_no_secret() {
+        let key = "sk-0123456789abcdefghijklmnopqrstuvwxyz";
+        let patch = serde_json::json!({"embedders": {"e": {"apiKey": key, "source": "openAi"}, "f": null}});
+        let shown = details(patch.as_object().unwrap()).to_string();
+        assert!(!shown.contains(key) && shown.contains("sk-01XXXXXX..."), "{shown}");
+        assert_eq!(masked("short"), "XXX...");
+    }
+}

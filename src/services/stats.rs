@@ -1,0 +1,173 @@
+//! Questions to the nodes: one answer from any of them, or the sum over all.
+//!
+//! Counts of documents are by shard, never from a node's own statistics, which count what it should not hold. Must not
+//! know: HTTP.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::cluster::Cluster;
+use super::failure::Failure;
+use super::indexes::{Index, Indexes};
+use super::members::Members;
+use super::reads::Reads;
+use super::writes::node_failure;
+use crate::net::{Call, TraceId};
+use crate::proto::document::SHARD_FIELD;
+use crate::types::{ErrorCode, IndexUid, MemberId};
+use crate::wire::verbs::{NodeQuestion, Reply, Request};
+
+/// How long a node may take to answer a question.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Questions to nodes; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Nodes {
+    cluster: Cluster,
+    members: Members,
+}
+
+impl Nodes {
+    /// The service over its parts.
+    pub fn new(cluster: Cluster, members: Members) -> Self {
+        Self { cluster, members }
+    }
+
+    /// The answer of the first node that gives one, the own one first.
+    ///
+    /// # Errors
+    /// The node's own error, or `miroir_shards_unavailable` if none can be asked.
+    pub async fn ask_any(&self, index: &Index, question: NodeQuestion, trace: TraceId) -> Result<Bytes, Failure> {
+        let own = self.cluster.own();
+        let order = std::iter::once(own).chain(self.cluster.others()).filter(|m| self.cluster.serving(m));
+        let mut last = None;
+        for member in order {
+            match self.ask(member, question.clone(), trace).await {
+                Ok((200, body)) => return Ok(body),
+                Ok((status, body)) => last = Some(node_failure(status, &body, index)),
+                Err(reason) => tracing::debug!(%member, reason, "a node could not be asked"),
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            Failure::new(ErrorCode::MiroirShardsUnavailable, "No node of the mesh can be asked now; try again.")
+        }))
+    }
+
+    async fn ask(&self, member: &MemberId, question: NodeQuestion, trace: TraceId) -> Result<(u16, Bytes), String> {
+        let deadline = Instant::now() + PATIENCE;
+        let call = Call { request: Request::Node(question), body: Bytes::new(), deadline, trace };
+        let answer = self.members.call(member, call).await.map_err(|e| e.to_string())?;
+        match answer.reply {
+            Reply::Node(status) => Ok((status, answer.body)),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    /// The answers of all members that serve and answer with 200.
+    async fn ask_all(&self, question: NodeQuestion, trace: TraceId) -> BTreeMap<MemberId, Bytes> {
+        let members: Vec<_> = self.cluster.ids().filter(|m| self.cluster.serving(m)).collect();
+        let asks = members.iter().map(|m| async { (*m, self.ask(m, question.clone(), trace).await) });
+        let answers = futures_util::future::join_all(asks).await;
+        answers.into_iter().filter_map(|(m, a)| Some((m.clone(), a.ok().filter(|(s, _)| *s == 200)?.1))).collect()
+    }
+}
+
+/// One index on one node.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct IndexStats {
+    raw_document_db_size: u64,
+    is_indexing: bool,
+    number_of_embeddings: u64,
+    number_of_embedded_documents: u64,
+    field_distribution: BTreeMap<String, u64>,
+}
+
+/// One node.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct NodeStats {
+    database_size: u64,
+    used_database_size: u64,
+    last_update: Option<String>,
+    indexes: BTreeMap<String, IndexStats>,
+}
+
+/// Statistics; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Stats {
+    indexes: Indexes,
+    nodes: Nodes,
+    reads: Reads,
+}
+
+impl Stats {
+    /// The service over its parts.
+    pub fn new(indexes: Indexes, nodes: Nodes, reads: Reads) -> Self {
+        Self { indexes, nodes, reads }
+    }
+
+    /// `GET /indexes/{uid}/stats`.
+    ///
+    /// # Errors
+    /// `index_not_found`, `miroir_shards_unavailable`.
+    pub async fn index(&self, uid: &IndexUid, trace: TraceId) -> Result<Value, Failure> {
+        let index = self.indexes.find(uid)?;
+        let question = NodeQuestion::IndexStats(index.value.physical.clone());
+        let answers = self.nodes.ask_all(question, trace).await;
+        let per_node = answers.into_values().map(|b| serde_json::from_slice(&b).unwrap_or_default()).collect();
+        let documents = self.reads.count(&index, trace).await?;
+        Ok(sum(&index, documents, per_node))
+    }
+
+    /// `GET /stats`.
+    ///
+    /// # Errors
+    /// `miroir_shards_unavailable`.
+    pub async fn all(&self, trace: TraceId) -> Result<Value, Failure> {
+        let answers = self.nodes.ask_all(NodeQuestion::Stats, trace).await;
+        let mut nodes: Vec<NodeStats> =
+            answers.into_values().map(|b| serde_json::from_slice(&b).unwrap_or_default()).collect();
+        let snapshot = self.indexes.records().snapshot();
+        let mut indexes = Map::new();
+        for uid in snapshot.names().value.indexes.keys() {
+            let Some(index) = snapshot.find(uid) else { continue };
+            let physical = index.value.physical.as_str();
+            let per_node = nodes.iter_mut().filter_map(|n| n.indexes.remove(physical)).collect();
+            let documents = self.reads.count(&index, trace).await?;
+            indexes.insert(uid.to_string(), sum(&index, documents, per_node));
+        }
+        Ok(json!({
+            "databaseSize": nodes.iter().map(|n| n.database_size).sum::<u64>(),
+            "usedDatabaseSize": nodes.iter().map(|n| n.used_database_size).sum::<u64>(),
+            "lastUpdate": nodes.iter().filter_map(|n| n.last_update.as_ref()).max(),
+            "indexes": indexes,
+        }))
+    }
+}
+
+/// Sums over nodes count every copy; divided by the copies they count each document once, as long as all copies are equal.
+fn sum(index: &Index, documents: u64, per_node: Vec<IndexStats>) -> Value {
+    let copies = index.value.shards.first().map_or(1, |s| s.replicas.len()).max(1) as u64;
+    let once = |n: u64| n / copies;
+    let total = |of: fn(&IndexStats) -> u64| per_node.iter().map(of).sum::<u64>();
+    let mut fields: BTreeMap<&str, u64> = BTreeMap::new();
+    for (field, n) in per_node.iter().flat_map(|s| &s.field_distribution) {
+        *fields.entry(field).or_default() += n;
+    }
+    fields.remove(SHARD_FIELD);
+    let raw = once(total(|s| s.raw_document_db_size));
+    json!({
+        "numberOfDocuments": documents,
+        "rawDocumentDbSize": raw,
+        "avgDocumentSize": raw.checked_div(documents).unwrap_or(0),
+        "isIndexing": per_node.iter().any(|s| s.is_indexing),
+        "numberOfEmbeddings": once(total(|s| s.number_of_embeddings)),
+        "numberOfEmbeddedDocuments": once(total(|s| s.number_of_embedded_documents)),
+        "fieldDistribution": fields.into_iter().map(|(f, n)| (f.to_owned(), json!(once(n)))).collect::<Map<_, _>>(),
+    })
+}

@@ -1,0 +1,605 @@
+//! Mesh tasks: one number for the client, one task on every node that took a part.
+//!
+//! The member that took the request is the task's home; its position in the mesh's list is the id modulo their number, so
+//! everybody knows whom to ask. A task is stored before anything is sent, and again with its parts before the client hears
+//! of it. Must not know: what the parts do.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::cluster::Cluster;
+use super::failure::Failure;
+use super::members::Members;
+use crate::net::{Call, TraceId};
+use crate::proto::document::error_text;
+use crate::rt::clock;
+use crate::store::Store;
+use crate::store::tasks::StoredTask;
+use crate::types::{ErrorCode, IndexUid, MemberId, PhysicalIndex, TaskUid};
+use crate::wire::verbs::{NodeQuestion, Reply, Request};
+
+/// How long a member is asked for the state of its parts.
+const ASK: Duration = Duration::from_secs(5);
+/// Time between two looks at all open tasks.
+const SWEEP: Duration = Duration::from_secs(2);
+
+/// What the task is about; the numbers that the mesh itself knows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Subject {
+    /// Documents: how many were received, and how many different ids they have.
+    Documents {
+        /// All documents of the request.
+        received: usize,
+        /// Different ids among them.
+        distinct: usize,
+    },
+    /// Ids to delete: how many different ones.
+    DeleteIds {
+        /// Ids of the request.
+        provided: usize,
+        /// Different ones.
+        distinct: usize,
+    },
+    /// Documents to delete by this filter, as the client sent it.
+    DeleteFilter {
+        /// The filter's JSON text.
+        original_filter: String,
+    },
+    /// All documents.
+    DeleteAll,
+    /// Settings, as the client sent them.
+    Settings(Value),
+    /// A new index.
+    IndexCreation {
+        /// Its primary key, if given.
+        primary_key: Option<String>,
+    },
+    /// An index to delete.
+    IndexDeletion,
+    /// A new primary key.
+    IndexUpdate {
+        /// The key.
+        primary_key: Option<String>,
+    },
+}
+
+impl Subject {
+    /// Meilisearch's `type`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Documents { .. } => "documentAdditionOrUpdate",
+            Self::DeleteIds { .. } | Self::DeleteFilter { .. } | Self::DeleteAll => "documentDeletion",
+            Self::Settings(_) => "settingsUpdate",
+            Self::IndexCreation { .. } => "indexCreation",
+            Self::IndexDeletion => "indexDeletion",
+            Self::IndexUpdate { .. } => "indexUpdate",
+        }
+    }
+
+    /// Meilisearch's `details`; `deleted` is what the nodes counted, once all is done.
+    fn details(&self, status: Status, deleted: u64) -> Value {
+        let done = |n: usize| match status {
+            Status::Succeeded => json!(n),
+            Status::Failed | Status::Canceled => json!(0),
+            Status::Enqueued | Status::Processing => Value::Null,
+        };
+        let deleted = match status {
+            Status::Succeeded => json!(deleted),
+            Status::Failed | Status::Canceled => json!(0),
+            Status::Enqueued | Status::Processing => Value::Null,
+        };
+        match self {
+            Self::Documents { received, distinct } => {
+                json!({"receivedDocuments": received, "indexedDocuments": done(*distinct)})
+            }
+            Self::DeleteIds { provided, distinct } => {
+                json!({"providedIds": provided, "deletedDocuments": done(*distinct), "originalFilter": null})
+            }
+            Self::DeleteFilter { original_filter } => {
+                json!({"providedIds": 0, "deletedDocuments": deleted, "originalFilter": original_filter})
+            }
+            Self::DeleteAll | Self::IndexDeletion => json!({"deletedDocuments": deleted}),
+            Self::Settings(sent) => sent.clone(),
+            Self::IndexCreation { primary_key } | Self::IndexUpdate { primary_key } => {
+                json!({"primaryKey": primary_key})
+            }
+        }
+    }
+}
+
+/// Meilisearch's `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Nobody has begun.
+    Enqueued,
+    /// Some node works on it, or some are done and others not.
+    Processing,
+    /// Every node's part has succeeded.
+    Succeeded,
+    /// Some part has failed, and all have ended.
+    Failed,
+    /// Some part was canceled on its node, and all have ended.
+    Canceled,
+}
+
+impl Status {
+    fn ended(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Canceled)
+    }
+}
+
+/// A part: the task of one member's node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Whose node.
+    pub member: MemberId,
+    /// The node's own task uid.
+    pub task: u32,
+}
+
+/// What is stored of a task.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Body {
+    enqueued_at: String,
+    subject: Subject,
+    physical: Option<PhysicalIndex>,
+    custom_metadata: Option<String>,
+    /// Copies of each document among the nodes; their counts are divided by it.
+    copies: u64,
+    /// `None` until every part has been taken.
+    parts: Option<Vec<Part>>,
+    outcome: Option<Outcome>,
+}
+
+/// The state of a task, worked out from its parts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Outcome {
+    status: Status,
+    error: Option<Value>,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    deleted: u64,
+}
+
+impl Outcome {
+    fn waiting() -> Self {
+        Self { status: Status::Enqueued, error: None, started_at: None, finished_at: None, deleted: 0 }
+    }
+
+    fn failed(error: Value) -> Self {
+        let now = Some(clock::now_rfc3339());
+        Self { status: Status::Failed, error: Some(error), started_at: now.clone(), finished_at: now, deleted: 0 }
+    }
+}
+
+/// A task that has been stored but not sent.
+#[derive(Debug, Clone)]
+pub struct NewTask {
+    /// Its number.
+    pub uid: TaskUid,
+    index_uid: Option<String>,
+    body: Body,
+}
+
+/// What the client of a write gets: Meilisearch's five fields.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// The task's number.
+    pub task_uid: TaskUid,
+    /// The client's name of the index.
+    pub index_uid: Option<String>,
+    /// Always `enqueued`.
+    pub status: Status,
+    /// Meilisearch's type.
+    pub r#type: &'static str,
+    /// RFC 3339.
+    pub enqueued_at: String,
+    /// What the client attached, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom_metadata: Option<String>,
+}
+
+/// A node's task, as far as it matters here.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeTask {
+    uid: u32,
+    status: Status,
+    error: Option<Value>,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    details: Option<NodeDetails>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeDetails {
+    deleted_documents: Option<u64>,
+}
+
+/// The service; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Tasks {
+    store: Store,
+    cluster: Cluster,
+    members: Members,
+}
+
+impl Tasks {
+    /// The tasks of this member's store.
+    pub fn new(store: Store, cluster: Cluster, members: Members) -> Self {
+        Self { store, cluster, members }
+    }
+
+    /// Stores a new task, before anything of it is sent.
+    ///
+    /// # Errors
+    /// A failure of the store: nothing has been done then.
+    pub async fn begin(
+        &self,
+        index: Option<&IndexUid>,
+        physical: Option<&PhysicalIndex>,
+        subject: Subject,
+        copies: usize,
+        custom_metadata: Option<String>,
+    ) -> Result<NewTask, Failure> {
+        let topology = self.cluster.topology();
+        let index_uid = index.map(|i| i.as_str().to_owned());
+        let kind = subject.kind().to_owned();
+        let body = Body {
+            enqueued_at: clock::now_rfc3339(),
+            subject,
+            physical: physical.cloned(),
+            custom_metadata,
+            copies: copies.max(1) as u64,
+            parts: None,
+            outcome: None,
+        };
+        let (position, members) = (topology.position() as u32, topology.members.len() as u32);
+        let uid = self.store.new_task(position, members, index_uid.clone(), kind, encode(&body)?).await?;
+        Ok(NewTask { uid, index_uid, body })
+    }
+
+    /// Stores that every part has been taken; only then may the client hear of success.
+    ///
+    /// # Errors
+    /// A failure of the store.
+    pub async fn sent(&self, mut task: NewTask, parts: Vec<Part>) -> Result<Summary, Failure> {
+        let summary = task.summary();
+        if parts.is_empty() {
+            // Nothing to wait for: an empty list of documents, say.
+            let now = Some(clock::now_rfc3339());
+            task.body.outcome = Some(Outcome {
+                status: Status::Succeeded,
+                started_at: now.clone(),
+                finished_at: now,
+                ..Outcome::waiting()
+            });
+        }
+        task.body.parts = Some(parts);
+        self.store.put_task(task.uid, task.body.outcome.is_some(), encode(&task.body)?).await?;
+        Ok(summary)
+    }
+
+    /// Ends a task in failure; nothing of it is under way.
+    ///
+    /// # Errors
+    /// A failure of the store.
+    pub async fn fail(&self, mut task: NewTask, code: ErrorCode, message: &str) -> Result<Summary, Failure> {
+        let summary = task.summary();
+        task.body.outcome = Some(Outcome::failed(error_object(code, message)));
+        self.store.put_task(task.uid, true, encode(&task.body)?).await?;
+        Ok(summary)
+    }
+
+    /// A task of the mesh, as JSON; `None` if there is none of that number.
+    ///
+    /// # Errors
+    /// `miroir_no_quorum` if the task's home can't be asked now.
+    pub async fn task(&self, uid: TaskUid, trace: TraceId) -> Result<Option<Bytes>, Failure> {
+        let topology = self.cluster.topology();
+        let home = &topology.members[uid.0 as usize % topology.members.len()].id;
+        if home == self.cluster.own() {
+            return Ok(self.own_task(uid, trace).await?.map(Bytes::from));
+        }
+        let call = Call { request: Request::Task(uid), body: Bytes::new(), deadline: Instant::now() + 2 * ASK, trace };
+        let unavailable = |reason: String| {
+            let message = format!("Task `{uid}` is kept by member {home}, which can't be asked now ({reason}).");
+            Failure::new(ErrorCode::MiroirNoQuorum, message)
+        };
+        let answer = self.members.call(home, call).await.map_err(|e| unavailable(e.to_string()))?;
+        match answer.reply {
+            Reply::Task => Ok(Some(answer.body)),
+            Reply::NoTask => Ok(None),
+            other => Err(unavailable(format!("{other:?}"))),
+        }
+    }
+
+    /// A task of which this member is the home, brought up to date.
+    ///
+    /// # Errors
+    /// A failure of the store.
+    pub async fn own_task(&self, uid: TaskUid, trace: TraceId) -> Result<Option<Vec<u8>>, Failure> {
+        let Some(stored) = self.store.task(uid).await? else { return Ok(None) };
+        let body = self.refresh(&stored, trace).await?;
+        let view = view(uid, stored.index_uid.as_deref(), &body);
+        serde_json::to_vec(&view).map(Some).map_err(|e| Failure::internal(e.to_string()))
+    }
+
+    /// Asks the nodes for what is still open; what has ended is stored.
+    async fn refresh(&self, stored: &StoredTask, trace: TraceId) -> Result<Body, Failure> {
+        let mut body: Body = serde_json::from_str(&stored.body)
+            .map_err(|e| Failure::internal(format!("task {} is malformed: {e}", stored.uid)))?;
+        if stored.finished {
+            return Ok(body);
+        }
+        let Some(parts) = body.parts.clone() else { return Ok(body) };
+        let states = self.ask_parts(&parts, trace).await;
+        let outcome = combine(&body, stored.index_uid.as_deref(), &states);
+        let ended = outcome.status.ended();
+        body.outcome = Some(outcome);
+        if ended {
+            self.store.put_task(stored.uid, true, encode(&body)?).await?;
+        }
+        Ok(body)
+    }
+
+    /// The state of each part; `None` where its member could not be asked.
+    async fn ask_parts(&self, parts: &[Part], trace: TraceId) -> Vec<Option<PartState>> {
+        let mut by_member: BTreeMap<&MemberId, Vec<u32>> = BTreeMap::new();
+        for part in parts {
+            by_member.entry(&part.member).or_default().push(part.task);
+        }
+        let asks = by_member.into_iter().map(|(member, tasks)| async move {
+            let request = Request::Node(NodeQuestion::Tasks(tasks));
+            let call = Call { request, body: Bytes::new(), deadline: Instant::now() + ASK, trace };
+            let answer = self.members.call(member, call).await.ok()?;
+            #[derive(Deserialize)]
+            struct Page {
+                results: Vec<NodeTask>,
+            }
+            if answer.reply != Reply::Node(200) {
+                return None;
+            }
+            let page = serde_json::from_slice::<Page>(&answer.body).ok()?;
+            Some((member, page.results))
+        });
+        let answers: BTreeMap<_, _> = futures_util::future::join_all(asks).await.into_iter().flatten().collect();
+        let state = |part: &Part| {
+            let tasks = answers.get(&part.member)?;
+            Some(match tasks.iter().find(|t| t.uid == part.task) {
+                Some(task) => PartState::Known(task.clone()),
+                None => PartState::Lost(part.clone()),
+            })
+        };
+        parts.iter().map(state).collect()
+    }
+
+    /// Ends what an earlier process left half sent, then keeps the open tasks up to date, so that a node's own clean-up of
+    /// its task list loses nothing.
+    ///
+    /// # Errors
+    /// A failure of the store.
+    pub async fn sweep(self) -> Result<(), Failure> {
+        self.end_unsent().await?;
+        let mut tick = tokio::time::interval(SWEEP);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let mut from = 0;
+            loop {
+                let page = self.store.open_tasks(from, 100).await?;
+                let Some(last) = page.last() else { break };
+                from = last.uid.0 + 1;
+                for stored in &page {
+                    self.refresh(stored, TraceId::default()).await?;
+                }
+            }
+        }
+    }
+
+    async fn end_unsent(&self) -> Result<(), Failure> {
+        let mut from = 0;
+        loop {
+            let page = self.store.open_tasks(from, 100).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            from = last.uid.0 + 1;
+            for stored in &page {
+                let mut body: Body = serde_json::from_str(&stored.body)
+                    .map_err(|e| Failure::internal(format!("task {} is malformed: {e}", stored.uid)))?;
+                if body.parts.is_none() {
+                    let message = "The member that took this request ended before every part of it had been sent. It was never \
+                                   acknowledged; send it again.";
+                    body.outcome = Some(Outcome::failed(error_object(ErrorCode::MiroirIncomplete, message)));
+                    self.store.put_task(stored.uid, true, encode(&body)?).await?;
+                }
+            }
+        }
+    }
+}
+
+impl NewTask {
+    fn summary(&self) -> Summary {
+        Summary {
+            task_uid: self.uid,
+            index_uid: self.index_uid.clone(),
+            status: Status::Enqueued,
+            r#type: self.body.subject.kind(),
+            enqueued_at: self.body.enqueued_at.clone(),
+            custom_metadata: self.body.custom_metadata.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum PartState {
+    Known(NodeTask),
+    // The node answers, but has no such task.
+    Lost(Part),
+}
+
+fn combine(body: &Body, index_uid: Option<&str>, states: &[Option<PartState>]) -> Outcome {
+    let known: Vec<&NodeTask> = states
+        .iter()
+        .flatten()
+        .filter_map(|s| match s {
+            PartState::Known(task) => Some(task),
+            PartState::Lost(_) => None,
+        })
+        .collect();
+    let started_at = known.iter().filter_map(|t| t.started_at.as_ref()).min().cloned();
+    let all_ended = states.iter().all(|s| match s {
+        Some(PartState::Known(task)) => task.status.ended(),
+        Some(PartState::Lost(_)) => true,
+        None => false,
+    });
+    if !all_ended {
+        let begun = known.iter().any(|t| t.status != Status::Enqueued);
+        let status = if begun { Status::Processing } else { Status::Enqueued };
+        return Outcome { status, started_at, ..Outcome::waiting() };
+    }
+    let lost = states.iter().flatten().find_map(|s| match s {
+        PartState::Lost(part) => {
+            let message = format!(
+                "The node of member {} no longer knows task {} of its own; whether it was carried out is not known.",
+                part.member, part.task
+            );
+            Some(error_object(ErrorCode::MiroirIncomplete, &message))
+        }
+        PartState::Known(_) => None,
+    });
+    let of = |status| known.iter().find(|t| t.status == status);
+    let error = of(Status::Failed).map(|t| client_error(body, index_uid, t.error.clone())).or(lost);
+    let status = match (&error, of(Status::Canceled)) {
+        (Some(_), _) => Status::Failed,
+        (None, Some(_)) => Status::Canceled,
+        (None, None) => Status::Succeeded,
+    };
+    let deleted: u64 = known.iter().filter_map(|t| t.details.as_ref()?.deleted_documents).sum();
+    Outcome {
+        status,
+        error,
+        started_at,
+        finished_at: known.iter().filter_map(|t| t.finished_at.as_ref()).max().cloned(),
+        deleted: deleted / body.copies,
+    }
+}
+
+/// A node's task error with the client's names in its text.
+fn client_error(body: &Body, index_uid: Option<&str>, error: Option<Value>) -> Value {
+    let mut error = error.unwrap_or_else(|| error_object(ErrorCode::Internal, "the node gave no reason"));
+    let uid = index_uid.and_then(|uid| IndexUid::new(uid).ok());
+    if let (Some(physical), Some(uid), Some(message)) =
+        (&body.physical, uid, error.get("message").and_then(Value::as_str))
+    {
+        let text = error_text(message, physical, &uid);
+        error["message"] = Value::String(text);
+    }
+    error
+}
+
+/// Meilisearch's error object.
+pub fn error_object(code: ErrorCode, message: &str) -> Value {
+    json!({"message": message, "code": code.as_str(), "type": code.kind().as_str(), "link": code.link()})
+}
+
+fn encode(body: &Body) -> Result<String, Failure> {
+    serde_json::to_string(body).map_err(|e| Failure::internal(e.to_string()))
+}
+
+fn view(uid: TaskUid, index_uid: Option<&str>, body: &Body) -> Value {
+    let outcome = body.outcome.clone().unwrap_or_else(Outcome::waiting);
+    let duration = match (&outcome.started_at, &outcome.finished_at) {
+        (Some(from), Some(to)) => clock::between(from, to),
+        _ => None,
+    };
+    let mut view = json!({
+        "uid": uid,
+        // The mesh makes one batch of each task.
+        "batchUid": (outcome.status != Status::Enqueued).then_some(uid),
+        "indexUid": index_uid,
+        "status": outcome.status,
+        "type": body.subject.kind(),
+        "canceledBy": null,
+        "details": body.subject.details(outcome.status, outcome.deleted),
+        "error": outcome.error,
+        "duration": duration,
+        "enqueuedAt": body.enqueued_at,
+        "startedAt": outcome.started_at,
+        "finishedAt": outcome.finished_at,
+    });
+    if let Some(metadata) = &body.custom_metadata {
+        view["customMetadata"] = Value::String(metadata.clone());
+    }
+    view
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(subject: Subject, copies: u64) -> Body {
+        Body {
+            enqueued_at: "2026-01-01T00:00:00Z".into(),
+            subject,
+            physical: Some(PhysicalIndex::new("movies__m0000000a").unwrap()),
+            custom_metadata: None,
+            copies,
+            parts: None,
+            outcome: None,
+        }
+    }
+
+    fn part(status: Status, deleted: Option<u64>) -> Option<PartState> {
+        Some(PartState::Known(NodeTask {
+            uid: 1,
+            status,
+            error: (status == Status::Failed)
+                .then(|| json!({"message": "Index `movies__m0000000a` not found.", "code": "c"})),
+            started_at: Some("2026-01-01T00:00:01Z".into()),
+            finished_at: status.ended().then(|| "2026-01-01T00:00:02Z".into()),
+            details: Some(NodeDetails { deleted_documents: deleted }),
+        }))
+    }
+
+    #[test]
+    fn succeeded_only_when_every_part_is() {
+        let b = body(Subject::Documents { received: 3, distinct: 2 }, 1);
+        let status = |parts: &[Option<PartState>]| combine(&b, Some("movies"), parts).status;
+        let (ok, run, wait) =
+            (part(Status::Succeeded, None), part(Status::Processing, None), part(Status::Enqueued, None));
+        assert_eq!(status(&[ok.clone(), ok.clone()]), Status::Succeeded);
+        assert_eq!(status(&[ok.clone(), run]), Status::Processing);
+        assert_eq!(status(&[ok.clone(), None]), Status::Processing);
+        assert_eq!(status(&[wait.clone(), wait]), Status::Enqueued);
+        assert_eq!(status(&[ok.clone(), part(Status::Failed, None)]), Status::Failed);
+        let lost = Some(PartState::Lost(Part { member: MemberId::new("m2").unwrap(), task: 4 }));
+        let lost = combine(&b, Some("movies"), &[ok, lost]);
+        assert_eq!(
+            (lost.status, lost.error.unwrap()["code"].as_str().unwrap().to_owned()),
+            (Status::Failed, "miroir_incomplete".to_owned())
+        );
+    }
+
+    #[test]
+    fn copies_are_counted_once() {
+        let mut b = body(Subject::DeleteFilter { original_filter: "\"a=1\"".into() }, 2);
+        b.outcome =
+            Some(combine(&b, Some("movies"), &[part(Status::Succeeded, Some(3)), part(Status::Succeeded, Some(5))]));
+        assert_eq!(view(TaskUid(1), Some("movies"), &b)["details"]["deletedDocuments"], 4);
+    }
+
+    #[test]
+    fn an_error_text_names_the_clients_index() {
+        let b = body(Subject::DeleteAll, 1);
+        let outcome = combine(&b, Some("movies"), &[part(Status::Failed, None)]);
+        assert_eq!(outcome.error.unwrap()["message"], "Index `movies` not found.");
+    }
+}

@@ -1,0 +1,243 @@
+//! The connection: a writer thread that runs jobs in the order they come, as many as wait in one transaction.
+//!
+//! A job is answered after the commit that holds it. A job that fails is undone alone (a savepoint), the others of its
+//! transaction stay.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::error::StoreError;
+
+/// Jobs that wait at most; a caller beyond that waits itself.
+const QUEUE: usize = 256;
+/// Jobs of one transaction at most.
+const GROUP: usize = 64;
+
+/// Ordered, forward only: the position in this list is the schema's number.
+const MIGRATIONS: &[&str] = &["CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+     CREATE TABLE records (key TEXT PRIMARY KEY, version INTEGER NOT NULL, value TEXT NOT NULL) STRICT;
+     CREATE TABLE local_indexes (physical TEXT PRIMARY KEY, made INTEGER NOT NULL, held TEXT NOT NULL) STRICT;
+     CREATE TABLE tasks (
+        uid INTEGER PRIMARY KEY, index_uid TEXT, kind TEXT NOT NULL, state TEXT NOT NULL, body TEXT NOT NULL
+     ) STRICT;
+     CREATE INDEX tasks_open ON tasks (uid) WHERE state <> 'finished';"];
+
+type Job = Box<dyn FnOnce(&Transaction<'_>) -> Box<dyn FnOnce(Result<(), StoreError>) + Send> + Send>;
+
+/// A handle of the member's store; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    jobs: mpsc::Sender<Job>,
+    fatal: watch::Receiver<Option<StoreError>>,
+    path: Arc<PathBuf>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens `miroir.sqlite` in `dir`, makes it if there is none, checks it and brings its schema up to date.
+    ///
+    /// # Errors
+    /// [`StoreError`] with the remedy in its text. A damaged file is refused, never replaced.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let path = dir.join("miroir.sqlite");
+        let open = |reason: String| StoreError::Open { path: path.clone(), reason };
+        std::fs::create_dir_all(dir).map_err(|e| open(e.to_string()))?;
+        check_magic(&path)?;
+        let conn = Connection::open(&path).map_err(|e| open(e.to_string()))?;
+        let conn = prepare(conn, &path)?;
+        let (jobs, inbox) = mpsc::channel(QUEUE);
+        let (fatal_tx, fatal) = watch::channel(None);
+        std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || write_loop(conn, inbox, &fatal_tx))
+            .map_err(|e| open(e.to_string()))?;
+        Ok(Self { jobs, fatal, path: Arc::new(path) })
+    }
+
+    /// Runs `job` on the writer and returns its result once it is committed.
+    ///
+    /// Not cancel-safe in the sense that the job may still run after the future is dropped; it is all or nothing.
+    ///
+    /// # Errors
+    /// What the job or the commit failed with.
+    pub async fn run<T, F>(&self, job: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let (answer, wait) = oneshot::channel();
+        let job: Job = Box::new(move |tx| {
+            let done = in_savepoint(tx, job);
+            Box::new(move |committed| {
+                // Nobody listening is a caller that has gone; the job's effect stands all the same.
+                drop(answer.send(committed.and(done)));
+            })
+        });
+        self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
+        wait.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Changes once, when the store has failed for good: the member must leave service.
+    pub fn fatal(&self) -> watch::Receiver<Option<StoreError>> {
+        self.fatal.clone()
+    }
+}
+
+fn in_savepoint<T>(
+    tx: &Transaction<'_>,
+    job: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    tx.execute_batch("SAVEPOINT job")?;
+    let done = job(tx);
+    tx.execute_batch(if done.is_ok() { "RELEASE job" } else { "ROLLBACK TO job; RELEASE job" })?;
+    done
+}
+
+/// SQLite takes a file shorter than a header for a new one and would write over it; a store is never rebuilt so.
+fn check_magic(path: &Path) -> Result<(), StoreError> {
+    use std::io::Read;
+    const MAGIC: &[u8] = b"SQLite format 3\0";
+    let failed = |e: std::io::Error| StoreError::Open { path: path.to_owned(), reason: e.to_string() };
+    let mut file = match std::fs::File::open(path) {
+        Ok(file) => file.take(MAGIC.len() as u64),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    };
+    let mut head = Vec::new();
+    file.read_to_end(&mut head).map_err(failed)?;
+    if head.is_empty() || head == MAGIC {
+        return Ok(());
+    }
+    Err(StoreError::Corrupt { path: path.to_owned(), reason: "it does not begin as an SQLite file does".into() })
+}
+
+fn prepare(conn: Connection, path: &Path) -> Result<Connection, StoreError> {
+    let corrupt = |reason: String| StoreError::Corrupt { path: path.to_owned(), reason };
+    let setup = || -> Result<String, rusqlite::Error> {
+        conn.pragma_update(None, "journal_mode", "WAL")?;
+        conn.pragma_update(None, "synchronous", "FULL")?;
+        conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
+    };
+    match setup() {
+        Ok(ok) if ok == "ok" => {}
+        Ok(found) => return Err(corrupt(found)),
+        Err(e) => {
+            return Err(match e.sqlite_error_code() {
+                Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+                    corrupt(e.to_string())
+                }
+                _ => StoreError::Open { path: path.to_owned(), reason: e.to_string() },
+            });
+        }
+    }
+    let found: i64 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+    let known = i64::try_from(MIGRATIONS.len()).expect("few migrations");
+    if found > known {
+        return Err(StoreError::Newer { path: path.to_owned(), found, known });
+    }
+    for (number, sql) in (1..).zip(MIGRATIONS).skip(usize::try_from(found).unwrap_or(0)) {
+        conn.execute_batch(&format!("BEGIN IMMEDIATE; {sql} PRAGMA user_version = {number}; COMMIT;"))?;
+    }
+    Ok(conn)
+}
+
+fn write_loop(mut conn: Connection, mut inbox: mpsc::Receiver<Job>, fatal: &watch::Sender<Option<StoreError>>) {
+    while let Some(first) = inbox.blocking_recv() {
+        let mut answers = Vec::new();
+        let committed = run_group(&mut conn, first, &mut inbox, &mut answers);
+        if let Err(e) = &committed
+            && e.is_fatal()
+        {
+            fatal.send_replace(Some(e.clone()));
+        }
+        for answer in answers {
+            answer(committed.clone());
+        }
+    }
+}
+
+type Answers = Vec<Box<dyn FnOnce(Result<(), StoreError>) + Send>>;
+
+fn run_group(
+    conn: &mut Connection,
+    first: Job,
+    inbox: &mut mpsc::Receiver<Job>,
+    answers: &mut Answers,
+) -> Result<(), StoreError> {
+    let tx = match conn.transaction_with_behavior(TransactionBehavior::Immediate) {
+        Ok(tx) => tx,
+        // The job is dropped with its answer channel; its caller sees the store closed.
+        Err(e) => return Err(e.into()),
+    };
+    answers.push(first(&tx));
+    while answers.len() < GROUP
+        && let Ok(job) = inbox.try_recv()
+    {
+        answers.push(job(&tx));
+    }
+    tx.commit()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_failed_job_is_undone_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let put = |key: &'static str, fail: bool| {
+            store.run(move |tx| {
+                tx.execute("INSERT INTO meta VALUES (?1, x'00')", [key])?;
+                if fail { Err(StoreError::Malformed { what: "test", reason: String::new() }) } else { Ok(()) }
+            })
+        };
+        let (a, b, c) = tokio::join!(put("a", false), put("b", true), put("c", false));
+        assert!(a.is_ok() && b.is_err() && c.is_ok());
+        let keys = store
+            .run(|tx| Ok(tx.query_row("SELECT group_concat(key) FROM meta", [], |r| r.get::<_, String>(0))?))
+            .await
+            .unwrap();
+        assert_eq!(keys, "a,c");
+    }
+
+    #[tokio::test]
+    async fn what_was_answered_is_there_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.run(|tx| Ok(tx.execute("INSERT INTO meta VALUES ('k', x'07')", [])?)).await.unwrap();
+        let again = Store::open(dir.path()).unwrap();
+        let v: Vec<u8> = again.run(|tx| Ok(tx.query_row("SELECT value FROM meta", [], |r| r.get(0))?)).await.unwrap();
+        assert_eq!(v, [7]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("miroir.sqlite");
+        for size in [1, 64, 600, 9_000] {
+            let notes = b"not a database ".repeat(600)[..size].to_vec();
+            std::fs::write(&path, &notes).unwrap();
+            let error = Store::open(dir.path()).unwrap_err();
+            assert!(matches!(error, StoreError::Corrupt { .. }), "{size} bytes: {error}");
+            assert_eq!(std::fs::read(&path).unwrap(), notes);
+        }
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("miroir.sqlite");
+        Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        assert!(matches!(Store::open(dir.path()), Err(StoreError::Newer { found: 99, .. })));
+    }
+}

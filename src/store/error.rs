@@ -1,0 +1,86 @@
+//! What can go wrong with the store, and whether the member may go on.
+
+use std::path::PathBuf;
+
+/// A failure of the store.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The file can't be opened, or the directory made.
+    #[error("can't open the store {path}: {reason}; check that the directory exists and belongs to this user")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        reason: String,
+    },
+    /// The file is damaged; it is never replaced silently.
+    #[error(
+        "the store {path} is damaged ({reason}); move it away and start again to rejoin the mesh with an empty store"
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What the check found.
+        reason: String,
+    },
+    /// The file comes from a newer version of miroir.
+    #[error("the store {path} has schema {found}, this version knows {known}; run the newer miroir again")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Schema number in the file.
+        found: i64,
+        /// Highest schema number that this version knows.
+        known: i64,
+    },
+    /// A statement failed.
+    #[error("the store failed: {reason}")]
+    Sql {
+        /// The cause.
+        reason: String,
+        /// Disk full, I/O error or damage: the member must leave service.
+        fatal: bool,
+    },
+    /// A stored value is not what was written.
+    #[error("the store holds a malformed {what}: {reason}")]
+    Malformed {
+        /// What was read.
+        what: &'static str,
+        /// The cause.
+        reason: String,
+    },
+    /// The writer thread has ended.
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl StoreError {
+    /// Whether the member must turn itself off: its store can no longer be trusted to keep what it is given.
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            Self::Sql { fatal, .. } => *fatal,
+            Self::Open { .. } | Self::Corrupt { .. } | Self::Newer { .. } | Self::Malformed { .. } | Self::Closed => {
+                true
+            }
+        }
+    }
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(e: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode as C;
+        let fatal = matches!(
+            e.sqlite_error_code(),
+            Some(
+                C::DiskFull
+                    | C::SystemIoFailure
+                    | C::DatabaseCorrupt
+                    | C::NotADatabase
+                    | C::ReadOnly
+                    | C::CannotOpen
+                    | C::PermissionDenied
+            )
+        );
+        Self::Sql { reason: e.to_string(), fatal }
+    }
+}
