@@ -1,26 +1,59 @@
-//! `netsim`: trials for Miroir.
+//! `netsim`: trials for Miroir. `demo` runs a mesh of real processes, `bench` compares one with a single node, `node` is
+//! the stand-in for Meilisearch.
+//!
+//! The hidden subcommand `sidecar` is `miroir`'s own `main`: the demo runs this same executable again, so that nothing
+//! stale runs.
 
-use anyhow::Result;
+mod bench;
+mod demo;
+mod mesh;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 use netsim::node;
 
-#[derive(Parser)]
-#[command(name = "netsim", about = "Trials for Miroir")]
-struct Cli {
+/// Trials for Miroir.
+#[derive(Debug, Parser)]
+#[command(name = "netsim", version)]
+struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
+    /// Runs a mesh of real processes on this machine, loads documents and waits for Ctrl-C.
+    Demo(demo::DemoArguments),
+    /// Compares meshes of 1 and 3 members with a single node.
+    Bench(bench::BenchArguments),
     /// Runs a stand-in for a Meilisearch node.
     #[command(hide = true)]
     Node(node::Args),
 }
 
-fn main() -> Result<()> {
-    let runtime = tokio::runtime::Runtime::new()?;
-    match Cli::parse().command {
-        Command::Node(args) => runtime.block_on(node::run(args)),
+fn main() -> ExitCode {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments.get(1).is_some_and(|a| a == mesh::SIDECAR_COMMAND) {
+        arguments.remove(1);
+        return miroir::cli::main_from(arguments);
     }
+    let result = match Arguments::parse_from(arguments).command {
+        Command::Demo(arguments) => run(demo::run(arguments)),
+        Command::Bench(arguments) => run(bench::run(arguments)),
+        Command::Node(arguments) => run(node::run(arguments)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("netsim: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs on the main thread: children die with the thread that started them.
+fn run(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(command)
 }
