@@ -114,7 +114,7 @@ fn parse_csv(body: &[u8], delimiter: u8) -> Result<Vec<Map<String, Value>>> {
         let mut document = Map::new();
         for ((name, kind), text) in headers.iter().zip(record.iter()) {
             let value = match (kind.as_str(), text) {
-                ("number" | "boolean", "") => Value::Null,
+                (_, "") => Value::Null,
                 ("number", text) => csv_number(text).ok_or_else(|| {
                     bad(format!("Error parsing number {text:?} at line {}: invalid float literal", at + 1))
                 })?,
