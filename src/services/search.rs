@@ -22,8 +22,8 @@ use super::writes::node_failure;
 use crate::net::{Answer, Call, CallError, TraceId};
 use crate::proto::search::query::Original;
 use crate::proto::search::{
-    Action, AskId, FacetSearchQuery, HedgeBudget, IndexView, MemberState, MemberStats, MergeRequest, Outcome,
-    PartAnswer, PlanInput, QueryError, Scatter, SearchQuery, merge, merge_facet_search,
+    Action, AskId, FacetSearchQuery, HedgeBudget, IndexView, MemberState, MemberStats, MergeError, MergeRequest,
+    Outcome, PartAnswer, PlanInput, QueryError, Scatter, SearchQuery, keywords_suffice, merge, merge_facet_search,
 };
 use crate::proto::settings::ClientView;
 use crate::telemetry::metrics::Metrics;
@@ -206,17 +206,37 @@ impl Searches {
             alone: query.part_body(1, &view).into(),
             shared: query.part_body(2, &view).into(),
         };
-        let scattered = self.scatter(question, trace).await?;
         let request_uid = Uuid::now_v7().to_string();
-        let merged = merge(&MergeRequest {
-            query: &query,
-            view: &view,
-            parts: &scattered.parts,
-            missing: &scattered.missing,
-            processing_time_ms: millis(began),
-            request_uid: &request_uid,
-        });
-        self.found(merged.map_err(|e| Failure::internal(e.to_string()))?, scattered.missing)
+        let request = |scattered: &Scattered, keywords_only| {
+            let merge_request = MergeRequest {
+                query: &query,
+                view: &view,
+                parts: &scattered.parts,
+                keywords_only,
+                missing: &scattered.missing,
+                processing_time_ms: millis(began),
+                request_uid: &request_uid,
+            };
+            if keywords_only && !keywords_suffice(&merge_request)? {
+                return Ok(None);
+            }
+            merge(&merge_request).map(Some)
+        };
+        let malformed = |e: MergeError| Failure::internal(e.to_string());
+        // A search that mixes keywords and vectors over several parts asks for keywords first: often they are enough.
+        if let Some(keywords) = query.keyword_body(2, &view) {
+            let first = Question { shared: keywords.into(), ..question.clone() };
+            let scattered = self.scatter(first, trace).await?;
+            let keywords_only = !scattered.parts.iter().any(|p| p.alone);
+            if let Some(body) = request(&scattered, keywords_only).map_err(malformed)? {
+                return self.found(body, scattered.missing);
+            }
+        }
+        let scattered = self.scatter(question, trace).await?;
+        match request(&scattered, false).map_err(malformed)? {
+            Some(body) => self.found(body, scattered.missing),
+            None => Err(Failure::internal("a merge gave no answer")),
+        }
     }
 
     /// `POST /indexes/{uid}/facet-search`.
