@@ -121,7 +121,10 @@ pub fn plan(input: &PlanInput<'_>, wanted: &ShardSet, excluded: &BTreeMap<Member
         .map(|shard| {
             let replicas = input.index.shards.get(usize::from(shard.0)).map_or(&[][..], |s| &s.replicas[..]);
             let full = replicas.iter().filter(|r| r.state != ReplicaState::Learner);
-            (shard, full.filter_map(|r| by_member.get(&r.member).copied()).collect())
+            let mut holders: Vec<usize> = full.filter_map(|r| by_member.get(&r.member).copied()).collect();
+            // Those of one group stand together.
+            holders.sort_by_key(|i| candidates[*i].group);
+            (shard, holders)
         })
         .collect();
     Planner { input, candidates, holders }.plan()
@@ -142,25 +145,22 @@ impl Planner<'_> {
 
     /// The group that leaves the fewest shards out, and of those one of the best scored.
     fn group(&self) -> Option<&GroupId> {
-        let mut rated: BTreeMap<&GroupId, (usize, f64)> = BTreeMap::new();
-        for group in self.candidates.iter().filter_map(|c| c.group) {
-            rated.entry(group).or_insert_with(|| self.rate(group));
-        }
-        let fewest = rated.values().map(|(left_out, _)| *left_out).min()?;
-        let complete = rated.iter().filter(|(_, (left_out, _))| *left_out == fewest);
-        choose(complete.map(|(group, (_, score))| (*score, weight(self.input.query_hash, group.as_str()), *group)))
-    }
-
-    /// How many shards a group leaves out, and the score of its slowest member that would be asked.
-    fn rate(&self, group: &GroupId) -> (usize, f64) {
-        let mut rating = (0, 0.0_f64);
+        // Shards covered, and the score of the slowest member that would be asked.
+        let mut rated: BTreeMap<&GroupId, (usize, f64)> =
+            self.candidates.iter().filter_map(|c| c.group).map(|g| (g, (0, 0.0))).collect();
         for (shard, holders) in &self.holders {
-            match self.pick(holders, |c| c.group == Some(group) && c.serves(*shard)) {
-                Some(i) => rating.1 = rating.1.max(self.candidates[i].score),
-                None => rating.0 += 1,
+            for of_one in holders.chunk_by(|a, b| self.candidates[*a].group == self.candidates[*b].group) {
+                let chosen = self.pick(of_one, |c| c.serves(*shard)).map(|i| &self.candidates[i]);
+                let Some((chosen, group)) = chosen.and_then(|c| c.group.map(|g| (c, g))) else { continue };
+                if let Some((covered, score)) = rated.get_mut(group) {
+                    *covered += 1;
+                    *score = score.max(chosen.score);
+                }
             }
         }
-        rating
+        let most = rated.values().map(|(covered, _)| *covered).max()?;
+        let complete = rated.iter().filter(|(_, (covered, _))| *covered == most);
+        choose(complete.map(|(group, (_, score))| (*score, weight(self.input.query_hash, group.as_str()), *group)))
     }
 
     fn plan(&self) -> Plan {
