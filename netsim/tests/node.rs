@@ -50,7 +50,8 @@ struct Answer {
 
 impl Engine {
     fn at(base: String) -> Self {
-        Self { base, client: Client::builder(TokioExecutor::new()).build_http() }
+        // No connection is used twice: a server that refuses a request unread closes it, and the next one would fail.
+        Self { base, client: Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http() }
     }
 
     async fn call(&self, method: &str, path: &str, headers: &[(String, String)], body: Bytes) -> Result<Answer> {
@@ -343,5 +344,100 @@ async fn stand_in_and_real_node_answer_the_golden_cases_alike() -> Result<()> {
     }
     eprintln!("{count} requests, engines: stand-in{}", if real.is_some() { ", real Meilisearch" } else { "" });
     ensure!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+    Ok(())
+}
+
+/// The binary, run as its own process.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Nothing can be done about a process that is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn process(dir: &Path) -> Result<(Process, Engine)> {
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netsim"));
+    command.args(["node", "--http-addr", &format!("127.0.0.1:{port}"), "--db-path"]).arg(dir);
+    let mut process = Process(command.env("MEILI_MASTER_KEY", KEY).stderr(Stdio::null()).spawn()?);
+    let engine = Engine::at(format!("http://127.0.0.1:{port}"));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while engine.call("GET", "/version", &[], Bytes::new()).await.is_err() {
+        ensure!(process.0.try_wait()?.is_none(), "the node ended");
+        ensure!(Instant::now() < deadline, "the node does not answer");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok((process, engine))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_tasks_survive_kill_9_and_are_done_once() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let documents: Vec<Value> = (0..400).map(|id| json!({"id": id, "round": 0})).collect();
+    let mut acknowledged = 0;
+    for round in 0..4_usize {
+        // Dropping the process is SIGKILL: while tasks are under way, at another instant in each round.
+        let (_process, engine) = process(dir.path()).await?;
+        for part in 0..6_usize {
+            let body = json!({"id": acknowledged, "round": round, "part": part});
+            let answer = engine.json("PUT", "/indexes/kill/documents?primaryKey=id", &body).await?;
+            ensure!(answer.status == 202, "refused: {}", answer.body);
+            ensure!(answer.body["taskUid"] == json!(acknowledged), "a task uid was given twice: {}", answer.body);
+            acknowledged += 1;
+            if part == round {
+                let path = "/indexes/kill/documents?primaryKey=id&skipCreation=true";
+                let answer = engine.json("PUT", path, &json!(documents)).await?;
+                ensure!(answer.status == 202, "refused: {}", answer.body);
+                acknowledged += 1;
+            }
+        }
+    }
+    let (_process, engine) = process(dir.path()).await?;
+    engine.finished(&Answer { status: 202, body: json!({"taskUid": acknowledged - 1}) }).await?;
+    let tasks = engine.call("GET", "/tasks?limit=1000", &[], Bytes::new()).await?.body;
+    ensure!(tasks["total"] == json!(acknowledged), "tasks were lost: {}", tasks["total"]);
+    let failed = engine.call("GET", "/tasks?statuses=failed,enqueued,processing", &[], Bytes::new()).await?.body;
+    ensure!(failed["total"] == json!(0), "tasks are not done: {failed}");
+    let stats = engine.call("GET", "/indexes/kill/stats", &[], Bytes::new()).await?.body;
+    ensure!(stats["numberOfDocuments"] == json!(24), "documents were lost: {stats}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn knobs_delay_fail_and_stop() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let engine = stand_in(dir.path()).await?;
+    let turn = async |knobs: Value| engine.json("POST", "/_standin/knobs", &knobs).await;
+    engine.setup("k", &json!({"documents": [{"id": 1}]})).await?;
+
+    turn(json!({"fail_next": 2, "fail_status": 503})).await?;
+    for wanted in [503, 503, 200] {
+        ensure!(engine.json("POST", "/indexes/k/search", &json!({})).await?.status == wanted);
+    }
+    turn(json!({"search_delay_ms": 150})).await?;
+    let started = Instant::now();
+    engine.json("POST", "/indexes/k/search", &json!({})).await?;
+    ensure!(started.elapsed() >= Duration::from_millis(150));
+
+    turn(json!({"search_delay_ms": 0, "hang": true})).await?;
+    let search = json!({});
+    let hanging = engine.json("POST", "/indexes/k/search", &search);
+    ensure!(tokio::time::timeout(Duration::from_millis(200), hanging).await.is_err(), "it answered");
+
+    turn(json!({"hang": false, "stop_tasks": true})).await?;
+    let answer = engine.json("POST", "/indexes/k/documents", &json!({"id": 2})).await?;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let uid = answer.body["taskUid"].clone();
+    let task = engine.call("GET", &format!("/tasks/{uid}"), &[], Bytes::new()).await?.body;
+    ensure!(task["status"] == "enqueued", "{task}");
+    turn(json!({"stop_tasks": false, "fail_tasks": 1, "fail_code": "io_error"})).await?;
+    let task = engine.finished(&answer).await?;
+    ensure!(task["status"] == "failed" && task["error"]["code"] == "io_error", "{task}");
+    let answer = engine.json("POST", "/indexes/k/documents", &json!({"id": 2})).await?;
+    ensure!(engine.finished(&answer).await?["status"] == "succeeded");
+    ensure!(turn(json!({"no_such_knob": 1})).await?.status == 400);
     Ok(())
 }

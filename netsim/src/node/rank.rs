@@ -365,7 +365,7 @@ impl Evidence {
     fn word_position(&self, starts: &[u32]) -> Part<'static> {
         let worst = POSITION_BOUNDS.len() as u32;
         let cost_of = |place: &Match, start: u32| {
-            let behind = u32::from(place.position).abs_diff(start);
+            let behind = bucketed(u32::from(place.position)).abs_diff(start);
             POSITION_BOUNDS.iter().take_while(|bound| behind >= **bound).count() as u32
         };
         let terms = self.by_term.iter().zip(starts);
@@ -379,11 +379,14 @@ impl Evidence {
         let exact = |places: &[Match]| places.iter().any(|place| place.exact);
         let words = self.by_term.iter().filter(|places| exact(places)).count() as u32;
         let max = self.by_term.len() as u32;
-        let Some(first) = self.by_term.first() else { return Part::Exactness(1, 0, 0) };
+        // A term that is only there with typos does not stand in the way of an exact attribute.
+        let spelled: Vec<&Vec<Match>> =
+            self.by_term.iter().filter(|places| places.first().is_none_or(|place| place.typos == 0)).collect();
+        let Some((first, others)) = spelled.split_first() else { return Part::Exactness(1, words, max) };
         let mut best = 1;
         for start in first.iter().filter(|place| place.exact && place.position == 0) {
             let mut position = u16::from(start.length);
-            let follows = self.by_term[1..].iter().all(|places| {
+            let follows = others.iter().all(|places| {
                 let next = places.iter().find(|p| p.exact && p.field == start.field && p.position == position);
                 position += next.map_or(0, |place| u16::from(place.length));
                 next.is_some()
@@ -395,6 +398,12 @@ impl Evidence {
         }
         Part::Exactness(best, words, max)
     }
+}
+
+/// Positions far behind are only known by the end of their bucket.
+fn bucketed(position: u32) -> u32 {
+    let bound = POSITION_BOUNDS.iter().find(|bound| position < **bound);
+    if position < 16 { position } else { bound.map_or(u32::from(u16::MAX), |bound| bound - 1) }
 }
 
 /// How near the places of two terms come, at least 1 and at most [`FAR`]; the wrong order counts one more.
