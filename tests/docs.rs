@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use miroir::api::unsupported::ROUTES;
 use miroir::types::ErrorCode;
 
 const ERRORS: &str = include_str!("../docs/errors.md");
@@ -45,4 +46,18 @@ fn links_between_documents_lead_somewhere() {
             }
         }
     }
+}
+
+#[test]
+fn readme_lists_the_routes_that_are_not_supported_and_no_other() {
+    let table = README.split("<!-- not-supported: begin -->").nth(1).unwrap();
+    let table = table.split("<!-- not-supported: end -->").next().unwrap();
+    let shown: BTreeSet<String> = table
+        .lines()
+        .filter_map(|l| l.strip_prefix("| `"))
+        .map(|l| l.split(" | ").take(2).collect::<Vec<_>>().join(" ").replace('`', ""))
+        .collect();
+    let methods = |list: &[http::Method]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let refused: BTreeSet<String> = ROUTES.iter().map(|(path, list)| format!("{path} {}", methods(list))).collect();
+    assert_eq!(shown, refused);
 }

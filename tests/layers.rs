@@ -102,6 +102,11 @@ fn rust() -> Vec<Source> {
 
 /// Takes out comments and the insides of strings, and keeps the lines.
 fn bare(text: &str) -> String {
+    strip(text, true)
+}
+
+/// Takes out the insides of strings, and comments if told so.
+fn strip(text: &str, comments: bool) -> String {
     let mut out = String::with_capacity(text.len());
     let chars: Vec<char> = text.chars().collect();
     let mut i = 0;
@@ -121,6 +126,9 @@ fn bare(text: &str) -> String {
         if end == 0 {
             out.push(chars[i]);
             i += 1;
+        } else if !comments && matches!(rest, ['/', '/' | '*', ..]) {
+            out.extend(&rest[..end]);
+            i += end;
         } else {
             out.push(' ');
             out.extend(rest[..end].iter().filter(|c| **c == '\n'));
@@ -329,7 +337,7 @@ fn nothing_is_left_over() {
     let mut faults = Vec::new();
     for source in rust().iter().filter(|s| s.path != "tests/layers.rs") {
         for word in LEFTOVERS {
-            for (n, text) in source.text.lines().enumerate() {
+            for (n, text) in strip(&source.text, false).lines().enumerate() {
                 if words(text, word).next().is_some() {
                     faults.push(format!("{}:{}: `{word}`", source.path, n + 1));
                 }
@@ -374,6 +382,7 @@ fn the_reader_of_sources_sees_what_matters() {
     assert_eq!(named, ["types", "net", "wire", "app"]);
     assert_eq!(rooms_named("\n\n  crate :: store::X", "crate"), [("store".to_owned(), 3)]);
     assert_eq!(bare("a /* b\n */ c 'x' '\\n' &'a str"), "a  \n c     &'a str");
+    assert_eq!(strip("a(\"XXX\") // don't \"b\" FIXME\nc", false), "a( ) // don't \"b\" FIXME\nc");
     assert_eq!(words("tokio tokio_util xtokio", "tokio").count(), 1);
     assert_eq!(room_of("src/net/tls.rs"), Some("net"));
     assert_eq!(room_of("src/app.rs"), Some("app"));
