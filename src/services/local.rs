@@ -23,7 +23,7 @@ use crate::store::local::LocalIndex;
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{IndexRecord, MemberId, PhysicalIndex, ShardSet};
-use crate::wire::verbs::{NodeQuestion, Read, ReadKind, Refusal, Reply, Write, WriteKind};
+use crate::wire::verbs::{NodeQuestion, Read, ReadKind, ReadRoute, Refusal, Reply, Write, WriteKind};
 
 /// How often an index's unfinished tasks are looked at while the sidecar waits for them.
 const TASK_POLL: Duration = Duration::from_millis(100);
@@ -135,12 +135,12 @@ impl Local {
         let Some(mut request) = request_of_read(read, call.body.clone()) else {
             return Answer::of(Reply::Refused(Refusal::Malformed("the query string is not text".into())));
         };
-        let answer = if held.held.is_subset(&read.shards) {
+        let words = matches!(read.kind, ReadKind::Words { .. });
+        let answer = if words || held.held.is_subset(&read.shards) {
             // `held` stays locked until the answer is there: no document of another shard arrives meanwhile.
             self.send(kind_of(read.kind), request, call.deadline).await
         } else {
             drop(held);
-            // A query string is only sent for the node's words on it; it has no place for a filter.
             request.body = search::with_shard_filter(&request.body, &read.shards, record.value.shard_count()).into();
             self.send(kind_of(read.kind), request, call.deadline).await
         };
@@ -365,24 +365,25 @@ type RecordOrAnswer = Result<Arc<Versioned<IndexRecord>>, Answer>;
 /// The label of a read in metrics.
 fn kind_of(kind: ReadKind) -> &'static str {
     match kind {
-        ReadKind::Search | ReadKind::FacetSearch | ReadKind::SearchByQuery => "search",
-        ReadKind::Documents | ReadKind::DocumentsByQuery => "documents",
+        ReadKind::Search | ReadKind::FacetSearch => "search",
+        ReadKind::Documents => "documents",
+        ReadKind::Words { .. } => "question",
     }
 }
 
 fn request_of_read(read: &Read, body: Bytes) -> Option<NodeRequest> {
     let index = format!("/indexes/{}", read.index);
     let post = |path: &str| NodeRequest::json(Method::POST, format!("{index}/{path}"), body.clone());
-    let get = |path: &str| {
-        let query = std::str::from_utf8(&body).ok().filter(|q| q.bytes().all(|b| b.is_ascii_graphic()))?;
-        Some(NodeRequest::get(format!("{index}/{path}?{query}")))
-    };
     match read.kind {
-        ReadKind::Search => Some(post("search")),
+        ReadKind::Search | ReadKind::Words { route: ReadRoute::Search, get: false } => Some(post("search")),
+        ReadKind::FacetSearch | ReadKind::Words { route: ReadRoute::FacetSearch, .. } => Some(post("facet-search")),
         ReadKind::Documents => Some(NodeRequest { order_values: true, ..post("documents/fetch") }),
-        ReadKind::FacetSearch => Some(post("facet-search")),
-        ReadKind::SearchByQuery => get("search"),
-        ReadKind::DocumentsByQuery => get("documents"),
+        ReadKind::Words { route: ReadRoute::Documents, get: false } => Some(post("documents/fetch")),
+        ReadKind::Words { route, get: true } => {
+            let path = if route == ReadRoute::Search { "search" } else { "documents" };
+            let query = std::str::from_utf8(&body).ok().filter(|q| q.bytes().all(|b| b.is_ascii_graphic()))?;
+            Some(NodeRequest::get(format!("{index}/{path}?{query}")))
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use twox_hash::XxHash64;
 
 use super::SHARD_FIELD;
 use super::filter;
+pub use crate::proto::settings::FacetOrder;
 use crate::types::{PhysicalIndex, ShardId};
 
 /// Meilisearch's default of `limit` and `hitsPerPage`.
@@ -26,16 +27,6 @@ pub enum QueryError {
         /// The parameter that names the field.
         parameter: String,
     },
-}
-
-/// The order of a facet's values.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum FacetOrder {
-    /// By value.
-    #[default]
-    Alpha,
-    /// By count, the highest first.
-    Count,
 }
 
 /// What the client set on the index, as far as searches are concerned. Nodes hold some of it in another form.
