@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, ConnectionError, Endpoint};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
 
@@ -69,7 +69,11 @@ pub(super) async fn keep(shared: Arc<Shared>, endpoint: Endpoint, peer: Arc<Peer
                     peer_start = welcome.start, "connected"
                 );
                 up(&shared, &peer, kind, &connection, &welcome);
-                let reason = client::connection_reason(&connection.closed().await);
+                let error = connection.closed().await;
+                if error == ConnectionError::Reset {
+                    MeshCounters::add(&shared.counters.resets);
+                }
+                let reason = client::connection_reason(&error);
                 down(&shared, &peer, kind, &reason);
                 tracing::info!(peer = %peer.id, connection = kind.as_str(), reason, "disconnected");
                 last_reason.clear();

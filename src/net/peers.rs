@@ -198,6 +198,8 @@ pub struct MeshCounters {
     pub refused_connections: AtomicU64,
     /// Connections to peers that were made.
     pub connections: AtomicU64,
+    /// Connections to peers that the peer's next process ended, because it did not know them.
+    pub resets: AtomicU64,
     /// Calls of peers that were refused.
     pub refused_calls: AtomicU64,
     /// Probes that went unanswered.
