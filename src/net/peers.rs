@@ -227,7 +227,7 @@ pub(super) struct Shared {
     pub(super) handler: OnceLock<Arc<dyn Handler>>,
     pub(super) main: runtime::Handle,
     pub(super) names: Names,
-    pub(super) tls: TlsStore,
+    pub(super) tls: Arc<TlsStore>,
     pub(super) suspects: watch::Sender<BTreeSet<MemberId>>,
     pub(super) inbound: server::Inbound,
     pub(super) body_memory: Arc<Semaphore>,
@@ -306,7 +306,7 @@ impl Mesh {
         peers.remove(&config.member);
         outgoing.retain(|(peer, _)| peer.id != config.member);
 
-        let tls = TlsStore::load(config.tls.clone(), config.member.clone())?;
+        let tls = Arc::new(TlsStore::load(config.tls.clone(), config.member.clone())?);
         let thread = endpoint::start(config.listen, &config.reset_secret, tls.current().server.clone())?;
         let (gossip_in, taken_in) = mpsc::channel(GOSSIP_IN_MAX);
         let shared = Arc::new(Shared {
