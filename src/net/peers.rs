@@ -175,11 +175,15 @@ impl Peer {
     /// The peer's process is known to be number `start`: connections to an earlier one lead nowhere.
     pub(super) fn started(&self, start: u64) {
         for kind in [Kind::Control, Kind::Data] {
-            if let LinkState::Up { connection, peer_start, .. } = &*self.link(kind).borrow()
-                && *peer_start < start
-            {
-                connection.close(CloseCode::Replaced.into(), b"the peer was restarted");
-            }
+            self.link(kind).send_if_modified(|state| match state {
+                LinkState::Up { connection, peer_start, .. } if *peer_start < start => {
+                    connection.close(CloseCode::Replaced.into(), b"the peer was restarted");
+                    // At once, so that no call takes it any more.
+                    *state = LinkState::Down("the peer was restarted".to_owned());
+                    true
+                }
+                _ => false,
+            });
         }
     }
 
