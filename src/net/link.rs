@@ -4,12 +4,11 @@
 //! peer's name looked up anew; a peer that is heard of is dialled at once. Must not know: calls.
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, ConnectionError, Endpoint};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
 
@@ -69,7 +68,11 @@ pub(super) async fn keep(shared: Arc<Shared>, endpoint: Endpoint, peer: Arc<Peer
                     peer_start = welcome.start, "connected"
                 );
                 up(&shared, &peer, kind, &connection, &welcome);
-                let reason = client::connection_reason(&connection.closed().await);
+                let error = connection.closed().await;
+                if error == ConnectionError::Reset {
+                    MeshCounters::add(&shared.counters.resets);
+                }
+                let reason = client::connection_reason(&error);
                 down(&shared, &peer, kind, &reason);
                 tracing::info!(peer = %peer.id, connection = kind.as_str(), reason, "disconnected");
                 last_reason.clear();
@@ -266,32 +269,36 @@ pub(super) async fn watch_certificates(shared: Arc<Shared>, endpoint: Endpoint) 
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        // A network file system may take its time; probes must not wait for it.
-        let (shared, endpoint) = (shared.clone(), endpoint.clone());
-        let look = tokio::task::spawn_blocking(move || {
-            if shared.tls.changed()
-                && let Err(error) = reload(&shared, &endpoint)
-            {
-                tracing::error!(%error, "the certificates were not read again; those of before stay in use");
+        // A network file system may take its time; probes must not wait for it. What runs there holds on to no
+        // connection, so that the port is free when the mesh has ended.
+        let tls = shared.tls.clone();
+        let read = tokio::task::spawn_blocking(move || tls.changed().then(|| tls.reload()));
+        let taken = match read.await {
+            Ok(None) => continue,
+            Ok(Some(read)) => take_certificates(&shared, &endpoint, read),
+            Err(error) => {
+                tracing::error!(%error, "looking at the certificate files failed");
+                continue;
             }
-        });
-        if look.await.is_err() {
-            tracing::error!("looking at the certificate files failed");
+        };
+        if let Err(error) = taken {
+            tracing::error!(%error, "the certificates were not read again; those of before stay in use");
         }
     }
 }
 
 /// Reads the certificates again and gives them to new connections.
 pub(super) fn reload(shared: &Shared, endpoint: &Endpoint) -> Result<(), TlsError> {
-    match shared.tls.reload() {
+    take_certificates(shared, endpoint, shared.tls.reload())
+}
+
+fn take_certificates(shared: &Shared, endpoint: &Endpoint, read: Result<(), TlsError>) -> Result<(), TlsError> {
+    match read {
         Ok(()) => {
             endpoint.set_server_config(Some(endpoint::server_config(shared.tls.current().server.clone())));
             tracing::info!("the certificates were read again");
-            Ok(())
         }
-        Err(error) => {
-            shared.counters.tls_reloads_failed.fetch_add(1, Ordering::Relaxed);
-            Err(error)
-        }
+        Err(_) => MeshCounters::add(&shared.counters.tls_reloads_failed),
     }
+    read
 }

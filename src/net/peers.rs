@@ -175,11 +175,15 @@ impl Peer {
     /// The peer's process is known to be number `start`: connections to an earlier one lead nowhere.
     pub(super) fn started(&self, start: u64) {
         for kind in [Kind::Control, Kind::Data] {
-            if let LinkState::Up { connection, peer_start, .. } = &*self.link(kind).borrow()
-                && *peer_start < start
-            {
-                connection.close(CloseCode::Replaced.into(), b"the peer was restarted");
-            }
+            self.link(kind).send_if_modified(|state| match state {
+                LinkState::Up { connection, peer_start, .. } if *peer_start < start => {
+                    connection.close(CloseCode::Replaced.into(), b"the peer was restarted");
+                    // At once, so that no call takes it any more.
+                    *state = LinkState::Down("the peer was restarted".to_owned());
+                    true
+                }
+                _ => false,
+            });
         }
     }
 
@@ -198,6 +202,8 @@ pub struct MeshCounters {
     pub refused_connections: AtomicU64,
     /// Connections to peers that were made.
     pub connections: AtomicU64,
+    /// Connections to peers that the peer's next process ended, because it did not know them.
+    pub resets: AtomicU64,
     /// Calls of peers that were refused.
     pub refused_calls: AtomicU64,
     /// Probes that went unanswered.
@@ -225,7 +231,7 @@ pub(super) struct Shared {
     pub(super) handler: OnceLock<Arc<dyn Handler>>,
     pub(super) main: runtime::Handle,
     pub(super) names: Names,
-    pub(super) tls: TlsStore,
+    pub(super) tls: Arc<TlsStore>,
     pub(super) suspects: watch::Sender<BTreeSet<MemberId>>,
     pub(super) inbound: server::Inbound,
     pub(super) body_memory: Arc<Semaphore>,
@@ -304,7 +310,7 @@ impl Mesh {
         peers.remove(&config.member);
         outgoing.retain(|(peer, _)| peer.id != config.member);
 
-        let tls = TlsStore::load(config.tls.clone(), config.member.clone())?;
+        let tls = Arc::new(TlsStore::load(config.tls.clone(), config.member.clone())?);
         let thread = endpoint::start(config.listen, &config.reset_secret, tls.current().server.clone())?;
         let (gossip_in, taken_in) = mpsc::channel(GOSSIP_IN_MAX);
         let shared = Arc::new(Shared {
