@@ -84,12 +84,20 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mesh = Arc::new(start_mesh(&config, &identity)?);
     let key = config.meilisearch.key.as_ref().map(|k| k.expose());
     let node = NodeClient::new(&config.meilisearch.url.to_string(), key)?;
-    let members = Members::new(config.node.id.clone(), Arc::clone(&mesh) as Arc<dyn Peers>);
+    let members = Members::new(config.node.id.clone(), Arc::clone(&mesh) as Arc<dyn Peers>, Arc::clone(&metrics));
     let records = Records::load(store.clone(), cluster.clone(), members.clone()).await?;
     let (health_tx, health_rx) = watch::channel(NodeHealth::default());
-    let local = Local::load(node.clone(), store.clone(), records.clone(), cluster.clone(), health_rx.clone()).await?;
+    let local = Local::load(
+        node.clone(),
+        store.clone(),
+        records.clone(),
+        cluster.clone(),
+        health_rx.clone(),
+        Arc::clone(&metrics),
+    )
+    .await?;
     let tasks = Tasks::new(store.clone(), cluster.clone(), members.clone());
-    let serve = Arc::new(Serve::new(records.clone(), local.clone(), tasks.clone()));
+    let serve = Arc::new(Serve::new(records.clone(), local.clone(), tasks.clone(), Arc::clone(&metrics)));
     members.set_local(serve.clone());
     mesh.set_handler(serve.clone());
 
@@ -97,7 +105,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(health::watch_node(node, health_tx));
     let about = MemberGossip {
         http: http.local_addr()?.to_string(),
-        mesh: config.mesh.advertised(&config.node.id).map(|a| a.to_string()).unwrap_or_default(),
+        mesh: config.mesh.entry(&config.node.id).map(|m| m.address.to_string()).unwrap_or_default(),
         group: cluster.topology().groups().get(&config.node.id).cloned(),
         version: env!("CARGO_PKG_VERSION").into(),
         protocol: PROTOCOL_VERSION,
@@ -211,7 +219,7 @@ fn services(
     tasks: &Tasks,
     metrics: &Arc<Metrics>,
 ) -> api::routes::Parts {
-    let writes = Writes::new(cluster.clone(), members.clone(), tasks.clone());
+    let writes = Writes::new(cluster.clone(), members.clone(), tasks.clone(), Arc::clone(metrics));
     let indexes = Indexes::new(cluster.clone(), records.clone(), tasks.clone(), writes.clone());
     let options = SearchOptions {
         deadline: Duration::from_millis(config.search.deadline_ms),
@@ -222,6 +230,7 @@ fn services(
     let reads = Reads::new(indexes.clone(), searches.clone());
     let nodes = Nodes::new(cluster.clone(), members.clone());
     let secret = |s: &Option<crate::config::Secret>| s.as_ref().map(|s| s.expose().to_owned());
+    let max_body = usize::try_from(config.http.max_body_bytes).unwrap_or(usize::MAX);
     let (master, admin) = (secret(&config.access.master_key), secret(&config.access.admin_key));
     api::routes::Parts {
         cluster: cluster.clone(),
@@ -233,10 +242,8 @@ fn services(
         searches,
         tasks: tasks.clone(),
         keys: Keys::new(master.as_deref(), admin.as_deref()),
-        options: ApiOptions {
-            max_body_bytes: usize::try_from(config.http.max_body_bytes).unwrap_or(usize::MAX),
-            body_timeout: Duration::from_secs(config.http.body_timeout_s),
-        },
+        options: ApiOptions { max_body_bytes: max_body, body_timeout: Duration::from_secs(config.http.body_timeout_s) },
+        room: api::room::Room::new(config.http.max_concurrent_requests, max_body),
         metrics: Arc::clone(metrics),
     }
 }

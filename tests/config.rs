@@ -71,7 +71,7 @@ fn smallest_file_gives_the_defaults() {
     assert_eq!(config.mesh.listen.to_string(), "0.0.0.0:7781");
     assert_eq!(config.metrics.listen.to_string(), "127.0.0.1:9780");
     assert_eq!(config.meilisearch.url.to_string(), "http://127.0.0.1:7700");
-    assert_eq!(config.mesh.advertised(&config.node.id).unwrap().to_string(), "10.0.0.1:7781");
+    assert_eq!(config.mesh.entry(&config.node.id).unwrap().address.to_string(), "10.0.0.1:7781");
     assert_eq!((config.index.shards, config.mesh.rf, config.node.shutdown_drain_s), (64, 1, 10));
     assert_eq!(config.search.unavailable_shard_policy, UnavailableShardPolicy::Partial);
     assert_eq!(config.log.format, LogFormat::Text);
@@ -195,7 +195,7 @@ fn broken_toml_is_named_by_line() {
     assert!(faults[0].starts_with("miroir.toml:2: not TOML: "), "{faults:?}");
     let faults = Case::new("[node]\nid = \"m1\"\nid = \"m2\"\n").faults(&[]);
     assert!(faults[0].starts_with("miroir.toml:3: not TOML: duplicate key"), "{faults:?}");
-    let deep = Case::new(&format!("[mesh]\nseeds = {}", "[".repeat(100_000))).faults(&[]);
+    let deep = Case::new(&format!("[mesh]\nbootstrap = {}", "[".repeat(100_000))).faults(&[]);
     assert!(deep[0].starts_with("miroir.toml:2: not TOML: "), "{}", deep[0]);
 }
 
@@ -229,8 +229,6 @@ fn the_environment_goes_over_the_file() {
                 "MIROIR_MESH__BOOTSTRAP",
                 "[{id='7',group='a',address='10.0.0.7:1'},{id='8',group='b',address='10.0.0.8:1'}]",
             ),
-            ("MIROIR_MESH__SEEDS", "['mesh.example.org', '10.0.0.9:77']"),
-            ("MIROIR_MESH__ADVERTISE", "192.0.2.1:7781"),
             ("MIROIR_SEARCH__HEDGE", "false"),
             ("MIROIR_SEARCH__UNAVAILABLE_SHARD_POLICY", "error"),
             ("MIROIR_INDEX__SHARDS", "8"),
@@ -239,9 +237,6 @@ fn the_environment_goes_over_the_file() {
     assert_eq!(config.http.listen.port(), 2000);
     assert_eq!(config.node.id.as_str(), "7", "a text that looks like a number stays a text");
     assert_eq!(config.mesh.bootstrap.len(), 2);
-    let seeds: Vec<String> = config.mesh.seeds.iter().map(ToString::to_string).collect();
-    assert_eq!(seeds, ["mesh.example.org:7781", "10.0.0.9:77"]);
-    assert_eq!(config.mesh.advertised(&config.node.id).unwrap().to_string(), "192.0.2.1:7781");
     assert!(!config.search.hedge);
     assert_eq!(config.search.unavailable_shard_policy, UnavailableShardPolicy::Error);
     assert_eq!(config.index.shards, 8);
@@ -263,7 +258,6 @@ fn variables_that_mean_nothing_are_faults() {
         ("MIROIR_HTTP__LISTNE", "127.0.0.1:1"),
         ("MIROIR_HTTP_LISTEN", "127.0.0.1:1"),
         ("MIROIR_INDEX__SHARDS", "many"),
-        ("MIROIR_MESH__SEEDS", "a, b"),
         ("MIROIR_NOTES", "no section, so none of ours"),
         ("PATH", "/bin"),
     ]);
@@ -276,8 +270,6 @@ fn variables_that_mean_nothing_are_faults() {
              the config file",
             "environment variable MIROIR_INDEX__SHARDS: [index] shards: expected a number from 1 to 1024, found `many` \
              (invalid type: string \"many\", expected u16)",
-            "environment variable MIROIR_MESH__SEEDS: [mesh] seeds: expected a list of names or addresses, such as \
-             [\"mesh.example.org:7781\"], found `a, b` (invalid type: string \"a, b\", expected a sequence)",
         ]
     );
 }

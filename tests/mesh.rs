@@ -141,8 +141,9 @@ fn call_of(request: Request, body: impl Into<Bytes>, within: Duration) -> Call {
     Call { request, body: body.into(), deadline: Instant::now() + within, trace: TraceId(0xabc) }
 }
 
+/// With a deadline behind all others, so that it never is what ends a wait.
 fn call(request: Request) -> Call {
-    call_of(request, Bytes::new(), LONG)
+    call_of(request, Bytes::new(), LONG * 10)
 }
 
 async fn wait_suspects(mesh: &Mesh, want: &[&str]) {
@@ -681,11 +682,49 @@ async fn restarted_peer_ends_its_old_connections_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_call_goes_to_a_process_that_is_known_to_be_over() {
+    let net = Net::new(&["m1", "m2"]);
+    let m1 = net.start("m1", 1, echo());
+    let m2 = net.start("m2", 1, echo());
+    within("connected", m1.connected(&m("m2"))).await;
+    // Two probes on, the data connection is quiet: nothing but a call or its keep-alive would show that it leads nowhere.
+    let rtt = || m1.status()[&m("m2")].rtt;
+    within("two probes", async {
+        let mut seen = BTreeSet::new();
+        while seen.len() < 3 {
+            seen.insert(rtt());
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    m2.vanish_for_test().await;
+    drop(m2);
+    let _m2 = net.start("m2", 2, echo());
+    within("the new process is known", async {
+        let mut suspects = m1.suspects();
+        while m1.status()[&m("m2")].start != Some(2) {
+            suspects.changed().await.unwrap();
+        }
+    })
+    .await;
+    within("an answer", async {
+        loop {
+            match m1.call(&m("m2"), call(query())).await {
+                Ok(_) => break,
+                Err(CallError::NotSent { .. }) => tokio::task::yield_now().await,
+                Err(e) => panic!("sent to the old process: {e}"),
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn certificates_are_reloaded() {
     let net = Net::new(&["m1", "m2"]);
     let m1 = net.start("m1", 1, echo());
     let m2 = net.start("m2", 1, echo());
-    wait_suspects(&m1, &[]).await;
+    within("connected", m1.connected(&m("m2"))).await;
 
     // A broken file changes nothing and is reported.
     fs::write(net.files("m1").cert, "half a certificate").unwrap();
@@ -902,6 +941,7 @@ async fn gossip_outlives_crafted_messages_and_ignores_strangers() {
     // A member that never gossiped by itself is not there, whatever was said of it; nor is any stranger.
     let known = gossip1.members().borrow().keys().map(|id| id.as_str().to_owned()).collect::<Vec<_>>();
     assert_eq!(known, ["m1", "m3"]);
+    within("connected", m3.connected(&m("m1"))).await;
     assert!(m3.call(&m("m1"), call(query())).await.is_ok(), "and calls never noticed");
 }
 

@@ -9,9 +9,13 @@ use http_body_util::BodyExt;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use super::room::Bodies;
 use super::routes::Api;
 use crate::services::documents::gunzip;
 use crate::types::ErrorCode;
+
+/// Bytes that a body is counted by at a time.
+const HOLD_STEP: usize = 64 << 10;
 
 /// What JSON routes accept.
 pub const JSON: &[&str] = &["application/json"];
@@ -23,11 +27,16 @@ pub const JSON: &[&str] = &["application/json"];
 pub async fn read(api: &Api, request: Request) -> Result<(HeaderMap, Bytes), ApiError> {
     let (parts, body) = request.into_parts();
     let limit = api.options.max_body_bytes;
-    let bytes = collect(body, limit, api).await?;
+    let bodies = parts.extensions.get::<Bodies>().cloned();
+    let bytes = collect(body, limit, api, bodies.as_ref()).await?;
     let encoding = parts.headers.get(CONTENT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or("identity");
     let bytes = match encoding.trim().to_ascii_lowercase().as_str() {
         "identity" | "" => bytes,
-        "gzip" | "x-gzip" => gunzip(bytes, limit).await?,
+        "gzip" | "x-gzip" => {
+            let text = gunzip(bytes, limit).await?;
+            hold(bodies.as_ref(), text.len())?;
+            text
+        }
         other => {
             let message = format!("The Content-Encoding `{other}` is not supported; send the body plain or as gzip.");
             return Err(ApiError::new(ErrorCode::BadRequest, message));
@@ -36,8 +45,13 @@ pub async fn read(api: &Api, request: Request) -> Result<(HeaderMap, Bytes), Api
     Ok((parts.headers, bytes))
 }
 
-async fn collect(mut body: Body, limit: usize, api: &Api) -> Result<Bytes, ApiError> {
-    let mut whole = BytesMut::new();
+/// Counts bytes as held by the request; a request that no server counts (in a test) holds what it likes.
+fn hold(bodies: Option<&Bodies>, bytes: usize) -> Result<(), ApiError> {
+    bodies.map_or(Ok(()), |b| b.hold(bytes))
+}
+
+async fn collect(mut body: Body, limit: usize, api: &Api, bodies: Option<&Bodies>) -> Result<Bytes, ApiError> {
+    let (mut whole, mut counted) = (BytesMut::new(), 0);
     loop {
         let frame = tokio::time::timeout(api.options.body_timeout, body.frame()).await;
         let Ok(frame) = frame else {
@@ -50,6 +64,12 @@ async fn collect(mut body: Body, limit: usize, api: &Api) -> Result<Bytes, ApiEr
         if let Ok(data) = frame.into_data() {
             if whole.len() + data.len() > limit {
                 return Err(too_large(limit));
+            }
+            if counted < whole.len() + data.len() {
+                // In steps, so that a slow body does not hold its whole size from the start.
+                let step = (whole.len() + data.len() - counted).max(HOLD_STEP);
+                hold(bodies, step)?;
+                counted += step;
             }
             whole.extend_from_slice(&data);
         }

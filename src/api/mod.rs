@@ -11,6 +11,7 @@ pub mod error;
 pub mod health;
 pub mod indexes;
 pub mod params;
+pub mod room;
 pub mod routes;
 pub mod search;
 pub mod server;

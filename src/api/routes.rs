@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Router, middleware};
 use tower_http::cors::CorsLayer;
@@ -14,6 +14,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::auth::{Keys, require_key};
+use super::room::Room;
 use super::{admin, documents, health, indexes, search, settings, tasks, unsupported};
 use crate::net::TraceId;
 use crate::services::cluster::Cluster;
@@ -58,6 +59,8 @@ pub struct Parts {
     pub keys: Keys,
     /// Bounds.
     pub options: ApiOptions,
+    /// Room for requests.
+    pub room: Room,
     /// Series.
     pub metrics: Arc<Metrics>,
 }
@@ -121,8 +124,14 @@ async fn observe(State(api): State<Api>, mut request: Request, next: Next) -> Re
     };
     let guard = api.metrics.http_request(&route, request.method().as_str());
     let span = tracing::info_span!("request", id = %trace, method = %request.method(), path = request.uri().path());
-    request.extensions_mut().insert(trace);
-    let response = next.run(request).instrument(span).await;
+    let response = match api.room.enter() {
+        Ok(place) => {
+            request.extensions_mut().insert(trace);
+            request.extensions_mut().insert(place.bodies());
+            next.run(request).instrument(span).await
+        }
+        Err(e) => e.into_response(),
+    };
     guard.finish(response.status().as_u16());
     response
 }

@@ -54,7 +54,7 @@ impl Config {
             if !ids.insert(&member.id) {
                 refuse(format!("the member id `{}` stands there twice", member.id));
             }
-            if !addresses.insert(member.address) {
+            if !addresses.insert(&member.address) {
                 refuse(format!("the address {} stands there twice", member.address));
             }
             *groups.entry(&member.group).or_default() += 1;
@@ -114,11 +114,6 @@ impl MeshConfig {
     /// A member's entry in the bootstrap list.
     pub fn entry(&self, id: &MemberId) -> Option<&BootstrapMember> {
         self.bootstrap.iter().find(|m| m.id == *id)
-    }
-
-    /// Where the others reach the member `own`, which is this one: a valid config lists it.
-    pub fn advertised(&self, own: &MemberId) -> Option<SocketAddr> {
-        self.advertise.or_else(|| self.entry(own).map(|m| m.address))
     }
 }
 

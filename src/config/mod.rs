@@ -19,4 +19,4 @@ pub use sections::{
     AccessConfig, HttpConfig, IndexConfig, KEYS, Key, KeyDefault, LogConfig, MeilisearchConfig, MeshConfig,
     MetricsConfig, NodeConfig, SearchConfig,
 };
-pub use values::{BootstrapMember, LogFilter, LogFormat, NodeUrl, Seed, SeedHost, UnavailableShardPolicy};
+pub use values::{BootstrapMember, LogFilter, LogFormat, MeshAddress, MeshHost, NodeUrl, UnavailableShardPolicy};

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use super::reader::Reader;
 use super::secret::Secret;
-use super::values::{BootstrapMember, LogFilter, LogFormat, NodeUrl, Seed, UnavailableShardPolicy};
+use super::values::{BootstrapMember, LogFilter, LogFormat, NodeUrl, UnavailableShardPolicy};
 use crate::types::MemberId;
 use crate::types::limits::{BODY_DEFAULT_MAX_BYTES, CALL_BODY_MAX_BYTES, SHARDS_DEFAULT, SHARDS_MAX};
 
@@ -104,16 +104,11 @@ macro_rules! sections {
     };
 }
 
-use KeyDefault::{Required, Unset, Value};
+use KeyDefault::{Required, Value};
 
 /// Takes every value that its type takes.
 fn any<T>(_: &T) -> bool {
     true
-}
-
-/// Takes an address that others can send to.
-fn is_reachable(a: &SocketAddr) -> bool {
-    a.port() != 0 && !a.ip().is_unspecified()
 }
 
 // The reader hands out what it read.
@@ -149,7 +144,7 @@ sections! {
         /// Where clients are served (TCP).
         listen: SocketAddr = Value("'127.0.0.1:7780'"), "an IP address with a port, such as 127.0.0.1:7780", any;
         /// Largest body of a request in bytes, after decompression.
-        max_body_bytes: u64 = Value("104857600"), "a number of bytes from 1024 to 536870911",
+        max_body_bytes: u64 = Value("100000000"), "a number of bytes from 1024 to 536870911",
             |v| (1024..CALL_BODY_MAX_BYTES as u64).contains(v);
         /// Seconds without a byte of the body or headers after which a client is cut off.
         body_timeout_s: u64 = Value("30"), "a number of seconds from 1 to 3600", |v| (1..=3600).contains(v);
@@ -161,18 +156,12 @@ sections! {
     mesh MeshConfig {
         /// Where the mesh port listens (UDP).
         listen: SocketAddr = Value("'0.0.0.0:7781'"), "an IP address with a port, such as 0.0.0.0:7781", any;
-        /// Where the others reach it; `None`: at the address of the own entry of `bootstrap`.
-        advertise: Option<SocketAddr> = Unset, "the IP address and port at which other members reach this one",
-            |v: &Option<SocketAddr>| v.as_ref().is_none_or(is_reachable);
         /// All members that the mesh begins with: the same list, in the same order, on all.
         bootstrap: Vec<BootstrapMember> = Required,
             "a list such as [{ id = \"m1\", group = \"g1\", address = \"10.0.0.1:7781\" }]",
-            |v: &Vec<BootstrapMember>| v.iter().all(|m| is_reachable(&m.address));
+            |v: &Vec<BootstrapMember>| v.iter().all(|m| m.address.is_reachable());
         /// Copies of each shard inside one group.
         rf: u8 = Value("1"), "a number from 1 to 16", |v| (1..=16).contains(v);
-        /// Where to ask for the mesh besides.
-        seeds: Vec<Seed> = Value("[]"), "a list of names or addresses, such as [\"mesh.example.org:7781\"]",
-            |v: &Vec<Seed>| v.len() <= 128;
         /// The certificate of the mesh's own CA, PEM.
         ca_file: PathBuf = Value("'/etc/miroir/ca.pem'"), "the path of a PEM file", is_path;
         /// This member's certificate, PEM.
@@ -232,6 +221,6 @@ sections! {
 }
 
 // Defaults and texts are literals, so that they can stand in `KEYS`; these keep them true.
-const _: () = assert!(BODY_DEFAULT_MAX_BYTES == 104_857_600);
+const _: () = assert!(BODY_DEFAULT_MAX_BYTES == 100_000_000);
 const _: () = assert!(CALL_BODY_MAX_BYTES == 536_870_912);
 const _: () = assert!(SHARDS_DEFAULT == 64 && SHARDS_MAX == 1_024);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::types::{GroupId, MemberId};
 
-/// The port of the mesh where a seed names none.
+/// The port of the mesh where an address names none.
 pub const MESH_PORT: u16 = 7781;
 
 /// One member of the list that a mesh begins with.
@@ -22,35 +22,35 @@ pub struct BootstrapMember {
     /// The replica group that it belongs to.
     pub group: GroupId,
     /// Where the others reach its mesh port (UDP).
-    pub address: SocketAddr,
+    pub address: MeshAddress,
 }
 
-/// The host of a seed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SeedHost {
+/// The host of a member.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MeshHost {
     /// An address.
     Address(IpAddr),
-    /// A DNS name, looked up again while the mesh is not whole.
+    /// A DNS name, looked up again for every attempt to connect.
     Name(String),
 }
 
-/// Where to ask for the mesh, besides the bootstrap list: `name`, `name:port`, `address` or `address:port`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seed {
+/// Where a member's mesh port is: `name`, `name:port`, `address` or `address:port`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MeshAddress {
     /// Name or address.
-    pub host: SeedHost,
+    pub host: MeshHost,
     /// The mesh port there, UDP.
     pub port: u16,
 }
 
-impl Seed {
+impl MeshAddress {
     fn parse(text: &str) -> Result<Self, &'static str> {
-        const RULE: &str = "a seed is a DNS name or an IP address, with or without a port";
+        const RULE: &str = "an address is a DNS name or an IP address, with or without a port";
         if let Ok(address) = text.parse::<SocketAddr>() {
-            return Ok(Self { host: SeedHost::Address(address.ip()), port: address.port() });
+            return Ok(Self { host: MeshHost::Address(address.ip()), port: address.port() });
         }
         if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-            return Ok(Self { host: SeedHost::Address(ip), port: MESH_PORT });
+            return Ok(Self { host: MeshHost::Address(ip), port: MESH_PORT });
         }
         let (name, port) = match text.rsplit_once(':') {
             Some((name, port)) => (name, port.parse::<u16>().ok().filter(|p| *p > 0).ok_or(RULE)?),
@@ -59,7 +59,7 @@ impl Seed {
         if !is_host_name(name) {
             return Err(RULE);
         }
-        Ok(Self { host: SeedHost::Name(name.to_owned()), port })
+        Ok(Self { host: MeshHost::Name(name.to_owned()), port })
     }
 }
 
@@ -73,17 +73,24 @@ fn is_host_name(name: &str) -> bool {
         && !bare.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()))
 }
 
-impl<'de> Deserialize<'de> for Seed {
+impl MeshAddress {
+    /// Whether others can send there: a name, or an address of one host.
+    pub fn is_reachable(&self) -> bool {
+        self.port != 0 && !matches!(&self.host, MeshHost::Address(ip) if ip.is_unspecified())
+    }
+}
+
+impl<'de> Deserialize<'de> for MeshAddress {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         Self::parse(&String::deserialize(d)?).map_err(D::Error::custom)
     }
 }
 
-impl fmt::Display for Seed {
+impl fmt::Display for MeshAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.host {
-            SeedHost::Address(ip) => SocketAddr::new(*ip, self.port).fmt(f),
-            SeedHost::Name(name) => write!(f, "{name}:{}", self.port),
+            MeshHost::Address(ip) => SocketAddr::new(*ip, self.port).fmt(f),
+            MeshHost::Name(name) => write!(f, "{name}:{}", self.port),
         }
     }
 }
@@ -189,20 +196,20 @@ impl<'de> Deserialize<'de> for LogFilter {
 mod tests {
     use super::*;
 
-    fn seed(text: &str) -> Option<String> {
-        Seed::parse(text).ok().map(|s| s.to_string())
+    fn address(text: &str) -> Option<String> {
+        MeshAddress::parse(text).ok().map(|s| s.to_string())
     }
 
     #[test]
-    fn seed_is_a_name_or_an_address_with_or_without_port() {
-        assert_eq!(seed("mesh.example.org").as_deref(), Some("mesh.example.org:7781"));
-        assert_eq!(seed("mesh.example.org.:1").as_deref(), Some("mesh.example.org.:1"));
-        assert_eq!(seed("10.0.0.1").as_deref(), Some("10.0.0.1:7781"));
-        assert_eq!(seed("10.0.0.1:9").as_deref(), Some("10.0.0.1:9"));
-        assert_eq!(seed("::1").as_deref(), Some("[::1]:7781"));
-        assert_eq!(seed("[::1]:9").as_deref(), Some("[::1]:9"));
+    fn address_is_a_name_or_an_address_with_or_without_port() {
+        assert_eq!(address("mesh.example.org").as_deref(), Some("mesh.example.org:7781"));
+        assert_eq!(address("mesh.example.org.:1").as_deref(), Some("mesh.example.org.:1"));
+        assert_eq!(address("10.0.0.1").as_deref(), Some("10.0.0.1:7781"));
+        assert_eq!(address("10.0.0.1:9").as_deref(), Some("10.0.0.1:9"));
+        assert_eq!(address("::1").as_deref(), Some("[::1]:7781"));
+        assert_eq!(address("[::1]:9").as_deref(), Some("[::1]:9"));
         for bad in ["", ":7781", "a b", "a..b", "name:0", "name:70000", "name:x", "10.0.0.256", "http://m1", "ä.de"] {
-            assert_eq!(seed(bad), None, "{bad}");
+            assert_eq!(address(bad), None, "{bad}");
         }
     }
 

@@ -244,18 +244,8 @@ impl Port {
 
     /// What live members say; of a member's incarnations the latest, and nothing if that one is not alive.
     fn members(&self, chitchat: &chitchat::Chitchat) -> Members {
-        let mut latest = BTreeMap::<&str, &ChitchatId>::new();
-        for id in chitchat.node_states().keys() {
-            let entry = latest.entry(&id.node_id).or_insert(id);
-            if entry.generation_id < id.generation_id {
-                *entry = id;
-            }
-        }
         let mut members = Members::new();
-        for id in chitchat.live_nodes() {
-            if latest.get(&*id.node_id) != Some(&id) {
-                continue;
-            }
+        for id in latest_alive(chitchat.node_states().keys(), chitchat.live_nodes()) {
             let member = MemberId::new(&*id.node_id).ok().filter(|m| self.addresses.contains_key(m));
             let (Some(member), Some(state)) = (member, chitchat.node_state(id)) else { continue };
             let (gossip, malformed) = MemberGossip::from_pairs(state.key_values());
@@ -312,6 +302,19 @@ impl Socket for Port {
             }
         }
     }
+}
+
+/// The latest known incarnation of each member, if it is that one which is alive.
+fn latest_alive<'a>(
+    known: impl Iterator<Item = &'a ChitchatId>,
+    alive: impl Iterator<Item = &'a ChitchatId>,
+) -> Vec<&'a ChitchatId> {
+    let mut latest = BTreeMap::<&str, u64>::new();
+    for id in known {
+        let generation = latest.entry(&id.node_id).or_default();
+        *generation = id.generation_id.max(*generation);
+    }
+    alive.filter(|id| latest.get(&*id.node_id) == Some(&id.generation_id)).collect()
 }
 
 /// Leaves out of a message's digest everybody who is no member (or a member under a wrong address), because chitchat
@@ -428,6 +431,17 @@ mod tests {
         let sieved = sieve(&message(0, &given, &cluster), &members()).unwrap();
         assert_eq!(sieved, message(0, &want, &cluster));
         ChitchatMessage::deserialize(&mut &sieved[..]).unwrap();
+    }
+
+    #[test]
+    fn earlier_incarnations_are_ignored_even_while_they_look_alive() {
+        let id =
+            |name: &str, generation| ChitchatId::new(name, generation, gossip_address(&MemberId::new(name).unwrap()));
+        let known = [id("m1", 3), id("m1", 4), id("m1", 2), id("m2", 1), id("m3", 8), id("m3", 9)];
+        // m1's earlier ones look alive as well, m3's latest does not yet.
+        let alive = [id("m1", 2), id("m1", 4), id("m2", 1), id("m3", 8)];
+        assert_eq!(latest_alive(known.iter(), alive.iter()), [&id("m1", 4), &id("m2", 1)]);
+        assert_eq!(latest_alive(known.iter().rev(), alive.iter().rev()), [&id("m2", 1), &id("m1", 4)]);
     }
 
     #[test]

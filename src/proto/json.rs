@@ -275,7 +275,8 @@ mod tests {
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),
             any::<i64>().prop_map(Value::from),
-            any::<f64>().prop_filter("finite", |f| f.is_finite()).prop_map(Value::from),
+            // Quarters: serde_json reads other fractions to the last bit only with a feature of its own.
+            any::<i32>().prop_map(|q| Value::from(f64::from(q) / 4.0)),
             ".*".prop_map(Value::from),
         ];
         leaf.prop_recursive(5, 64, 6, |inner| {

@@ -121,10 +121,11 @@ pub fn reset_all() -> Map<String, Value> {
 }
 
 /// The order of a facet's values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FacetOrder {
     /// By value.
+    #[default]
     Alpha,
     /// By the number of documents, most first.
     Count,

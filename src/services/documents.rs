@@ -17,6 +17,7 @@ use super::writes::{Order, Writes};
 use crate::net::TraceId;
 use crate::proto::document::{self, DocumentError, Format, IdList, Payload, SHARD_FIELD};
 use crate::proto::search::filter::names_shard_field;
+use crate::types::limits::NODE_BODY_MAX_BYTES;
 use crate::types::{ErrorCode, IndexRecord, IndexUid, MemberId, ShardId};
 use crate::wire::verbs::WriteKind;
 
@@ -81,14 +82,20 @@ impl Documents {
         let payload = blocking(move || Payload::parse(body, format)).await?.map_err(|e| failure(&e))?;
         let received = payload.received();
         let subject = Subject::Documents { received, distinct: 0 };
-        let found = self.indexes.find(uid).ok();
-        let settled = found.as_ref().and_then(|i| i.value.primary_key.as_deref());
+        // As on a node, the index is there even if its first documents are refused.
+        let index = match self.indexes.find(uid) {
+            Ok(index) => index,
+            Err(_) => {
+                self.writes.require_serving(self.cluster.ids())?;
+                self.indexes.find_or_create(uid, None, trace).await?.0
+            }
+        };
+        let settled = index.value.primary_key.as_deref();
         let key = match payload.primary_key(settled, add.primary_key.as_deref()) {
             Ok(key) => key,
             Err(e) => return self.refuse(uid, subject, add, &e).await,
         };
-        // Nothing is made for a request that can't be carried out.
-        let shards = found.as_ref().map_or(self.cluster.topology().shards, |i| i.value.shard_count());
+        let shards = index.value.shard_count();
         let batch = match &key {
             None => None,
             Some(key) => {
@@ -97,13 +104,6 @@ impl Documents {
                     Ok(batch) => Some(batch),
                     Err(e) => return self.refuse(uid, subject, add, &e).await,
                 }
-            }
-        };
-        let index = match found {
-            Some(index) => index,
-            None => {
-                self.writes.require_serving(self.cluster.ids())?;
-                self.indexes.find_or_create(uid, key.as_deref(), trace).await?.0
             }
         };
         let (Some(key), Some(batch)) = (key, batch) else {
@@ -116,20 +116,13 @@ impl Documents {
             }
             Err(e) => return Err(e),
         };
-        // Only a race with another creation can have given the index another number of shards.
-        if index.value.shard_count() != shards {
-            let message = "The index was created by another request at the same moment; send the request again.";
-            return Err(Failure::new(ErrorCode::MiroirNoQuorum, message));
-        }
         let subject = Subject::Documents { received, distinct: batch.distinct_ids() };
         let owners = Owners::of(&index.value);
         let kind = WriteKind::AddDocuments { merge: add.merge, skip_creation: add.skip_creation };
         let orders = blocking(move || {
             let parts = batch.split(owners.members.len(), |shard| owners.of_shard(shard));
             let filled = owners.members.into_iter().zip(parts).filter(|(_, part)| part.documents > 0);
-            filled
-                .map(|(member, part)| Order { member, kind: kind.clone(), shards: part.shards, body: part.body.into() })
-                .collect::<Vec<_>>()
+            filled.flat_map(|(member, part)| orders_of(member, part, &kind)).collect::<Vec<_>>()
         })
         .await?;
         self.writes.send(&index, subject, orders, add.custom_metadata, Instant::now() + PATIENCE, trace).await
@@ -158,12 +151,9 @@ impl Documents {
     /// What is wrong with the body, or as for every write.
     pub async fn delete_ids(&self, uid: &IndexUid, list: IdList, trace: TraceId) -> Result<Summary, Failure> {
         let provided = list.provided();
-        let distinct = list.ids().collect::<std::collections::BTreeSet<_>>().len();
         let Ok(index) = self.indexes.find(uid) else {
-            return self.indexes.missing(uid, Subject::DeleteIds { provided, distinct: 0 }).await;
+            return self.indexes.missing(uid, Subject::DeleteIds { provided }).await;
         };
-        // Without a primary key there is no document, and a node counts none as deleted.
-        let distinct = if index.value.primary_key.is_some() { distinct } else { 0 };
         let owners = Owners::of(&index.value);
         let parts = list.split(index.value.shard_count(), owners.members.len(), |shard| owners.of_shard(shard));
         let filled = owners.members.into_iter().zip(parts).filter(|(_, part)| part.ids > 0);
@@ -175,7 +165,7 @@ impl Documents {
                 body: part.body.into(),
             })
             .collect();
-        self.everywhere(&index, Subject::DeleteIds { provided, distinct }, orders, trace).await
+        self.everywhere(&index, Subject::DeleteIds { provided }, orders, trace).await
     }
 
     /// Deletes the documents that a filter selects.
@@ -221,6 +211,16 @@ impl Documents {
     ) -> Result<Summary, Failure> {
         self.writes.send(index, subject, orders, None, Instant::now() + PATIENCE, trace).await
     }
+}
+
+/// A member's part as orders that its node takes: the field that marks shards makes a body larger than the client's.
+fn orders_of(member: MemberId, part: document::Part, kind: &WriteKind) -> Vec<Order> {
+    let order = |body| Order { member: member.clone(), kind: kind.clone(), shards: part.shards.clone(), body };
+    let whole = Bytes::from(part.body);
+    if whole.len() <= NODE_BODY_MAX_BYTES {
+        return vec![order(whole)];
+    }
+    document::pieces(&whole, NODE_BODY_MAX_BYTES).map(|piece| order(whole.slice_ref(piece))).collect()
 }
 
 /// Splitting a large body takes long enough to hold up other requests, so it has a thread of its own.

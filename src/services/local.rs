@@ -21,8 +21,9 @@ use crate::proto::document::SHARD_FIELD;
 use crate::proto::{search, settings};
 use crate::store::local::LocalIndex;
 use crate::store::{Store, StoreError};
+use crate::telemetry::metrics::Metrics;
 use crate::types::{IndexRecord, MemberId, PhysicalIndex, ShardSet};
-use crate::wire::verbs::{NodeQuestion, Read, ReadKind, Refusal, Reply, Write, WriteKind};
+use crate::wire::verbs::{NodeQuestion, Read, ReadKind, ReadRoute, Refusal, Reply, Write, WriteKind};
 
 /// How often an index's unfinished tasks are looked at while the sidecar waits for them.
 const TASK_POLL: Duration = Duration::from_millis(100);
@@ -53,6 +54,7 @@ pub struct Local {
     cluster: Cluster,
     health: watch::Receiver<NodeHealth>,
     slots: Arc<Mutex<BTreeMap<PhysicalIndex, Arc<Slot>>>>,
+    metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Local {
@@ -75,10 +77,22 @@ impl Local {
         records: Records,
         cluster: Cluster,
         health: watch::Receiver<NodeHealth>,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, StoreError> {
         let slot = |local| Arc::new(Slot { enqueue: tokio::sync::Mutex::default(), local: RwLock::new(local) });
         let slots = store.local_indexes().await?.into_iter().map(|(p, l)| (p, slot(l))).collect();
-        Ok(Self { node, store, records, cluster, health, slots: Arc::new(Mutex::new(slots)) })
+        Ok(Self { node, store, records, cluster, health, slots: Arc::new(Mutex::new(slots)), metrics })
+    }
+
+    /// Sends to the node, and counts.
+    async fn send(&self, kind: &'static str, request: NodeRequest, deadline: Instant) -> Result<NodeAnswer, NodeError> {
+        let began = Instant::now();
+        let answer = self.node.send(request, deadline).await;
+        match &answer {
+            Ok(_) => self.metrics.node_answered(kind, began),
+            Err(_) => self.metrics.node_failures.with_label_values(&[kind]).inc(),
+        }
+        answer
     }
 
     fn slot(&self, physical: &PhysicalIndex) -> Arc<Slot> {
@@ -121,14 +135,14 @@ impl Local {
         let Some(mut request) = request_of_read(read, call.body.clone()) else {
             return Answer::of(Reply::Refused(Refusal::Malformed("the query string is not text".into())));
         };
-        let answer = if held.held.is_subset(&read.shards) {
+        let words = matches!(read.kind, ReadKind::Words { .. });
+        let answer = if words || held.held.is_subset(&read.shards) {
             // `held` stays locked until the answer is there: no document of another shard arrives meanwhile.
-            self.node.send(request, call.deadline).await
+            self.send(kind_of(read.kind), request, call.deadline).await
         } else {
             drop(held);
-            // A query string is only sent for the node's words on it; it has no place for a filter.
             request.body = search::with_shard_filter(&request.body, &read.shards, record.value.shard_count()).into();
-            self.node.send(request, call.deadline).await
+            self.send(kind_of(read.kind), request, call.deadline).await
         };
         node_answer(answer)
     }
@@ -176,7 +190,7 @@ impl Local {
                 None => Err(Answer::of(Reply::Done)),
             };
         };
-        let enqueued = enqueued(self.node.send(request, call.deadline).await);
+        let enqueued = enqueued(self.send("write", request, call.deadline).await);
         if let Err(Answer { reply: Reply::NodeUnknown(_), .. }) = &enqueued {
             // The node may have lost its memory meanwhile; look before the next write.
             *ready = Ready::Unknown;
@@ -227,10 +241,10 @@ impl Local {
         }
         let create = serde_json::json!({ "uid": physical, "primaryKey": record.primary_key });
         let create = NodeRequest::json(Method::POST, "/indexes", create.to_string());
-        enqueued(self.node.send(create, deadline).await)?;
+        enqueued(self.send("write", create, deadline).await)?;
         let initial = serde_json::Value::Object(settings::initial(record.shard_count())).to_string();
         let path = format!("/indexes/{physical}/settings");
-        let task = enqueued(self.node.send(NodeRequest::json(Method::PATCH, path, initial), deadline).await)?;
+        let task = enqueued(self.send("write", NodeRequest::json(Method::PATCH, path, initial), deadline).await)?;
         *ready = Ready::Yes;
         Ok(Some(task))
     }
@@ -238,7 +252,7 @@ impl Local {
     /// Whether the node has the index with the field that marks shards.
     async fn is_complete(&self, physical: &PhysicalIndex, deadline: Instant) -> Result<bool, Answer> {
         let path = format!("/indexes/{physical}/settings/filterable-attributes");
-        let answer = self.node.send(NodeRequest::get(path), deadline).await.map_err(|e| node_answer(Err(e)))?;
+        let answer = self.send("question", NodeRequest::get(path), deadline).await.map_err(|e| node_answer(Err(e)))?;
         match answer.status {
             200 => Ok(memchr::memmem::find(&answer.body, SHARD_FIELD.as_bytes()).is_some()),
             404 => Ok(false),
@@ -253,8 +267,10 @@ impl Local {
         }
         let path = format!("/tasks?indexUids={physical}&statuses=enqueued,processing&limit=1");
         loop {
-            let answer =
-                self.node.send(NodeRequest::get(path.as_str()), deadline).await.map_err(|e| node_answer(Err(e)))?;
+            let answer = self
+                .send("question", NodeRequest::get(path.as_str()), deadline)
+                .await
+                .map_err(|e| node_answer(Err(e)))?;
             let page: Page = serde_json::from_slice(&answer.body).map_err(|_| node_answer(Ok(answer)))?;
             if page.total == 0 {
                 return Ok(());
@@ -275,7 +291,7 @@ impl Local {
         }
         let mut request = NodeRequest::get(format!("/indexes/{physical}"));
         request.method = Method::DELETE;
-        let task = enqueued(self.node.send(request, deadline).await)?;
+        let task = enqueued(self.send("write", request, deadline).await)?;
         *ready = Ready::Unknown;
         self.store.forget_local_index(physical).await.map_err(store_failed)?;
         *slot.local.write().await = LocalIndex::default();
@@ -297,7 +313,7 @@ impl Local {
                 format!("/tasks?limit={}&uids={}", list.len(), list.join(","))
             }
         };
-        node_answer(self.node.send(NodeRequest::get(path), deadline).await)
+        node_answer(self.send("question", NodeRequest::get(path), deadline).await)
     }
 
     /// Makes on the node what the records call for, whenever records or the node's health change.
@@ -346,19 +362,28 @@ impl Local {
 
 type RecordOrAnswer = Result<Arc<Versioned<IndexRecord>>, Answer>;
 
+/// The label of a read in metrics.
+fn kind_of(kind: ReadKind) -> &'static str {
+    match kind {
+        ReadKind::Search | ReadKind::FacetSearch => "search",
+        ReadKind::Documents => "documents",
+        ReadKind::Words { .. } => "question",
+    }
+}
+
 fn request_of_read(read: &Read, body: Bytes) -> Option<NodeRequest> {
     let index = format!("/indexes/{}", read.index);
     let post = |path: &str| NodeRequest::json(Method::POST, format!("{index}/{path}"), body.clone());
-    let get = |path: &str| {
-        let query = std::str::from_utf8(&body).ok().filter(|q| q.bytes().all(|b| b.is_ascii_graphic()))?;
-        Some(NodeRequest::get(format!("{index}/{path}?{query}")))
-    };
     match read.kind {
-        ReadKind::Search => Some(post("search")),
+        ReadKind::Search | ReadKind::Words { route: ReadRoute::Search, get: false } => Some(post("search")),
+        ReadKind::FacetSearch | ReadKind::Words { route: ReadRoute::FacetSearch, .. } => Some(post("facet-search")),
         ReadKind::Documents => Some(NodeRequest { order_values: true, ..post("documents/fetch") }),
-        ReadKind::FacetSearch => Some(post("facet-search")),
-        ReadKind::SearchByQuery => get("search"),
-        ReadKind::DocumentsByQuery => get("documents"),
+        ReadKind::Words { route: ReadRoute::Documents, get: false } => Some(post("documents/fetch")),
+        ReadKind::Words { route, get: true } => {
+            let path = if route == ReadRoute::Search { "search" } else { "documents" };
+            let query = std::str::from_utf8(&body).ok().filter(|q| q.bytes().all(|b| b.is_ascii_graphic()))?;
+            Some(NodeRequest::get(format!("{index}/{path}?{query}")))
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 
 use crate::net::{Answer, Call, CallError, Handler, Peers};
+use crate::telemetry::metrics::Metrics;
 use crate::types::MemberId;
 use crate::wire::verbs::Reply;
 
@@ -15,6 +16,7 @@ pub struct Members {
     peers: Arc<dyn Peers>,
     // Set once the services stand; they need `Members` themselves.
     local: Arc<OnceLock<Arc<dyn Handler>>>,
+    metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Members {
@@ -25,8 +27,8 @@ impl std::fmt::Debug for Members {
 
 impl Members {
     /// Members as seen from `own`.
-    pub fn new(own: MemberId, peers: Arc<dyn Peers>) -> Self {
-        Self { own, peers, local: Arc::new(OnceLock::new()) }
+    pub fn new(own: MemberId, peers: Arc<dyn Peers>, metrics: Arc<Metrics>) -> Self {
+        Self { own, peers, local: Arc::new(OnceLock::new()), metrics }
     }
 
     /// Says who answers the calls to the own member. Later calls change nothing.
@@ -42,7 +44,15 @@ impl Members {
     /// [`CallError`]; a [`Reply::Refused`] becomes `CallError::Refused`.
     pub async fn call(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
         if *to != self.own {
-            return self.peers.call(to, call).await;
+            let guard = self.metrics.mesh_call(call.request.name(), call.request.class().as_str());
+            let answer = self.peers.call(to, call).await;
+            guard.finish(match &answer {
+                Ok(_) => "ok",
+                Err(CallError::Refused { .. }) => "refused",
+                Err(CallError::NotSent { .. }) => "not_sent",
+                Err(CallError::NoAnswer { .. }) => "no_answer",
+            });
+            return answer;
         }
         let member = || self.own.clone();
         let Some(handler) = self.local.get() else {

@@ -16,7 +16,7 @@ use crate::proto::placement::shard_of;
 use crate::proto::search::{DocumentsQuery, merge_documents};
 use crate::types::limits::DOCUMENT_ID_MAX_BYTES;
 use crate::types::{ErrorCode, IndexUid, ShardSet};
-use crate::wire::verbs::ReadKind;
+use crate::wire::verbs::{ReadKind, ReadRoute};
 
 /// The service; cheap to clone.
 #[derive(Debug, Clone)]
@@ -55,13 +55,15 @@ impl Reads {
     async fn query(&self, uid: &IndexUid, query: DocumentsQuery, trace: TraceId) -> Result<Found, Failure> {
         let index = self.indexes.find(uid)?;
         if query.passthrough_invalid() {
-            return Err(self.searches.refusal(&index, query.original(), ReadKind::Documents, trace).await);
+            return Err(self.searches.refusal(&index, query.original(), ReadRoute::Documents, trace).await);
         }
         let record = &index.value;
         let pinned = record.primary_key.as_deref().and_then(|key| query.pinned_shards(key, record.shard_count()));
         let wanted = self.searches.wanted(record, pinned);
-        let (body, missing) = self.merged(&index, &query, &wanted, trace).await?;
-        self.searches.found(body, missing)
+        match self.merged(&index, &query, &wanted, trace).await {
+            Ok((body, missing)) => self.searches.found(body, missing),
+            Err(e) => Err(self.searches.reworded(e, &index, query.original(), ReadRoute::Documents, trace).await),
+        }
     }
 
     async fn merged(

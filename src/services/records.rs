@@ -463,7 +463,7 @@ mod tests {
         let seen = Seen { suspect: false, state: Some(MemberState::Active), ..Seen::unknown() };
         cluster.update(|s| drop(s.insert(own.clone(), seen)));
         let store = Store::open(dir).unwrap();
-        Records::load(store, cluster, Members::new(own, Arc::new(NoPeers))).await.unwrap()
+        Records::load(store, cluster, Members::new(own, Arc::new(NoPeers), Arc::default())).await.unwrap()
     }
 
     #[tokio::test]

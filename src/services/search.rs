@@ -22,13 +22,13 @@ use super::writes::node_failure;
 use crate::net::{Answer, Call, CallError, TraceId};
 use crate::proto::search::query::Original;
 use crate::proto::search::{
-    Action, AskId, FacetSearchQuery, HedgeBudget, IndexView, MemberState, MemberStats, MergeRequest, Outcome,
-    PartAnswer, PlanInput, QueryError, Scatter, SearchQuery, merge, merge_facet_search,
+    Action, AskId, FacetSearchQuery, HedgeBudget, IndexView, MemberState, MemberStats, MergeError, MergeRequest,
+    Outcome, PartAnswer, PlanInput, QueryError, Scatter, SearchQuery, keywords_suffice, merge, merge_facet_search,
 };
 use crate::proto::settings::ClientView;
 use crate::telemetry::metrics::Metrics;
 use crate::types::{ErrorCode, GroupId, IndexRecord, IndexUid, MemberId, ShardSet};
-use crate::wire::verbs::{Read, ReadKind, Reply, Request};
+use crate::wire::verbs::{Read, ReadKind, ReadRoute, Reply, Request};
 
 /// How the service behaves.
 #[derive(Debug, Clone)]
@@ -192,31 +192,64 @@ impl Searches {
         let began = Instant::now();
         let index = self.indexes.find(uid)?;
         if query.passthrough_invalid() {
-            return Err(self.refusal(&index, query.original(), ReadKind::Search, trace).await);
+            return Err(self.refusal(&index, query.original(), ReadRoute::Search, trace).await);
         }
+        match self.search_index(&index, &query, began, trace).await {
+            Ok(found) => Ok(found),
+            Err(e) => Err(self.reworded(e, &index, query.original(), ReadRoute::Search, trace).await),
+        }
+    }
+
+    async fn search_index(
+        &self,
+        index: &Index,
+        query: &SearchQuery,
+        began: Instant,
+        trace: TraceId,
+    ) -> Result<Found, Failure> {
         let record = &index.value;
         let view = view(record);
         let pinned = record.primary_key.as_deref().and_then(|key| query.pinned_shards(key, record.shard_count()));
         let wanted = self.wanted(record, pinned);
         let question = Question {
-            index: &index,
+            index,
             wanted: &wanted,
             kind: ReadKind::Search,
             hash: query.plan_hash(&record.physical),
             alone: query.part_body(1, &view).into(),
             shared: query.part_body(2, &view).into(),
         };
-        let scattered = self.scatter(question, trace).await?;
         let request_uid = Uuid::now_v7().to_string();
-        let merged = merge(&MergeRequest {
-            query: &query,
-            view: &view,
-            parts: &scattered.parts,
-            missing: &scattered.missing,
-            processing_time_ms: millis(began),
-            request_uid: &request_uid,
-        });
-        self.found(merged.map_err(|e| Failure::internal(e.to_string()))?, scattered.missing)
+        let request = |scattered: &Scattered, keywords_only| {
+            let merge_request = MergeRequest {
+                query,
+                view: &view,
+                parts: &scattered.parts,
+                keywords_only,
+                missing: &scattered.missing,
+                processing_time_ms: millis(began),
+                request_uid: &request_uid,
+            };
+            if keywords_only && !keywords_suffice(&merge_request)? {
+                return Ok(None);
+            }
+            merge(&merge_request).map(Some)
+        };
+        let malformed = |e: MergeError| Failure::internal(e.to_string());
+        // A search that mixes keywords and vectors over several parts asks for keywords first: often they are enough.
+        if let Some(keywords) = query.keyword_body(2, &view) {
+            let first = Question { shared: keywords.into(), ..question.clone() };
+            let scattered = self.scatter(first, trace).await?;
+            let keywords_only = !scattered.parts.iter().any(|p| p.alone);
+            if let Some(body) = request(&scattered, keywords_only).map_err(malformed)? {
+                return self.found(body, scattered.missing);
+            }
+        }
+        let scattered = self.scatter(question, trace).await?;
+        match request(&scattered, false).map_err(malformed)? {
+            Some(body) => self.found(body, scattered.missing),
+            None => Err(Failure::internal("a merge gave no answer")),
+        }
     }
 
     /// `POST /indexes/{uid}/facet-search`.
@@ -229,7 +262,7 @@ impl Searches {
         let index = self.indexes.find(uid)?;
         if query.passthrough_invalid() {
             let original = Original::Body(body.to_vec());
-            return Err(self.refusal(&index, &original, ReadKind::FacetSearch, trace).await);
+            return Err(self.refusal(&index, &original, ReadRoute::FacetSearch, trace).await);
         }
         let wanted = self.wanted(&index.value, None);
         let body = Bytes::copy_from_slice(query.part_body());
@@ -239,9 +272,15 @@ impl Searches {
             kind: ReadKind::FacetSearch,
             hash: 0,
             alone: body.clone(),
-            shared: body,
+            shared: body.clone(),
         };
-        let scattered = self.scatter(question, trace).await?;
+        let scattered = match self.scatter(question, trace).await {
+            Ok(scattered) => scattered,
+            Err(e) => {
+                let original = Original::Body(body.to_vec());
+                return Err(self.reworded(e, &index, &original, ReadRoute::FacetSearch, trace).await);
+            }
+        };
         let view = view(&index.value);
         let merged = merge_facet_search(&query, &view, &scattered.parts, &scattered.missing, millis(began));
         self.found(merged.map_err(|e| Failure::internal(e.to_string()))?, scattered.missing)
@@ -268,24 +307,46 @@ impl Searches {
     }
 
     /// What a node says about a request that the mesh does not understand.
-    pub async fn refusal(&self, index: &Index, original: &Original, kind: ReadKind, trace: TraceId) -> Failure {
-        let (kind, body) = match original {
-            Original::Body(body) => (kind, Bytes::from(body.clone())),
+    pub async fn refusal(&self, index: &Index, original: &Original, route: ReadRoute, trace: TraceId) -> Failure {
+        match self.words(index, original, route, trace).await {
+            Ok(()) => {
+                let message = "The request has a form that this version of miroir does not know.";
+                Failure::new(ErrorCode::BadRequest, message)
+            }
+            Err(failure) => failure,
+        }
+    }
+
+    /// An error as one node words it: beside the filter by shard, some texts would be others.
+    pub async fn reworded(
+        &self,
+        failure: Failure,
+        index: &Index,
+        original: &Original,
+        route: ReadRoute,
+        trace: TraceId,
+    ) -> Failure {
+        if !matches!(failure, Failure::Node { status: 400..500, .. }) {
+            return failure;
+        }
+        match self.words(index, original, route, trace).await {
+            Err(words @ Failure::Node { status: 400..500, .. }) => words,
+            _ => failure,
+        }
+    }
+
+    async fn words(&self, index: &Index, original: &Original, route: ReadRoute, trace: TraceId) -> Result<(), Failure> {
+        let (get, body) = match original {
+            Original::Body(body) => (false, Bytes::from(body.clone())),
             Original::Parameters(pairs) => {
                 let text = form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
-                let kind =
-                    if kind == ReadKind::Documents { ReadKind::DocumentsByQuery } else { ReadKind::SearchByQuery };
-                (kind, Bytes::from(text))
+                (true, Bytes::from(text))
             }
         };
         let one = ShardSet::all(1);
+        let kind = ReadKind::Words { route, get };
         let question = Question { index, wanted: &one, kind, hash: 0, alone: body.clone(), shared: body };
-        match self.scatter(question, trace).await {
-            Err(failure) => failure,
-            Ok(_) => {
-                Failure::new(ErrorCode::BadRequest, "The request has a form that this version of miroir does not know.")
-            }
-        }
+        self.scatter(question, trace).await.map(drop)
     }
 
     fn member_states(&self, index: &Index) -> BTreeMap<MemberId, MemberState> {
@@ -501,16 +562,12 @@ pub fn query_failed(error: QueryError) -> Failure {
 pub fn view(record: &IndexRecord) -> IndexView {
     let client = ClientView::of(&record.client_settings);
     let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-    let order = |o| match o {
-        crate::proto::settings::FacetOrder::Alpha => crate::proto::search::FacetOrder::Alpha,
-        crate::proto::settings::FacetOrder::Count => crate::proto::search::FacetOrder::Count,
-    };
     IndexView {
         uid: record.uid.as_str().to_owned(),
         displayed: client.displayed_attributes,
         distinct: client.distinct_attribute,
         max_total_hits: size(client.max_total_hits),
         max_values_per_facet: size(client.max_values_per_facet),
-        sort_facet_values_by: client.sort_facet_values_by.into_iter().map(|(k, v)| (k, order(v))).collect(),
+        sort_facet_values_by: client.sort_facet_values_by,
     }
 }

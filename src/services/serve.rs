@@ -1,5 +1,6 @@
 //! Answers the calls of peers, and the own member's calls to itself: one table from verb to service.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
@@ -10,6 +11,7 @@ use super::local::Local;
 use super::records::Records;
 use super::tasks::Tasks;
 use crate::net::{Answer, Call, Handler};
+use crate::telemetry::metrics::Metrics;
 use crate::types::MemberId;
 use crate::wire::verbs::{Class, Refusal, Reply, Request};
 
@@ -22,12 +24,14 @@ pub struct Serve {
     draining: AtomicBool,
     // Read-locked by every call under way.
     under_way: RwLock<()>,
+    metrics: Arc<Metrics>,
 }
 
 impl Serve {
     /// Calls go to these services.
-    pub fn new(records: Records, local: Local, tasks: Tasks) -> Self {
-        Self { records, local, tasks, draining: AtomicBool::new(false), under_way: RwLock::new(()) }
+    pub fn new(records: Records, local: Local, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
+        let draining = AtomicBool::new(false);
+        Self { records, local, tasks, draining, under_way: RwLock::new(()), metrics }
     }
 
     /// Refuses calls from now on and waits for those under way.
@@ -45,6 +49,40 @@ impl Handler for Serve {
         if self.draining.load(Ordering::SeqCst) && call.request.class() != Class::Control {
             return Answer::of(Reply::Refused(Refusal::Draining));
         }
+        let served = Served {
+            metrics: &self.metrics,
+            verb: call.request.name(),
+            class: call.request.class(),
+            outcome: "cancelled",
+        };
+        let answer = self.answer(from, call).await;
+        served.end(&answer);
+        answer
+    }
+}
+
+/// Counts a call of a peer, also one that is dropped.
+struct Served<'a> {
+    metrics: &'a Metrics,
+    verb: &'static str,
+    class: Class,
+    outcome: &'static str,
+}
+
+impl Served<'_> {
+    fn end(mut self, answer: &Answer) {
+        self.outcome = if matches!(answer.reply, Reply::Refused(_)) { "refused" } else { "ok" };
+    }
+}
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        self.metrics.mesh_served.with_label_values(&[self.verb, self.class.as_str(), self.outcome]).inc();
+    }
+}
+
+impl Serve {
+    async fn answer(&self, from: &MemberId, call: Call) -> Answer {
         match &call.request {
             Request::Probe => Answer::of(Reply::Done),
             Request::RecordVersions => Answer::of(Reply::RecordVersions(self.records.versions())),

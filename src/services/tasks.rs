@@ -38,12 +38,10 @@ pub enum Subject {
         /// Different ids among them.
         distinct: usize,
     },
-    /// Ids to delete: how many different ones.
+    /// Ids to delete.
     DeleteIds {
         /// Ids of the request.
         provided: usize,
-        /// Different ones.
-        distinct: usize,
     },
     /// Documents to delete by this filter, as the client sent it.
     DeleteFilter {
@@ -97,8 +95,8 @@ impl Subject {
             Self::Documents { received, distinct } => {
                 json!({"receivedDocuments": received, "indexedDocuments": done(*distinct)})
             }
-            Self::DeleteIds { provided, distinct } => {
-                json!({"providedIds": provided, "deletedDocuments": done(*distinct), "originalFilter": null})
+            Self::DeleteIds { provided } => {
+                json!({"providedIds": provided, "deletedDocuments": deleted, "originalFilter": null})
             }
             Self::DeleteFilter { original_filter } => {
                 json!({"providedIds": 0, "deletedDocuments": deleted, "originalFilter": original_filter})

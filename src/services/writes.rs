@@ -4,6 +4,8 @@
 //! write that no replica has taken is refused (`miroir_no_quorum`); one that some may have taken is `miroir_write_unknown`, with the
 //! task that names who has. Must not know: how documents are split, HTTP.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -15,7 +17,9 @@ use super::indexes::Index;
 use super::members::Members;
 use super::tasks::{NewTask, Part, Subject, Summary, Tasks};
 use crate::net::{Answer, Call, CallError, TraceId};
-use crate::proto::document::error_text;
+use crate::proto::document::error_text_hiding;
+use crate::proto::settings::ClientView;
+use crate::telemetry::metrics::Metrics;
 use crate::types::{ErrorCode, MemberId, ShardSet};
 use crate::wire::verbs::{Reply, Request, Write, WriteKind};
 
@@ -60,12 +64,13 @@ pub struct Writes {
     cluster: Cluster,
     members: Members,
     tasks: Tasks,
+    metrics: Arc<Metrics>,
 }
 
 impl Writes {
     /// The service over its parts.
-    pub fn new(cluster: Cluster, members: Members, tasks: Tasks) -> Self {
-        Self { cluster, members, tasks }
+    pub fn new(cluster: Cluster, members: Members, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
+        Self { cluster, members, tasks, metrics }
     }
 
     /// Sends all parts and waits until every node has enqueued its own.
@@ -83,17 +88,39 @@ impl Writes {
         trace: TraceId,
     ) -> Result<Summary, Failure> {
         self.require_serving(orders.iter().map(|o| &o.member))?;
+        let kind = subject.kind();
         let record = &index.value;
         let copies = record.shards.first().map_or(1, |s| s.replicas.len());
         // Every node deletes its own copies: documents are counted once for all of them.
         let task =
             self.tasks.begin(Some(&record.uid), Some(&record.physical), subject, copies, custom_metadata).await?;
-        let sends = orders.into_iter().map(|order| async {
-            let member = order.member.clone();
-            (member, self.send_one(index, order, deadline, trace).await)
+        let mut by_member: BTreeMap<MemberId, Vec<Order>> = BTreeMap::new();
+        for order in orders {
+            by_member.entry(order.member.clone()).or_default().push(order);
+        }
+        let sends = by_member.into_iter().map(|(member, orders)| async move {
+            let mut fates = Vec::with_capacity(orders.len());
+            // A member's orders keep their order, and none goes on behind one that failed.
+            for order in orders {
+                let fate = self.send_one(index, order, deadline, trace).await;
+                let goes_on = matches!(fate, Fate::Taken(_) | Fate::Nothing);
+                fates.push((member.clone(), fate));
+                if !goes_on {
+                    break;
+                }
+            }
+            fates
         });
-        let fates = futures_util::future::join_all(sends).await;
-        self.conclude(index, task, fates).await
+        let fates = futures_util::future::join_all(sends).await.into_iter().flatten().collect();
+        let concluded = self.conclude(index, task, fates).await;
+        let outcome = match &concluded {
+            Ok(_) => "accepted",
+            Err(Failure::Mesh { code: ErrorCode::MiroirNoQuorum, .. }) => "no_quorum",
+            Err(Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, .. }) => "unknown",
+            Err(_) => "failed",
+        };
+        self.metrics.writes.with_label_values(&[kind, outcome]).inc();
+        concluded
     }
 
     /// Checks that all these members serve.
@@ -189,7 +216,12 @@ pub fn node_failure(status: u16, body: &Bytes, index: &Index) -> Failure {
         return Failure::internal(format!("the node answered with status {status}: {text}"));
     };
     if let Some(message) = error.get("message").and_then(Value::as_str) {
-        let text = error_text(message, &index.value.physical, &index.value.uid);
+        let text = error_text_hiding(
+            message,
+            &index.value.physical,
+            &index.value.uid,
+            ClientView::of(&index.value.client_settings).displayed_attributes.as_deref(),
+        );
         error["message"] = Value::String(text);
     }
     Failure::Node { status, body: Bytes::from(error.to_string()) }

@@ -21,7 +21,9 @@ pub const MEMBERS_MAX: usize = 128;
 /// Nesting of JSON that is still read, in documents and in requests.
 pub const JSON_DEPTH_MAX: usize = 128;
 /// Default limit of a client's body after decompression, as a node's own.
-pub const BODY_DEFAULT_MAX_BYTES: usize = 100 << 20;
+pub const BODY_DEFAULT_MAX_BYTES: usize = 100_000_000;
+/// Largest body that one request to a node carries; a node refuses more than 100,000,000 bytes unless configured.
+pub const NODE_BODY_MAX_BYTES: usize = 64 << 20;
 /// Largest header of one mesh call, encoded.
 pub const CALL_HEADER_MAX_BYTES: usize = 2 << 20;
 /// Largest body of one mesh call.

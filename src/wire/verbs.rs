@@ -47,6 +47,17 @@ pub struct RecordCopy {
     pub value: String,
 }
 
+/// A route that reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReadRoute {
+    /// `/indexes/{i}/search`
+    Search,
+    /// `/indexes/{i}/documents/fetch`, or by GET `/indexes/{i}/documents`
+    Documents,
+    /// `/indexes/{i}/facet-search`
+    FacetSearch,
+}
+
 /// What a read asks of the node beside the asked member. The body is the JSON of the corresponding Meilisearch route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadKind {
@@ -56,10 +67,14 @@ pub enum ReadKind {
     Documents,
     /// `POST /indexes/{i}/facet-search`
     FacetSearch,
-    /// `GET /indexes/{i}/search`; the body is the query string. Used to hear a node's own words on a malformed one.
-    SearchByQuery,
-    /// `GET /indexes/{i}/documents`; the body is the query string. Used likewise.
-    DocumentsByQuery,
+    /// One of these routes without the filter by shard, for the node's own words on a request that it refuses: with a
+    /// filter beside the client's, some texts would show it. An answer to it is never shown.
+    Words {
+        /// Which route.
+        route: ReadRoute,
+        /// GET, and the body is the query string; otherwise POST, and the body is JSON.
+        get: bool,
+    },
 }
 
 /// A write to the node beside the asked member.

@@ -375,7 +375,8 @@ mod tests {
             let config = config.unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(config.node.id.as_str(), member.id);
             assert_eq!((config.http.listen, config.metrics.listen), (member.http, member.metrics));
-            assert_eq!(config.mesh.advertised(&config.node.id), Some(member.mesh));
+            let own = config.mesh.entry(&config.node.id).expect("the own entry");
+            assert_eq!(own.address.to_string(), member.mesh.to_string());
             assert_eq!(config.mesh.bootstrap[i].group.as_str(), ["g1", "g2"][i % 2]);
             assert_eq!((config.mesh.bootstrap.len(), config.mesh.rf, config.index.shards), (5, 2, 8));
             assert!(config.access.master_key.unwrap().is("sixteen-bytes-or-more"));

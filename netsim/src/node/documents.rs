@@ -67,10 +67,26 @@ fn parse_json(body: &[u8]) -> Result<Vec<Map<String, Value>>> {
             .into_iter()
             .map(|item| match item {
                 Value::Object(document) => Ok(document),
-                other => Err(ApiError::internal(format!("invalid type: {other}, expected a map at line 1 column 1"))),
+                other => Err(ApiError::internal(format!(
+                    "invalid type: {}, expected a map at line 1 column 1",
+                    serde_kind(&other)
+                ))),
             })
             .collect(),
         _ => Err(malformed("json", "data are neither an object nor a list of objects")),
+    }
+}
+
+/// A value as serde's errors name it.
+pub fn serde_kind(value: &Value) -> String {
+    match value {
+        Value::Object(_) => "map".to_owned(),
+        Value::Array(_) => "sequence".to_owned(),
+        Value::String(text) => format!("string {text:?}"),
+        Value::Number(number) if number.is_f64() => format!("floating point `{number}`"),
+        Value::Number(number) => format!("integer `{number}`"),
+        Value::Bool(flag) => format!("boolean `{flag}`"),
+        Value::Null => "null".to_owned(),
     }
 }
 
@@ -98,7 +114,7 @@ fn parse_csv(body: &[u8], delimiter: u8) -> Result<Vec<Map<String, Value>>> {
         let mut document = Map::new();
         for ((name, kind), text) in headers.iter().zip(record.iter()) {
             let value = match (kind.as_str(), text) {
-                ("number" | "boolean", "") => Value::Null,
+                (_, "") => Value::Null,
                 ("number", text) => csv_number(text).ok_or_else(|| {
                     bad(format!("Error parsing number {text:?} at line {}: invalid float literal", at + 1))
                 })?,

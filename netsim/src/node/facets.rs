@@ -77,19 +77,22 @@ pub fn distribution(index: &Index, facets: &[String], candidates: &DocSet) -> (V
     for (path, counts) in counts {
         let mut numbers: Vec<(String, u64)> =
             counts.numbers.values().map(|(number, count)| (number_text(*number), *count)).collect();
+        let mut strings: Vec<(String, u64)> = counts.strings.into_values().collect();
         if let (Some((min, _)), Some((max, _))) = (counts.numbers.values().next(), counts.numbers.values().next_back())
         {
             stats.insert(path.to_owned(), json!({"min": min, "max": max}));
         }
-        let by_count = index.settings.facet_by_count(path);
-        if !by_count && total <= NUMBERS_AS_TEXT {
+        if index.settings.facet_by_count(path) {
+            // Equal counts stand in falling order of their values.
+            for values in [&mut numbers, &mut strings] {
+                values.reverse();
+                values.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+            }
+        } else if total <= NUMBERS_AS_TEXT {
             numbers.sort();
         }
-        let strings = counts.strings.into_values();
-        let mut values: Vec<(String, u64)> = numbers.into_iter().chain(strings).collect();
-        if by_count {
-            values.sort_by(|a, b| b.1.cmp(&a.1));
-        }
+        let mut values = numbers;
+        values.append(&mut strings);
         values.truncate(index.settings.max_facet_values);
         let values: Map<String, Value> = values.into_iter().map(|(value, count)| (value, json!(count))).collect();
         distribution.insert(path.to_owned(), Value::Object(values));

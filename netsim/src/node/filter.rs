@@ -316,6 +316,9 @@ impl Parser<'_> {
         if start >= self.chars.len() {
             return Err(self.no_operation(start));
         }
+        if ["_geoRadius", "_geoBoundingBox", "_geoPolygon"].iter().any(|name| self.keyword(name)) {
+            return Err(self.error("The stand-in has no geo search.", start, self.chars.len()));
+        }
         if matches!(self.chars[start], '=' | '!' | '<' | '>' | ')' | '[' | ']' | ',') {
             return Err(self.no_operation(start));
         }

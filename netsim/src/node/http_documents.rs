@@ -204,6 +204,10 @@ fn shown(doc: &Doc, fields: Option<&[String]>, vectors: bool) -> Value {
     Value::Object(shown)
 }
 
+fn has_value_or_no_field(doc: &Doc, field: &str, asc: bool) -> bool {
+    doc.facts(field).is_none() || rank::sort_value(doc, field, asc) != rank::SortValue::Missing
+}
+
 impl Fetch {
     fn run(&self, index: &Index) -> Result<Value> {
         if let Some(filter) = &self.filter {
@@ -222,7 +226,10 @@ impl Fetch {
         if let Some(filter) = &self.filter {
             found.retain(|(_, doc)| filter.passes(doc));
         }
+        let total = found.len();
         if !self.sort.is_empty() {
+            // As on a real node: a field that is there without a value (null, an empty array) loses its document.
+            found.retain(|(_, doc)| self.sort.iter().all(|(field, asc)| has_value_or_no_field(doc, field, *asc)));
             found.sort_by(|(_, a), (_, b)| {
                 let by = |(field, asc): &(String, bool)| {
                     rank::compare_sort(rank::sort_value(a, field, *asc), rank::sort_value(b, field, *asc), *asc)
@@ -240,7 +247,7 @@ impl Fetch {
                 document
             })
             .collect();
-        Ok(json!({"results": results, "offset": self.offset, "limit": self.limit, "total": found.len()}))
+        Ok(json!({"results": results, "offset": self.offset, "limit": self.limit, "total": total}))
     }
 }
 
@@ -277,14 +284,7 @@ async fn delete_batch(
     Query::read(raw.as_deref(), &["customMetadata"])?;
     let body = json_body(&headers, &body)?;
     let Value::Array(ids) = body else {
-        let kind = match &body {
-            Value::Object(_) => "map".to_owned(),
-            Value::String(text) => format!("string {text:?}"),
-            Value::Number(number) if number.is_f64() => format!("floating point `{number}`"),
-            Value::Number(number) => format!("integer `{number}`"),
-            Value::Bool(flag) => format!("boolean `{flag}`"),
-            _ => "null".to_owned(),
-        };
+        let kind = documents::serde_kind(&body);
         let text = format!("Json deserialize error: invalid type: {kind}, expected a sequence at line 1 column 0");
         return Err(ApiError::new("bad_request", text));
     };

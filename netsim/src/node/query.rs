@@ -112,6 +112,14 @@ impl Query {
     }
 }
 
+impl Query {
+    /// Where these terms stand in the query, counted in words.
+    pub fn starts(&self, terms: &[usize]) -> Vec<u32> {
+        let before = |term: &usize| self.terms[..*term].iter().map(|term| term.words.len() as u32).sum();
+        terms.iter().map(before).collect()
+    }
+}
+
 impl Term {
     fn new(index: &Index, word: String, prefix: bool) -> Self {
         let settings = &index.settings;

@@ -303,7 +303,7 @@ impl<'a> Search<'a> {
                     let highest = self.index.settings.searchable.as_ref().map_or(0, |names| names.len() - 1) as u32;
                     parts.push(evidence.attribute_rank(weights, highest));
                 }
-                (Rule::WordPosition, Some(_)) => parts.push(evidence.word_position()),
+                (Rule::WordPosition, Some(query)) => parts.push(evidence.word_position(&query.starts(terms))),
                 (Rule::Exactness, Some(_)) => parts.push(evidence.exactness(doc)),
             }
         }
@@ -361,25 +361,32 @@ impl Evidence {
         Part::Rank("attributeRank", max.saturating_sub(cost).max(1), max)
     }
 
-    fn word_position(&self) -> Part<'static> {
+    /// `starts` says where each term stands in the query: a document that begins with the query is the best.
+    fn word_position(&self, starts: &[u32]) -> Part<'static> {
         let worst = POSITION_BOUNDS.len() as u32;
-        let cost_of = |place: &Match| {
-            POSITION_BOUNDS.iter().take_while(|bound| u32::from(place.position) >= **bound).count() as u32
+        let cost_of = |place: &Match, start: u32| {
+            let behind = bucketed(u32::from(place.position)).abs_diff(start);
+            POSITION_BOUNDS.iter().take_while(|bound| behind >= **bound).count() as u32
         };
-        let cost: u32 = self.by_term.iter().map(|places| places.iter().map(cost_of).min().unwrap_or(worst)).sum();
+        let terms = self.by_term.iter().zip(starts);
+        let cost: u32 =
+            terms.map(|(places, start)| places.iter().map(|p| cost_of(p, *start)).min().unwrap_or(worst)).sum();
         let max = worst * self.by_term.len() as u32 + 1;
-        Part::Rank("wordPosition", max - cost, max)
+        Part::Rank("wordPosition", max.saturating_sub(cost).max(1), max)
     }
 
     fn exactness(&self, doc: &Doc) -> Part<'static> {
         let exact = |places: &[Match]| places.iter().any(|place| place.exact);
         let words = self.by_term.iter().filter(|places| exact(places)).count() as u32;
         let max = self.by_term.len() as u32;
-        let Some(first) = self.by_term.first() else { return Part::Exactness(1, 0, 0) };
+        // A term that is only there with typos does not stand in the way of an exact attribute.
+        let spelled: Vec<&Vec<Match>> =
+            self.by_term.iter().filter(|places| places.first().is_none_or(|place| place.typos == 0)).collect();
+        let Some((first, others)) = spelled.split_first() else { return Part::Exactness(1, words, max) };
         let mut best = 1;
         for start in first.iter().filter(|place| place.exact && place.position == 0) {
             let mut position = u16::from(start.length);
-            let follows = self.by_term[1..].iter().all(|places| {
+            let follows = others.iter().all(|places| {
                 let next = places.iter().find(|p| p.exact && p.field == start.field && p.position == position);
                 position += next.map_or(0, |place| u16::from(place.length));
                 next.is_some()
@@ -391,6 +398,12 @@ impl Evidence {
         }
         Part::Exactness(best, words, max)
     }
+}
+
+/// Positions far behind are only known by the end of their bucket.
+fn bucketed(position: u32) -> u32 {
+    let bound = POSITION_BOUNDS.iter().find(|bound| position < **bound);
+    if position < 16 { position } else { bound.map_or(u32::from(u16::MAX), |bound| bound - 1) }
 }
 
 /// How near the places of two terms come, at least 1 and at most [`FAR`]; the wrong order counts one more.

@@ -437,6 +437,7 @@ pub fn check(key: &Key, value: &Value, path: &str) -> Result<Value> {
             value.clone()
         }
         "embedders" => check_embedders(key, value, path)?,
+        "localizedAttributes" => check_localized(key, value, path)?,
         _ => value.clone(),
     })
 }
@@ -469,6 +470,19 @@ fn check_filterable(key: &Key, value: &Value, path: &str) -> Result<Value> {
             }
             other => return Err(wrong_type(key.code, &path, "a string", other)),
         }
+    }
+    Ok(Value::Array(rules))
+}
+
+fn check_localized(key: &Key, value: &Value, path: &str) -> Result<Value> {
+    let Value::Array(items) = value else { return Err(wrong_type(key.code, path, "an array", value)) };
+    let mut rules = Vec::with_capacity(items.len());
+    for (at, item) in items.iter().enumerate() {
+        let fields = Fields::open(item, &format!("{path}[{at}]"), key.code, &["attributePatterns", "locales"])?;
+        let patterns = fields.strings("attributePatterns", key.code)?.unwrap_or_default();
+        rules.push(
+            json!({"attributePatterns": patterns, "locales": fields.strings("locales", key.code)?.unwrap_or_default()}),
+        );
     }
     Ok(Value::Array(rules))
 }

@@ -346,7 +346,8 @@ fn add_values<'a>(
                 found = true;
                 for element in json::elements(m.value, 0)? {
                     let (value, count) = read_value(element?.1)?;
-                    values.entry(normalise(&value)).or_insert((value, 0)).1 += count;
+                    let sum = &mut values.entry(normalise(&value)).or_insert((value, 0)).1;
+                    *sum = sum.saturating_add(count);
                 }
             }
             _ => {}
@@ -361,9 +362,120 @@ fn read_value(text: &[u8]) -> Result<(String, u64), PartError> {
         let m = member?;
         match m.raw_key {
             b"value" => value = serde_json::from_slice::<String>(m.value).ok(),
-            b"count" => count = std::str::from_utf8(m.value).ok().and_then(|s| s.parse::<u32>().ok()),
+            b"count" => count = std::str::from_utf8(m.value).ok().and_then(|s| s.parse::<u64>().ok()),
             _ => {}
         }
     }
-    Ok((value.ok_or(PartError::Lacks("value"))?, count.ok_or(PartError::Lacks("count"))?.into()))
+    Ok((value.ok_or(PartError::Lacks("value"))?, count.ok_or(PartError::Lacks("count"))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn part(first: u16, body: &Value) -> PartAnswer {
+        PartAnswer { shards: [ShardId(first)].into_iter().collect(), alone: false, body: body.to_string().into() }
+    }
+
+    fn listed(ids: &[&str]) -> Value {
+        let results: Vec<_> = ids.iter().map(|id| json!({"id": id, "_miroir_shard": "ꀀ"})).collect();
+        json!({"results": results, "offset": 0, "limit": 20, "total": 10})
+    }
+
+    fn merged(query: &Value, parts: &[PartAnswer]) -> Value {
+        let query = DocumentsQuery::from_json(query.to_string().as_bytes()).unwrap();
+        serde_json::from_slice(&merge_documents(&query, parts, &ShardSet::new()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn unsorted_lists_interleave_and_pages_join() {
+        let parts = [part(1, &listed(&["b0", "b1"])), part(0, &listed(&["a0", "a1", "a2"]))];
+        let seen = merged(&json!({}), &parts);
+        let all = json!([{"id": "a0"}, {"id": "b0"}, {"id": "a1"}, {"id": "b1"}, {"id": "a2"}]);
+        assert_eq!(seen, json!({"results": all, "offset": 0, "limit": 20, "total": 20}));
+        let mut joined = Vec::new();
+        for offset in 0..6 {
+            let seen = merged(&json!({"offset": offset, "limit": 1}), &parts);
+            joined.extend(seen["results"].as_array().unwrap().clone());
+        }
+        assert_eq!(Value::from(joined), all);
+        assert_eq!(merged(&json!({"limit": 0}), &parts)["results"], json!([]));
+        assert_eq!(merged(&json!({"offset": usize::MAX, "limit": usize::MAX}), &parts)["results"], json!([]));
+    }
+
+    #[test]
+    fn sorted_lists_stand_by_their_values_and_these_are_cut() {
+        let doc = |id: &str, size: Value| json!({"id": id, "_federation": {"weightedScoreValues": [{"sort": {"asc": true, "value": size}}]}});
+        let body = |docs: Value| json!({"results": docs, "offset": 0, "limit": 20, "total": 3});
+        let parts = [
+            part(0, &body(json!([doc("a", json!(2)), doc("b", json!(10)), doc("c", json!(null))]))),
+            part(1, &body(json!([doc("d", json!(1.5)), doc("e", json!("x"))]))),
+        ];
+        let query = json!({"sort": ["size:asc"], "offset": 1, "limit": 3});
+        assert_eq!(merged(&query, &parts)["results"], json!([{"id": "a"}, {"id": "b"}, {"id": "e"}]));
+        let query = DocumentsQuery::from_json(query.to_string().as_bytes()).unwrap();
+        assert!(query.needs_sort_values(2) && !query.needs_sort_values(1));
+        assert!(merge_documents(&query, &[part(0, &listed(&["a"]))], &ShardSet::new()).is_err());
+    }
+
+    #[test]
+    fn the_only_part_keeps_its_page() {
+        let alone = PartAnswer { alone: true, ..part(0, &listed(&["a", "b"])) };
+        let seen = merged(&json!({"offset": 40}), std::slice::from_ref(&alone));
+        assert_eq!(seen["results"], json!([{"id": "a"}, {"id": "b"}]));
+        let query = DocumentsQuery::from_json(b"{}").unwrap();
+        assert!(merge_documents(&query, &[alone, part(1, &listed(&[]))], &ShardSet::new()).is_err());
+    }
+
+    #[test]
+    fn ids_name_the_shards() {
+        let pinned = |q: Value| DocumentsQuery::from_json(q.to_string().as_bytes()).unwrap().pinned_shards("id", 64);
+        let shards = |ids: &[&str]| ids.iter().map(|id| shard_of(id, 64)).collect::<ShardSet>();
+        assert_eq!(pinned(json!({"ids": ["a", 7]})), Some(shards(&["a", "7"])));
+        assert_eq!(pinned(json!({"filter": "id = 7"})), Some(shards(&["7"])));
+        assert_eq!(pinned(json!({"ids": []})), None);
+        assert_eq!(pinned(json!({"ids": [1.5]})), None);
+    }
+
+    #[test]
+    fn get_parameters_come_to_the_same_as_a_post() {
+        let pairs =
+            [("offset", "2"), ("limit", "3"), ("fields", "id,name"), ("filter", "a = 1"), ("sort", "a:asc,b:desc")];
+        let get = DocumentsQuery::from_query_string(pairs).unwrap();
+        let body = |parts| serde_json::from_slice::<Value>(&get.part_body(parts)).unwrap();
+        let sort = json!(["a:asc", "b:desc"]);
+        let post = json!({"offset": 2, "limit": 3, "fields": ["id", "name"], "filter": "a = 1", "sort": sort});
+        assert_eq!(body(1), post);
+        assert_eq!((&body(2)["offset"], &body(2)["limit"]), (&json!(0), &json!(5)));
+        assert!(DocumentsQuery::from_query_string([("foo", "1")]).unwrap().passthrough_invalid());
+        assert!(DocumentsQuery::from_query_string([("fields", "_miroir_shard")]).is_err());
+        assert!(DocumentsQuery::from_json(br#"{"limit":"x"}"#).unwrap().passthrough_invalid());
+    }
+
+    #[test]
+    fn facet_values_are_summed_and_cut() {
+        let body = |hits: Value| json!({"facetHits": hits, "facetQuery": "r", "processingTimeMs": 0});
+        let parts = [
+            part(1, &body(json!([{"value": "RED", "count": 3}, {"value": "rose", "count": 9}]))),
+            part(0, &body(json!([{"value": "Red", "count": 2}, {"value": "ruby", "count": 9}]))),
+        ];
+        let query = FacetSearchQuery::from_json(br#"{"facetName":"c","facetQuery":"r"}"#).unwrap();
+        let merge = |view: &IndexView| {
+            String::from_utf8(merge_facet_search(&query, view, &parts, &ShardSet::new(), 4).unwrap()).unwrap()
+        };
+        assert_eq!(
+            merge(&IndexView { max_values_per_facet: 2, ..IndexView::default() }),
+            r#"{"facetHits":[{"value":"Red","count":5},{"value":"rose","count":9}],"facetQuery":"r","processingTimeMs":4}"#
+        );
+        let order = BTreeMap::from([("c".to_owned(), FacetOrder::Count)]);
+        assert_eq!(
+            merge(&IndexView { sort_facet_values_by: order, max_values_per_facet: 2, ..IndexView::default() }),
+            r#"{"facetHits":[{"value":"ruby","count":9},{"value":"rose","count":9}],"facetQuery":"r","processingTimeMs":4}"#
+        );
+        let bad = [part(0, &json!({"facetHits": [{"value": 1}]}))];
+        assert!(merge_facet_search(&query, &IndexView::default(), &bad, &ShardSet::new(), 4).is_err());
+        assert!(FacetSearchQuery::from_json(br#"{"facetName":"_miroir_shard"}"#).is_err());
+    }
 }

@@ -4,6 +4,7 @@
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::SHARD_FIELD;
 use super::query::{FacetOrder, IndexView};
@@ -160,11 +161,10 @@ impl Facet {
                 let sum = self.numbers.entry(value).or_default();
                 *sum = sum.saturating_add(count);
             } else {
-                let spelled = || text_of(m.raw_key, m.start).map(str::to_owned);
-                match self.texts.get_mut(&normalise(&value)) {
-                    Some((_, sum)) => *sum = sum.saturating_add(count),
-                    None => {
-                        self.texts.insert(normalise(&value), (spelled()?, count));
+                match self.texts.entry(normalise(&value)) {
+                    Entry::Occupied(mut known) => known.get_mut().1 = known.get().1.saturating_add(count),
+                    Entry::Vacant(new) => {
+                        new.insert((text_of(m.raw_key, m.start)?.to_owned(), count));
                     }
                 }
             }
@@ -189,7 +189,10 @@ impl Facet {
         for (i, (value, count)) in all.take(max).enumerate() {
             comma(out, i);
             // Numbers need no escapes, and texts still have theirs.
-            out.extend_from_slice(format!("\"{value}\":{count}").as_bytes());
+            out.push(b'"');
+            out.extend_from_slice(value.as_bytes());
+            out.extend_from_slice(b"\":");
+            out.extend_from_slice(count.to_string().as_bytes());
         }
         out.push(b'}');
     }

@@ -50,6 +50,8 @@ pub struct MergeRequest<'a> {
     pub view: &'a IndexView,
     /// The answers; their shards do not overlap.
     pub parts: &'a [PartAnswer],
+    /// The answers are to [`SearchQuery::keyword_body`], and [`keywords_suffice`] has said so.
+    pub keywords_only: bool,
     /// Shards without an answer; named in `remoteErrors`.
     pub missing: &'a ShardSet,
     /// The time that the whole search took, in milliseconds.
@@ -134,12 +136,31 @@ pub fn merge(request: &MergeRequest<'_>) -> Result<Vec<u8>, MergeError> {
     if let Some(part) = request.parts.iter().find(|p| p.alone) {
         return Err(PartError::Alone.of(&part.shards));
     }
-    let mut parts: Vec<&PartAnswer> = request.parts.iter().collect();
-    parts.sort_by_key(|p| p.shards.first());
+    Merger::read(request)?.run()
+}
+
+/// What a keyword hit of a mixed search must reach, times the keywords' share, for a node to leave the vectors out.
+const GOOD_ENOUGH: f64 = 0.45;
+
+/// Whether the answers to [`SearchQuery::keyword_body`] are the answer: they fill the page with hits that are good enough.
+///
+/// # Errors
+/// [`MergeError::Malformed`].
+pub fn keywords_suffice(request: &MergeRequest<'_>) -> Result<bool, MergeError> {
+    let Some(ratio) = request.query.mixing_ratio() else { return Ok(true) };
+    // Nodes reckon with 32-bit ratios.
+    #[allow(clippy::cast_possible_truncation)]
+    let weight = f64::from(1.0 - ratio as f32);
     let wanted = request.query.hits_wanted(request.view);
-    let bodies =
-        parts.iter().map(|p| read_body(&p.body, wanted).map_err(|e| e.of(&p.shards))).collect::<Result<Vec<_>, _>>()?;
-    Merger { request, parts, bodies }.run()
+    let merger = Merger::read(request)?;
+    let mut found = 0;
+    for placed in merger.lane(|part| (0..merger.bodies[part].hits.len()).collect())?.take(wanted) {
+        if placed?.head.score * weight < GOOD_ENOUGH {
+            return Ok(false);
+        }
+        found += 1;
+    }
+    Ok(found == wanted)
 }
 
 /// The only part of a search: its node has made the page. Hits are moved whole where nothing is to be cut.
@@ -218,6 +239,15 @@ struct Merger<'a> {
 }
 
 impl<'a> Merger<'a> {
+    fn read(request: &'a MergeRequest<'a>) -> Result<Self, MergeError> {
+        let mut parts: Vec<&PartAnswer> = request.parts.iter().collect();
+        parts.sort_by_key(|p| p.shards.first());
+        let wanted = request.query.hits_wanted(request.view);
+        let read = |p: &&'a PartAnswer| read_body(&p.body, wanted).map_err(|e| e.of(&p.shards));
+        let bodies = parts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { request, parts, bodies })
+    }
+
     fn text(&self, part: usize) -> &'a [u8] {
         &self.parts[part].body
     }
@@ -356,7 +386,7 @@ impl<'a> Merger<'a> {
             out.extend_from_slice(details);
         }
         write_remote_errors(out, self.request.missing);
-        if bodies.iter().any(|b| b.semantic.is_some()) {
+        if self.request.keywords_only || bodies.iter().any(|b| b.semantic.is_some()) {
             out.extend_from_slice(b",\"semanticHitCount\":");
             let semantic = page.iter().filter(|p| order::is_semantic(&p.head.rules)).count();
             out.extend_from_slice(semantic.to_string().as_bytes());
@@ -569,8 +599,15 @@ mod tests {
     fn text(q: &Value, view: &IndexView, parts: &[PartAnswer]) -> Result<String, MergeError> {
         let missing = ShardSet::new();
         let query = query(q);
-        let request =
-            MergeRequest { query: &query, view, parts, missing: &missing, processing_time_ms: 7, request_uid: "uid" };
+        let request = MergeRequest {
+            query: &query,
+            view,
+            parts,
+            keywords_only: false,
+            missing: &missing,
+            processing_time_ms: 7,
+            request_uid: "uid",
+        };
         merge(&request).map(|bytes| String::from_utf8(bytes).unwrap())
     }
 
@@ -717,6 +754,39 @@ mod tests {
     }
 
     #[test]
+    fn keywords_suffice_only_if_all_of_the_page_is_good() {
+        let keyword = |words: u32, score: f64| {
+            let mut h = hit("x", words);
+            h["_rankingScore"] = score.into();
+            h
+        };
+        let parts = [
+            part(0, &body(&[keyword(9, 1.0), keyword(8, 0.95)])),
+            part(1, &body(&[keyword(7, 0.91), keyword(6, 0.4)])),
+        ];
+        let suffice = |limit: usize, ratio: f64| {
+            let (view, missing) = (IndexView::default(), ShardSet::new());
+            let hybrid = json!({"embedder": "e", "semanticRatio": ratio});
+            let query = query(&json!({"q": "x", "hybrid": hybrid, "limit": limit}));
+            let request = MergeRequest {
+                query: &query,
+                view: &view,
+                parts: &parts,
+                keywords_only: false,
+                missing: &missing,
+                processing_time_ms: 1,
+                request_uid: "u",
+            };
+            keywords_suffice(&request).unwrap()
+        };
+        assert!(suffice(3, 0.5));
+        assert!(!suffice(4, 0.5), "the last is not good enough");
+        assert!(!suffice(3, 0.6), "the keywords' share is too small");
+        assert!(suffice(3, 0.4));
+        assert!(!suffice(5, 0.1), "the page is not filled");
+    }
+
+    #[test]
     fn missing_shards_are_named_in_the_body() {
         let (query, view, missing) = (query(&json!({"q": "x"})), IndexView::default(), shards(&[3, 7]));
         for parts in [vec![], vec![part(0, &body(&[hit("a", 1)]))]] {
@@ -724,6 +794,7 @@ mod tests {
                 query: &query,
                 view: &view,
                 parts: &parts,
+                keywords_only: false,
                 missing: &missing,
                 processing_time_ms: 1,
                 request_uid: "u",
@@ -867,7 +938,7 @@ mod tests {
                     let damaged = PartAnswer { shards: shards(&[0]), alone, body: bytes[..len].to_vec().into() };
                     let query = query(&json!({"distinct": "id"}));
                     let (view, missing) = (IndexView::default(), ShardSet::new());
-                    let request = MergeRequest { query: &query, view: &view, parts: &[damaged], missing: &missing,
+                    let request = MergeRequest { query: &query, view: &view, parts: &[damaged], keywords_only: false, missing: &missing,
                         processing_time_ms: 1, request_uid: "u" };
                     let _ = merge(&request);
                 }

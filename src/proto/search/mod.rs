@@ -25,7 +25,7 @@ pub mod value;
 
 pub use documents::{DocumentsQuery, FacetSearchQuery, merge_documents, merge_facet_search};
 pub use filter::{pinned_ids, with_shard_filter};
-pub use merge::{MergeError, MergeRequest, PartAnswer, merge};
+pub use merge::{MergeError, MergeRequest, PartAnswer, keywords_suffice, merge};
 pub use plan::{MemberState, Plan, PlanInput, plan};
 pub use query::{FacetOrder, IndexView, Page, QueryError, SearchQuery};
 pub use retry::{Action, AskId, Finished, Outcome, Scatter};

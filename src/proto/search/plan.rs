@@ -5,7 +5,7 @@
 //! within 30 % of the best a rendezvous hash of the query chooses, so that a client that pages stays on the same replicas.
 //! Must not know: what was asked before in this search (`retry`), where scores come from (`stats`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use twox_hash::XxHash64;
 
@@ -72,6 +72,8 @@ pub struct Plan {
 struct Candidate<'a> {
     member: &'a MemberId,
     group: Option<&'a GroupId>,
+    /// The group's place among all groups: quicker to compare than its name.
+    group_at: usize,
     state: &'a MemberState,
     excluded: Option<&'a ShardSet>,
     score: f64,
@@ -101,6 +103,8 @@ fn choose<T: Copy>(scored: impl Iterator<Item = (f64, u64, T)> + Clone) -> Optio
 
 /// Plans a search of the shards `wanted`, asking nobody for shards that `excluded` names.
 pub fn plan(input: &PlanInput<'_>, wanted: &ShardSet, excluded: &BTreeMap<MemberId, ShardSet>) -> Plan {
+    let groups: BTreeSet<&GroupId> = input.groups.values().collect();
+    let places: BTreeMap<&GroupId, usize> = groups.into_iter().zip(1..).collect();
     let candidates: Vec<Candidate<'_>> = input
         .states
         .iter()
@@ -108,6 +112,7 @@ pub fn plan(input: &PlanInput<'_>, wanted: &ShardSet, excluded: &BTreeMap<Member
         .map(|(member, state)| Candidate {
             member,
             group: input.groups.get(member),
+            group_at: input.groups.get(member).and_then(|g| places.get(g)).copied().unwrap_or(0),
             state,
             excluded: excluded.get(member),
             score: state.score(),
@@ -121,7 +126,10 @@ pub fn plan(input: &PlanInput<'_>, wanted: &ShardSet, excluded: &BTreeMap<Member
         .map(|shard| {
             let replicas = input.index.shards.get(usize::from(shard.0)).map_or(&[][..], |s| &s.replicas[..]);
             let full = replicas.iter().filter(|r| r.state != ReplicaState::Learner);
-            (shard, full.filter_map(|r| by_member.get(&r.member).copied()).collect())
+            let mut holders: Vec<usize> = full.filter_map(|r| by_member.get(&r.member).copied()).collect();
+            // Those of one group stand together.
+            holders.sort_by_key(|i| candidates[*i].group_at);
+            (shard, holders)
         })
         .collect();
     Planner { input, candidates, holders }.plan()
@@ -142,25 +150,24 @@ impl Planner<'_> {
 
     /// The group that leaves the fewest shards out, and of those one of the best scored.
     fn group(&self) -> Option<&GroupId> {
-        let mut rated: BTreeMap<&GroupId, (usize, f64)> = BTreeMap::new();
-        for group in self.candidates.iter().filter_map(|c| c.group) {
-            rated.entry(group).or_insert_with(|| self.rate(group));
-        }
-        let fewest = rated.values().map(|(left_out, _)| *left_out).min()?;
-        let complete = rated.iter().filter(|(_, (left_out, _))| *left_out == fewest);
-        choose(complete.map(|(group, (_, score))| (*score, weight(self.input.query_hash, group.as_str()), *group)))
-    }
-
-    /// How many shards a group leaves out, and the score of its slowest member that would be asked.
-    fn rate(&self, group: &GroupId) -> (usize, f64) {
-        let mut rating = (0, 0.0_f64);
+        // Shards covered, and the score of the slowest member that would be asked.
+        let mut rated: BTreeMap<usize, (&GroupId, usize, f64)> =
+            self.candidates.iter().filter_map(|c| c.group.map(|g| (c.group_at, (g, 0, 0.0)))).collect();
         for (shard, holders) in &self.holders {
-            match self.pick(holders, |c| c.group == Some(group) && c.serves(*shard)) {
-                Some(i) => rating.1 = rating.1.max(self.candidates[i].score),
-                None => rating.0 += 1,
+            let place = |i: &usize| self.candidates[*i].group_at;
+            for of_one in holders.chunk_by(|a, b| place(a) == place(b)) {
+                let Some(chosen) = self.pick(of_one, |c| c.serves(*shard)).map(|i| &self.candidates[i]) else {
+                    continue;
+                };
+                if let Some((_, covered, score)) = rated.get_mut(&chosen.group_at) {
+                    *covered += 1;
+                    *score = score.max(chosen.score);
+                }
             }
         }
-        rating
+        let most = rated.values().map(|(_, covered, _)| *covered).max()?;
+        let complete = rated.values().filter(|(_, covered, _)| *covered == most);
+        choose(complete.map(|(group, _, score)| (*score, weight(self.input.query_hash, group.as_str()), *group)))
     }
 
     fn plan(&self) -> Plan {
@@ -194,8 +201,6 @@ impl Planner<'_> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;

@@ -10,6 +10,7 @@ use twox_hash::XxHash64;
 
 use super::SHARD_FIELD;
 use super::filter;
+pub use crate::proto::settings::FacetOrder;
 use crate::types::{PhysicalIndex, ShardId};
 
 /// Meilisearch's default of `limit` and `hitsPerPage`.
@@ -26,16 +27,6 @@ pub enum QueryError {
         /// The parameter that names the field.
         parameter: String,
     },
-}
-
-/// The order of a facet's values.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum FacetOrder {
-    /// By value.
-    #[default]
-    Alpha,
-    /// By count, the highest first.
-    Count,
 }
 
 /// What the client set on the index, as far as searches are concerned. Nodes hold some of it in another form.
@@ -209,7 +200,7 @@ const ATTRIBUTE_PARAMETERS: [&str; 7] = [
 
 fn check_reserved(fields: &Map<String, Value>) -> Result<(), QueryError> {
     let reserved = |parameter: &str| QueryError::Reserved { parameter: parameter.to_owned() };
-    if fields.get("filter").is_some_and(|f| filter::names_shard_field(f)) {
+    if fields.get("filter").is_some_and(filter::names_shard_field) {
         return Err(reserved("filter"));
     }
     for parameter in ATTRIBUTE_PARAMETERS {
@@ -431,6 +422,20 @@ impl SearchQuery {
             }
         }
         serde_json::to_vec(&f).expect("a JSON map with text keys encodes")
+    }
+
+    /// The body for the first of two rounds of a search that mixes keywords and vectors over several parts: keywords alone.
+    ///
+    /// A node leaves vectors out when its keyword hits fill the page and are good enough. For many parts that is to be
+    /// decided over all of them ([`super::keywords_suffice`]): if it is so, these answers are the ones to merge, otherwise
+    /// [`Self::part_body`] is asked. `None` if one round is enough.
+    pub fn keyword_body(&self, parts: usize, view: &IndexView) -> Option<Vec<u8>> {
+        if parts < 2 || self.mixing_ratio().is_none() || self.q().is_none_or(|q| q.trim().is_empty()) {
+            return None;
+        }
+        let mut keyword = self.clone();
+        keyword.fields.get_mut("hybrid")?.as_object_mut()?.insert("semanticRatio".into(), 0.into());
+        Some(keyword.part_body(parts, view))
     }
 
     /// Names this search without its page, so that a client that pages stays on the same replicas.
@@ -703,6 +708,22 @@ mod tests {
         assert_eq!(q.extra_attribute(&view, 2), Some("brand".into()));
         let q = query(json!({"attributesToRetrieve": ["id", "brand"]}));
         assert_eq!(q.extra_attribute(&view, 2), None);
+    }
+
+    #[test]
+    fn a_mixed_search_asks_for_keywords_first() {
+        let q = query(json!({"q": "x", "hybrid": {"embedder": "e", "semanticRatio": 0.7}}));
+        let first: Value = serde_json::from_slice(&q.keyword_body(2, &IndexView::default()).unwrap()).unwrap();
+        assert_eq!(first["hybrid"], json!({"embedder": "e", "semanticRatio": 0}));
+        assert_eq!((&first["showRankingScore"], &first["limit"]), (&json!(true), &json!(20)));
+        assert_eq!(q.keyword_body(1, &IndexView::default()), None);
+        for other in [
+            json!({"q": "x"}),
+            json!({"q": " ", "hybrid": {"embedder": "e"}}),
+            json!({"q": "x", "hybrid": {"embedder": "e", "semanticRatio": 1.0}}),
+        ] {
+            assert_eq!(query(other).keyword_body(2, &IndexView::default()), None);
+        }
     }
 
     #[test]

@@ -1,0 +1,99 @@
+//! Room for requests: so many at once, and so many bytes of bodies held at once; beyond that a client hears 503.
+//!
+//! Must not know: what requests do.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::error::ApiError;
+use crate::types::ErrorCode;
+
+/// Bodies are counted in pieces of this size.
+const UNIT: usize = 1 << 10;
+/// Bodies of the configured size that fit at once.
+const BODIES: usize = 4;
+
+/// The member's room.
+#[derive(Debug, Clone)]
+pub struct Room {
+    requests: Arc<Semaphore>,
+    units: Arc<Semaphore>,
+}
+
+/// A request's place; its end gives back what the request holds.
+#[derive(Debug)]
+pub struct Place {
+    _request: OwnedSemaphorePermit,
+    bodies: Bodies,
+}
+
+/// The bytes that one request holds; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Bodies {
+    units: Arc<Semaphore>,
+    held: Arc<Mutex<Vec<OwnedSemaphorePermit>>>,
+}
+
+impl Room {
+    /// Room for so many requests, and for four bodies of the largest size (at least 64 MiB).
+    pub fn new(requests: usize, max_body_bytes: usize) -> Self {
+        let units = max_body_bytes.saturating_mul(BODIES).max(64 << 20) / UNIT;
+        Self {
+            requests: Arc::new(Semaphore::new(requests.min(Semaphore::MAX_PERMITS))),
+            units: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+        }
+    }
+
+    /// A place for one request.
+    ///
+    /// # Errors
+    /// `too_many_search_requests`, Meilisearch's code for a server that has no room.
+    pub fn enter(&self) -> Result<Place, ApiError> {
+        let request = Arc::clone(&self.requests).try_acquire_owned().map_err(|_| {
+            let message = "Too many requests are under way at this member; try again, or ask another member.";
+            ApiError::new(ErrorCode::TooManySearchRequests, message)
+        })?;
+        Ok(Place { _request: request, bodies: Bodies { units: Arc::clone(&self.units), held: Arc::default() } })
+    }
+}
+
+impl Place {
+    /// What the request's body is counted by.
+    pub fn bodies(&self) -> Bodies {
+        self.bodies.clone()
+    }
+}
+
+impl Bodies {
+    /// Counts `bytes` more as held by the request.
+    ///
+    /// # Errors
+    /// `too_many_search_requests` if the bodies of all requests would be too large together.
+    pub fn hold(&self, bytes: usize) -> Result<(), ApiError> {
+        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.units).try_acquire_many_owned(units).map_err(|_| {
+            let message = "The bodies of all requests under way at this member are too large together; try again.";
+            ApiError::new(ErrorCode::TooManySearchRequests, message)
+        })?;
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(permit);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_request_held_is_free_after_it() {
+        let room = Room::new(2, 64 << 20);
+        let (first, second) = (room.enter().unwrap(), room.enter().unwrap());
+        assert!(room.enter().is_err());
+        first.bodies().hold(250 << 20).unwrap();
+        assert!(second.bodies().hold(10 << 20).is_err());
+        drop(first);
+        second.bodies().hold(10 << 20).unwrap();
+        assert!(room.enter().is_ok());
+    }
+}
