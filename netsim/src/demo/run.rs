@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tempfile::TempDir;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::interval;
 
 use super::progress::Bar;
 use super::show;
-use crate::mesh::{Documents, Mesh, MeshOptions, NodeChoice, create_index, load, say};
+use crate::mesh::{Documents, Mesh, MeshOptions, NodeChoice, Stop, create_index, load, say};
 
 const INDEX: &str = "packages";
 
@@ -138,25 +137,6 @@ async fn watch<T>(mesh: &mut Mesh, work: impl Future<Output = T>) -> T {
         tokio::select! {
             done = &mut work => return done,
             _ = look.tick() => mesh.found_dead().iter().for_each(|sentence| say(sentence)),
-        }
-    }
-}
-
-/// SIGINT and SIGTERM.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    fn install() -> anyhow::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
         }
     }
 }

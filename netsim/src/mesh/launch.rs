@@ -273,6 +273,11 @@ impl SingleNode {
         Ok(Self { address, key, process })
     }
 
+    /// Its master key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// A client of it.
     pub fn client(&self) -> Client {
         Client::new(self.address, Some(&self.key))

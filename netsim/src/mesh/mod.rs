@@ -9,10 +9,12 @@ mod launch;
 mod load;
 mod options;
 mod ports;
+mod stop;
 
 pub use child::say;
 pub use documents::Documents;
-pub use http::{Answer, Client};
+pub use http::Client;
 pub use launch::{Mesh, SIDECAR_COMMAND, SingleNode};
-pub use load::{Progress, create_index, load};
+pub use load::{create_index, load, task_uid, wait_for_task};
 pub use options::{MeshOptions, NodeChoice};
+pub use stop::Stop;
