@@ -225,13 +225,19 @@ impl Local {
             return Ok(None);
         }
         let physical = &record.physical;
-        let made_before = slot.local.read().await.made;
-        if made_before {
+        let LocalIndex { made, held } = slot.local.read().await.clone();
+        if made {
             // Made by an earlier process, perhaps only half: what its requests left behind shows once they are done.
             self.wait_for_tasks(physical, deadline).await?;
             if self.is_complete(physical, deadline).await? {
                 *ready = Ready::Yes;
                 return Ok(None);
+            }
+            if !held.is_empty() {
+                let reason = format!(
+                    "the node no longer has the index {physical}, of which it held documents; it is not made again empty"
+                );
+                return Err(Answer::of(Reply::NodeDown(reason)));
             }
         } else {
             let mut local = slot.local.write().await;
