@@ -46,7 +46,7 @@ pub fn run(engine: &Engine, batch: &mut [Task], failed: bool, finish: impl Fn(&m
     }
     for task in batch.iter_mut() {
         finish(task);
-        plan.writes.push(Write::Task(task.clone()));
+        plan.writes.push(Write::Task(Box::new(task.clone())));
     }
     engine.commit(&plan.writes)?;
     let mut indexes = engine.indexes.write().unwrap_or_else(PoisonError::into_inner);
@@ -86,7 +86,7 @@ fn single(engine: &Engine, task: &mut Task, plan: &mut Plan) -> Result<()> {
                 return Err(ApiError::new("index_already_exists", format!("Index `{uid}` already exists.")));
             }
             let index = fresh(&indexes, primary_key);
-            plan.writes.push(Write::Index(stored(&uid, &index)));
+            plan.writes.push(Write::Index(Box::new(stored(&uid, &index))));
             plan.effects.push(Box::new(move |indexes| drop(indexes.insert(uid, index))));
         }
         Some(Work::Update { primary_key, uid: renamed }) => {
@@ -119,7 +119,7 @@ fn single(engine: &Engine, task: &mut Task, plan: &mut Plan) -> Result<()> {
                     let mut record = stored(&uid, index);
                     let settings = index.settings.with(&change);
                     record.settings = settings.values.clone();
-                    plan.writes.push(Write::Index(record.clone()));
+                    plan.writes.push(Write::Index(Box::new(record.clone())));
                     plan.effects.push(Box::new(move |indexes| {
                         if let Some(index) = indexes.get_mut(&uid) {
                             index.reindex(settings);
@@ -133,7 +133,7 @@ fn single(engine: &Engine, task: &mut Task, plan: &mut Plan) -> Result<()> {
             };
             let mut index = index;
             index.settings = index.settings.with(&change);
-            plan.writes.push(Write::Index(stored(&uid, &index)));
+            plan.writes.push(Write::Index(Box::new(stored(&uid, &index))));
             plan.effects.push(Box::new(move |indexes| drop(indexes.insert(uid, index))));
         }
     }
@@ -162,7 +162,7 @@ fn update(
         }
         record.uid.clone_from(new);
     }
-    plan.writes.push(Write::Index(record.clone()));
+    plan.writes.push(Write::Index(Box::new(record.clone())));
     let uid = uid.to_owned();
     plan.effects.push(Box::new(move |indexes| {
         if let Some(mut index) = indexes.remove(&uid) {
@@ -183,7 +183,7 @@ fn filtered(uid: &str, index: &Index, value: &Value) -> Result<Vec<DocId>> {
 
 fn remove(uid: &str, index: &Index, gone: Vec<DocId>, plan: &mut Plan) {
     let record = stored(uid, index);
-    plan.writes.push(Write::Index(record.clone()));
+    plan.writes.push(Write::Index(Box::new(record.clone())));
     let uid = uid.to_owned();
     plan.effects.push(Box::new(move |indexes| {
         if let Some(index) = indexes.get_mut(&uid) {
@@ -264,7 +264,7 @@ fn documents(engine: &Engine, batch: &mut [Task], plan: &mut Plan) {
             }
         }
     }
-    plan.writes.push(Write::Index(record.clone()));
+    plan.writes.push(Write::Index(Box::new(record.clone())));
     plan.effects.push(Box::new(move |indexes| {
         let index = match created {
             Some(index) => indexes.entry(uid).or_insert(index),

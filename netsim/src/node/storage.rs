@@ -43,7 +43,7 @@ pub struct StoredIndex {
 /// One change of the database.
 pub enum Write {
     /// Creates or replaces an index record.
-    Index(StoredIndex),
+    Index(Box<StoredIndex>),
     /// Removes an index with its documents.
     RemoveIndex(i64),
     /// Creates or replaces a document: index number, document number, JSON.
@@ -53,7 +53,7 @@ pub enum Write {
     /// Removes all documents of an index.
     Clear(i64),
     /// Creates or replaces a task.
-    Task(Task),
+    Task(Box<Task>),
 }
 
 /// The open database.

@@ -244,7 +244,7 @@ impl Engine {
             duration: None,
             work: Some(work),
         };
-        lock(&self.store).commit(&[Write::Task(task.clone())]).map_err(ApiError::internal)?;
+        lock(&self.store).commit(&[Write::Task(Box::new(task.clone()))]).map_err(ApiError::internal)?;
         let summary = task.summary();
         queue.tasks.insert(uid, task);
         queue.waiting.push_back(uid);
