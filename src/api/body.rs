@@ -17,6 +17,11 @@ use crate::types::ErrorCode;
 /// Bytes that a body is counted by at a time.
 const HOLD_STEP: usize = 64 << 10;
 
+/// A tree of JSON values takes so many times the room of its text.
+const TREE_FACTOR: usize = 8;
+/// A body that is read as a tree may have this part of the largest size.
+const TREE_SHARE: usize = 4;
+
 /// What JSON routes accept.
 pub const JSON: &[&str] = &["application/json"];
 
@@ -33,9 +38,8 @@ pub async fn read(api: &Api, request: Request) -> Result<(HeaderMap, Bytes), Api
     let bytes = match encoding.trim().to_ascii_lowercase().as_str() {
         "identity" | "" => bytes,
         "gzip" | "x-gzip" => {
-            let text = gunzip(bytes, limit).await?;
-            hold(bodies.as_ref(), text.len())?;
-            text
+            let grow = move |bytes| hold(bodies.as_ref(), bytes).map_err(|e| e.0);
+            gunzip(bytes, limit, grow).await?
         }
         other => {
             let message = format!("The Content-Encoding `{other}` is not supported; send the body plain or as gzip.");
@@ -134,7 +138,14 @@ pub async fn json_bytes(api: &Api, request: Request) -> Result<Bytes, ApiError> 
 /// # Errors
 /// As [`json_bytes`], or `malformed_payload`.
 pub async fn json(api: &Api, request: Request) -> Result<Value, ApiError> {
+    let bodies = request.extensions().get::<Bodies>().cloned();
     let bytes = json_bytes(api, request).await?;
+    // So that a tree always fits into the room for bodies.
+    let limit = api.options.max_body_bytes / TREE_SHARE;
+    if bytes.len() > limit {
+        return Err(too_large(limit));
+    }
+    hold(bodies.as_ref(), bytes.len().saturating_mul(TREE_FACTOR))?;
     serde_json::from_slice(&bytes).map_err(|e| {
         ApiError::new(ErrorCode::MalformedPayload, format!("The json payload provided is malformed. `{e}`."))
     })

@@ -28,9 +28,10 @@ pub async fn list(State(api): State<Api>, request: Request) -> ApiResult {
     let limit = params.number("limit", 20, ErrorCode::InvalidIndexLimit)?;
     let snapshot = api.indexes.records().snapshot();
     let names = &snapshot.names().value.indexes;
-    let page = names.keys().filter_map(|uid| Some((uid, snapshot.find(uid)?))).skip(offset).take(limit);
+    let all: Vec<_> = names.keys().filter_map(|uid| Some((uid, snapshot.find(uid)?))).collect();
+    let page = all.iter().skip(offset).take(limit);
     let results: Vec<Value> = page.map(|(uid, index)| view(uid, &index.value)).collect();
-    json_value(StatusCode::OK, &json!({"results": results, "offset": offset, "limit": limit, "total": names.len()}))
+    json_value(StatusCode::OK, &json!({"results": results, "offset": offset, "limit": limit, "total": all.len()}))
 }
 
 /// `POST /indexes`

@@ -9,11 +9,13 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Router, middleware};
+use http::Method;
 use tower_http::cors::CorsLayer;
 use tracing::Instrument;
 use uuid::Uuid;
 
 use super::auth::{Keys, require_key};
+use super::error::ApiError;
 use super::room::Room;
 use super::{admin, documents, health, indexes, search, settings, tasks, unsupported};
 use crate::net::TraceId;
@@ -26,6 +28,7 @@ use crate::services::settings::Settings;
 use crate::services::stats::Stats;
 use crate::services::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
+use crate::types::ErrorCode;
 
 /// Bounds of the API.
 #[derive(Debug, Clone)]
@@ -115,6 +118,16 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
+/// Whether the request may change something.
+fn writes(request: &Request) -> bool {
+    let last = request.uri().path().rsplit('/').next().unwrap_or_default();
+    match *request.method() {
+        Method::PUT | Method::PATCH | Method::DELETE => true,
+        Method::POST => !matches!(last, "search" | "facet-search" | "multi-search" | "fetch"),
+        _ => false,
+    }
+}
+
 /// Gives each request an id that every member's log shows, and counts it.
 async fn observe(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     let trace = TraceId(Uuid::new_v4().as_u128());
@@ -128,7 +141,17 @@ async fn observe(State(api): State<Api>, mut request: Request, next: Next) -> Re
         Ok(place) => {
             request.extensions_mut().insert(trace);
             request.extensions_mut().insert(place.bodies());
-            next.run(request).instrument(span).await
+            let writes = writes(&request);
+            let answer = next.run(request).instrument(span);
+            if writes {
+                // A write runs to its end even if the client hangs up: half of one would be left behind.
+                tokio::spawn(answer).await.unwrap_or_else(|e| {
+                    let message = format!("the request failed inside: {e}");
+                    ApiError::new(ErrorCode::Internal, message).into_response()
+                })
+            } else {
+                answer.await
+            }
         }
         Err(e) => e.into_response(),
     };

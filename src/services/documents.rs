@@ -240,11 +240,20 @@ pub fn reserved(place: &str) -> Failure {
     Failure::new(ErrorCode::MiroirReservedField, message)
 }
 
-/// Inflates a gzip body within the limit.
+/// Inflates a gzip body within the limit; before so many bytes more are held, `hold` is asked.
 ///
 /// # Errors
-/// `payload_too_large`, or what is wrong with the body.
-pub async fn gunzip(body: Bytes, limit: usize) -> Result<Bytes, Failure> {
-    let text = blocking(move || document::gunzip(&body, limit)).await?;
-    text.map(Bytes::from).map_err(|e| failure(&e))
+/// `payload_too_large`, what is wrong with the body, or what `hold` refuses with.
+pub async fn gunzip(
+    body: Bytes,
+    limit: usize,
+    hold: impl FnMut(usize) -> Result<(), Failure> + Send + 'static,
+) -> Result<Bytes, Failure> {
+    blocking(move || document::gunzip(&body, limit, hold)).await?.map(Bytes::from)
+}
+
+impl From<DocumentError> for Failure {
+    fn from(error: DocumentError) -> Self {
+        failure(error)
+    }
 }

@@ -96,10 +96,23 @@ impl Indexes {
                     return Ok((index, ours));
                 }
                 Err(ChangeError::Conflict(_)) => {}
-                Err(e) => return Err(change_failed(&e)),
+                Err(e) => {
+                    self.give_up(&physical, trace).await;
+                    return Err(change_failed(&e));
+                }
             }
         }
+        if let Some(ours) = &made {
+            self.give_up(ours, trace).await;
+        }
         Err(rivals("names"))
+    }
+
+    /// An index that got no name goes again.
+    async fn give_up(&self, physical: &PhysicalIndex, trace: TraceId) {
+        if let Err(error) = self.mark_deleted(physical, trace).await {
+            tracing::warn!(%physical, ?error, "an index without a name could not be marked as deleted");
+        }
     }
 
     fn new_record(&self, uid: &IndexUid, primary_key: Option<&str>) -> IndexRecord {
@@ -248,37 +261,41 @@ impl Indexes {
         self.tasks.fail(task, ErrorCode::IndexNotFound, &format!("Index `{uid}` not found.")).await
     }
 
-    /// `DELETE /indexes/{uid}`: the name goes first, then every node's copy.
+    /// `DELETE /indexes/{uid}`: the record says so first, then every node's copy goes, and the name.
     ///
     /// # Errors
     /// `miroir_no_quorum` if nothing was done.
     pub async fn delete(&self, uid: &IndexUid, trace: TraceId) -> Result<Summary, Failure> {
-        for _ in 0..ATTEMPTS {
-            let snapshot = self.records.snapshot();
-            let Some(index) = snapshot.find(uid) else { return self.missing(uid, Subject::IndexDeletion).await };
-            let mut names = snapshot.names().value.clone();
-            names.indexes.remove(uid);
-            match self.records.change(NAMES, snapshot.names().version, &names, trace).await {
-                Ok(_) => return self.delete_physical(uid, &index.value.physical, trace).await,
-                Err(ChangeError::Conflict(_)) => {}
-                Err(e) => return Err(change_failed(&e)),
-            }
-        }
-        Err(rivals("names"))
-    }
-
-    async fn delete_physical(
-        &self,
-        uid: &IndexUid,
-        physical: &PhysicalIndex,
-        trace: TraceId,
-    ) -> Result<Summary, Failure> {
+        let Ok(index) = self.find(uid) else { return self.missing(uid, Subject::IndexDeletion).await };
+        let physical = &index.value.physical;
+        // From here on nobody finds the index; whatever is left behind follows the record.
         self.mark_deleted(physical, trace).await?;
+        self.forget_name(uid, physical, trace).await;
         let index = self.records.snapshot().index(physical).ok_or_else(|| Failure::index_not_found(uid))?;
         // A member that is away follows the record when it is back.
         let here = self.cluster.ids().filter(|m| self.cluster.serving(m)).cloned();
         let orders = here.map(|m| Order::without_body(m, WriteKind::DeleteIndex)).collect();
         self.writes.send(&index, Subject::IndexDeletion, orders, None, Instant::now() + PATIENCE, trace).await
+    }
+
+    /// Takes the name of a deleted index away. A name that stays stands for nothing, and a new index takes it over.
+    async fn forget_name(&self, uid: &IndexUid, physical: &PhysicalIndex, trace: TraceId) {
+        for _ in 0..ATTEMPTS {
+            let snapshot = self.records.snapshot();
+            let mut names = snapshot.names().value.clone();
+            if names.indexes.get(uid) != Some(physical) {
+                return;
+            }
+            names.indexes.remove(uid);
+            match self.records.change(NAMES, snapshot.names().version, &names, trace).await {
+                Ok(_) => return,
+                Err(ChangeError::Conflict(_)) => {}
+                Err(error) => {
+                    tracing::warn!(%uid, %error, "the name of a deleted index stays in the list");
+                    return;
+                }
+            }
+        }
     }
 }
 

@@ -32,17 +32,20 @@ const TASK_POLL: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 struct Slot {
     // Held while a request that enqueues is under way, so that the node's order is ours.
-    enqueue: tokio::sync::Mutex<Ready>,
+    enqueue: tokio::sync::Mutex<OnNode>,
     // Read by unfiltered reads for as long as they run; written when the node is about to hold another shard.
     local: RwLock<LocalIndex>,
 }
 
-/// Whether the node is known to have the index, or a creation of it in its queue.
-#[derive(Debug, Default, PartialEq, Eq)]
-enum Ready {
-    #[default]
-    Unknown,
-    Yes,
+/// What this process knows of an index on the node.
+#[derive(Debug, Default)]
+struct OnNode {
+    /// The node has the index, or a creation of it in its queue.
+    ready: bool,
+    /// The node's last task of the creation, if this process has ordered it.
+    created: Option<u32>,
+    /// The node's task of the deletion, likewise.
+    deleted: Option<u32>,
 }
 
 /// The own node; cheap to clone.
@@ -178,22 +181,19 @@ impl Local {
 
     async fn enqueue(&self, record: &IndexRecord, write: &Write, call: &Call) -> Enqueue {
         let slot = self.slot(&record.physical);
-        let mut ready = slot.enqueue.lock().await;
-        let made = self.make_ready(record, &slot, &mut ready, call.deadline).await?;
+        let mut on_node = slot.enqueue.lock().await;
+        self.make_ready(record, &slot, &mut on_node, call.deadline).await?;
         if matches!(write.kind, WriteKind::AddDocuments { .. }) {
             self.hold(&record.physical, &slot, &write.shards).await?;
         }
         let Some(request) = request_of(record, &write.kind, call.body.clone()) else {
-            // `EnsureIndex`: all that was to do has been done.
-            return match made {
-                Some(task) => Ok(task),
-                None => Err(Answer::of(Reply::Done)),
-            };
+            // `EnsureIndex`: whoever ordered the creation, this is its task.
+            return on_node.created.ok_or_else(|| Answer::of(Reply::Done));
         };
         let enqueued = enqueued(self.send("write", request, call.deadline).await);
         if let Err(Answer { reply: Reply::NodeUnknown(_), .. }) = &enqueued {
             // The node may have lost its memory meanwhile; look before the next write.
-            *ready = Ready::Unknown;
+            on_node.ready = false;
         }
         enqueued
     }
@@ -213,16 +213,16 @@ impl Local {
         Ok(())
     }
 
-    /// Makes sure that the node has the index, or its creation in the queue; the last task of a creation made here.
+    /// Makes sure that the node has the index, or its creation in the queue.
     async fn make_ready(
         &self,
         record: &IndexRecord,
         slot: &Slot,
-        ready: &mut Ready,
+        on_node: &mut OnNode,
         deadline: Instant,
-    ) -> Result<Option<u32>, Answer> {
-        if *ready == Ready::Yes {
-            return Ok(None);
+    ) -> Result<(), Answer> {
+        if on_node.ready {
+            return Ok(());
         }
         let physical = &record.physical;
         let LocalIndex { made, held } = slot.local.read().await.clone();
@@ -230,8 +230,8 @@ impl Local {
             // Made by an earlier process, perhaps only half: what its requests left behind shows once they are done.
             self.wait_for_tasks(physical, deadline).await?;
             if self.is_complete(physical, deadline).await? {
-                *ready = Ready::Yes;
-                return Ok(None);
+                on_node.ready = true;
+                return Ok(());
             }
             if !held.is_empty() {
                 let reason = format!(
@@ -251,8 +251,8 @@ impl Local {
         let initial = serde_json::Value::Object(settings::initial(record.shard_count())).to_string();
         let path = format!("/indexes/{physical}/settings");
         let task = enqueued(self.send("write", NodeRequest::json(Method::PATCH, path, initial), deadline).await)?;
-        *ready = Ready::Yes;
-        Ok(Some(task))
+        *on_node = OnNode { ready: true, created: Some(task), deleted: None };
+        Ok(())
     }
 
     /// Whether the node has the index with the field that marks shards.
@@ -290,15 +290,15 @@ impl Local {
 
     async fn delete(&self, physical: &PhysicalIndex, deadline: Instant) -> Enqueue {
         let slot = self.slot(physical);
-        let mut ready = slot.enqueue.lock().await;
+        let mut on_node = slot.enqueue.lock().await;
         if !slot.local.read().await.made {
-            tracing::info!(%physical, "the index was not made by this member; nothing is deleted");
-            return Err(Answer::of(Reply::Done));
+            // Deleted already by this process, or never made by this member: then nothing is deleted.
+            return on_node.deleted.ok_or_else(|| Answer::of(Reply::Done));
         }
         let mut request = NodeRequest::get(format!("/indexes/{physical}"));
         request.method = Method::DELETE;
         let task = enqueued(self.send("write", request, deadline).await)?;
-        *ready = Ready::Unknown;
+        *on_node = OnNode { deleted: Some(task), ..OnNode::default() };
         self.store.forget_local_index(physical).await.map_err(store_failed)?;
         *slot.local.write().await = LocalIndex::default();
         Ok(task)
@@ -338,7 +338,7 @@ impl Local {
                 let slots: Vec<_> =
                     self.slots.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
                 for slot in slots {
-                    *slot.enqueue.lock().await = Ready::Unknown;
+                    slot.enqueue.lock().await.ready = false;
                 }
                 continue;
             }
@@ -361,8 +361,8 @@ impl Local {
             }
             return Ok(());
         }
-        let mut ready = slot.enqueue.lock().await;
-        self.make_ready(&record.value, &slot, &mut ready, deadline).await.map(drop)
+        let mut on_node = slot.enqueue.lock().await;
+        self.make_ready(&record.value, &slot, &mut on_node, deadline).await
     }
 }
 

@@ -221,23 +221,27 @@ impl Records {
             }
             parse(copy)?;
         }
-        let stored = self.store.put_records(copies).await?;
-        self.publish(stored)
+        // In a task of its own: what is stored must also be published, even if whoever asked has gone.
+        let records = self.clone();
+        let learned = tokio::spawn(async move {
+            let standing = records.store.put_records(copies).await?;
+            records.publish(standing)
+        });
+        learned.await.map_err(|e| StoreError::Malformed { what: "record", reason: e.to_string() })?
     }
 
-    fn publish(&self, stored: Vec<RecordCopy>) -> Result<(), StoreError> {
-        if stored.is_empty() {
+    fn publish(&self, standing: Vec<RecordCopy>) -> Result<(), StoreError> {
+        let mut slot = self.snapshot.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Two pushes can be published in another order than they were stored in.
+        let newer = |copy: &RecordCopy| {
+            slot.copies.get(&copy.key).is_none_or(|old| (old.version, &old.value) < (copy.version, &copy.value))
+        };
+        let news: Vec<RecordCopy> = standing.into_iter().filter(newer).collect();
+        if news.is_empty() {
             return Ok(());
         }
-        let mut slot = self.snapshot.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut copies = slot.copies.clone();
-        for copy in stored {
-            // Two pushes can be published in another order than they were stored in.
-            let newer = |old: &RecordCopy| (old.version, &old.value) < (copy.version, &copy.value);
-            if copies.get(&copy.key).is_none_or(newer) {
-                copies.insert(copy.key.clone(), copy);
-            }
-        }
+        copies.extend(news.into_iter().map(|copy| (copy.key.clone(), copy)));
         *slot = Arc::new(Snapshot::from_copies(copies)?);
         drop(slot);
         self.changed.send_modify(|n| *n += 1);
@@ -315,6 +319,10 @@ impl Records {
         let copy = RecordCopy { version: now + 1, ..copy };
         self.learn(vec![copy.clone()]).await?;
         let version = copy.version;
+        // A copy of this version may have come from elsewhere meanwhile.
+        if self.snapshot().copies.get(&copy.key) != Some(&copy) {
+            return Err(ChangeError::Conflict(version));
+        }
         self.push(copy, trace).await;
         Ok(version)
     }

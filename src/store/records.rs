@@ -25,7 +25,7 @@ impl Store {
         .await
     }
 
-    /// Stores those copies that are newer than what is there; returns the ones stored.
+    /// Stores those copies that are newer than what is there; returns what stands for each key afterwards.
     ///
     /// Newer is the higher version; of two values with one version the greater text wins, so that all members keep the
     /// same one.
@@ -34,21 +34,23 @@ impl Store {
     /// [`StoreError`].
     pub async fn put_records(&self, copies: Vec<RecordCopy>) -> Result<Vec<RecordCopy>, StoreError> {
         self.run(move |tx| {
-            let mut stored = Vec::new();
+            let mut standing = Vec::with_capacity(copies.len());
             for copy in copies {
                 let version = to_sql(copy.version)?;
                 let sql = "SELECT version, value FROM records WHERE key = ?1";
                 let old: Option<(i64, String)> =
                     tx.query_row(sql, [&copy.key], |r| Ok((r.get(0)?, r.get(1)?))).optional()?;
-                if old.is_none_or(|(v, text)| (v, &text) < (version, &copy.value)) {
+                if old.as_ref().is_none_or(|(v, text)| (*v, text) < (version, &copy.value)) {
                     tx.execute(
                         "INSERT INTO records VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET version = ?2, value = ?3",
                         (&copy.key, version, &copy.value),
                     )?;
-                    stored.push(copy);
+                    standing.push(copy);
+                } else if let Some((version, value)) = old {
+                    standing.push(RecordCopy { key: copy.key, version: from_sql(version)?, value });
                 }
             }
-            Ok(stored)
+            Ok(standing)
         })
         .await
     }
@@ -77,11 +79,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let put = |c| store.put_records(vec![c]);
-        assert_eq!(put(copy("names", 2, "b")).await.unwrap().len(), 1);
+        assert_eq!(put(copy("names", 2, "b")).await.unwrap(), [copy("names", 2, "b")]);
         for older in [copy("names", 1, "z"), copy("names", 2, "a"), copy("names", 2, "b")] {
-            assert_eq!(put(older).await.unwrap(), []);
+            assert_eq!(put(older).await.unwrap(), [copy("names", 2, "b")]);
         }
-        assert_eq!(put(copy("names", 2, "c")).await.unwrap().len(), 1);
+        assert_eq!(put(copy("names", 2, "c")).await.unwrap(), [copy("names", 2, "c")]);
         assert_eq!(store.records().await.unwrap(), [copy("names", 2, "c")]);
     }
 }
