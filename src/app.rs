@@ -39,6 +39,8 @@ use crate::wire::gossip::MemberGossip;
 
 /// How long a starting member waits for the records of members that do not answer.
 const RECORDS_PATIENCE: Duration = Duration::from_secs(5);
+/// The part of the time to drain that saying goodbye to the peers takes.
+const CLOSING: Duration = Duration::from_millis(1_500);
 /// How often the gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(1);
 
@@ -149,15 +151,26 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         store = %identity.store,
         "in service"
     );
-    let server = tokio::spawn(api::server::serve(http, api::router(Api::new(parts)), shutdown.clone(), drain));
+    let room = parts.room.clone();
+    let server = tokio::spawn(api::server::serve(
+        http,
+        api::router(Api::new(parts)),
+        shutdown.clone(),
+        drain.saturating_sub(CLOSING),
+    ));
 
     let ended = wait_for_end(&mut signals, &mesh, &store).await;
-    let drained = tokio::time::Instant::now() + drain;
+    let drained = tokio::time::Instant::now() + drain.saturating_sub(CLOSING);
     tracing::info!(seconds = drain.as_secs(), "draining");
     own_state.send_replace(MemberState::Draining);
     trigger.advance(Phase::Draining);
     server.await.context("the HTTP server failed")?;
-    if tokio::time::timeout_at(drained, serve.drain()).await.is_err() {
+    // Writes go on without their client, so the server does not wait for them.
+    let rest = async {
+        room.empty().await;
+        serve.drain().await;
+    };
+    if tokio::time::timeout_at(drained, rest).await.is_err() {
         tracing::warn!("calls of peers were still under way when the time to drain was over");
     }
     trigger.advance(Phase::Stopped);

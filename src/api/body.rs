@@ -1,5 +1,7 @@
 //! Request bodies: media type, gzip, size and patience, each bounded, each refused in Meilisearch's words.
 
+use std::time::{Duration, Instant};
+
 use axum::body::Body;
 use axum::extract::Request;
 use bytes::{Bytes, BytesMut};
@@ -14,13 +16,15 @@ use super::routes::Api;
 use crate::services::documents::gunzip;
 use crate::types::ErrorCode;
 
+/// Bytes a second at which a body must come, beyond the first patience.
+const LEAST_RATE: usize = 16 << 10;
 /// Bytes that a body is counted by at a time.
 const HOLD_STEP: usize = 64 << 10;
 
 /// A tree of JSON values takes so many times the room of its text.
-const TREE_FACTOR: usize = 8;
+const TREE_FACTOR: usize = 40;
 /// A body that is read as a tree may have this part of the largest size.
-const TREE_SHARE: usize = 4;
+const TREE_SHARE: usize = 10;
 
 /// What JSON routes accept.
 pub const JSON: &[&str] = &["application/json"];
@@ -56,10 +60,18 @@ fn hold(bodies: Option<&Bodies>, bytes: usize) -> Result<(), ApiError> {
 
 async fn collect(mut body: Body, limit: usize, api: &Api, bodies: Option<&Bodies>) -> Result<Bytes, ApiError> {
     let (mut whole, mut counted) = (BytesMut::new(), 0);
+    let began = Instant::now();
     loop {
-        let frame = tokio::time::timeout(api.options.body_timeout, body.frame()).await;
+        // A body that trickles is given up as well: it must come at a least rate.
+        let earned = Duration::from_secs((whole.len() / LEAST_RATE) as u64);
+        let until = (began + api.options.body_timeout + earned).min(Instant::now() + api.options.body_timeout);
+        let frame = tokio::time::timeout_at(until.into(), body.frame()).await;
         let Ok(frame) = frame else {
-            let message = format!("The request's body stopped coming for {} s.", api.options.body_timeout.as_secs());
+            let message = format!(
+                "The request's body stopped coming for {} s, or came at less than {} KiB a second.",
+                api.options.body_timeout.as_secs(),
+                LEAST_RATE >> 10
+            );
             return Err(ApiError::new(ErrorCode::BadRequest, message));
         };
         let Some(frame) = frame else { return Ok(whole.freeze()) };
@@ -133,19 +145,27 @@ pub async fn json_bytes(api: &Api, request: Request) -> Result<Bytes, ApiError> 
     Ok(bytes)
 }
 
-/// A JSON body as a value; its depth is bounded by the parser.
+/// A JSON body that will be read as a tree: smaller, and counted as large as the tree.
 ///
 /// # Errors
-/// As [`json_bytes`], or `malformed_payload`.
-pub async fn json(api: &Api, request: Request) -> Result<Value, ApiError> {
+/// As [`json_bytes`].
+pub async fn tree_bytes(api: &Api, request: Request) -> Result<Bytes, ApiError> {
     let bodies = request.extensions().get::<Bodies>().cloned();
     let bytes = json_bytes(api, request).await?;
-    // So that a tree always fits into the room for bodies.
     let limit = api.options.max_body_bytes / TREE_SHARE;
     if bytes.len() > limit {
         return Err(too_large(limit));
     }
     hold(bodies.as_ref(), bytes.len().saturating_mul(TREE_FACTOR))?;
+    Ok(bytes)
+}
+
+/// A JSON body as a value; its depth is bounded by the parser.
+///
+/// # Errors
+/// As [`tree_bytes`], or `malformed_payload`.
+pub async fn json(api: &Api, request: Request) -> Result<Value, ApiError> {
+    let bytes = tree_bytes(api, request).await?;
     serde_json::from_slice(&bytes).map_err(|e| {
         ApiError::new(ErrorCode::MalformedPayload, format!("The json payload provided is malformed. `{e}`."))
     })

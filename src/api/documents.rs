@@ -12,10 +12,10 @@ use super::error::{ApiError, ApiResult, json_value};
 use super::params::{Params, decode, index_uid};
 use super::routes::Api;
 use super::search::answer;
-use crate::net::TraceId;
 use crate::proto::document::{Format, IdList};
 use crate::services::documents::{Addition, failure};
 use crate::types::ErrorCode;
+use crate::types::TraceId;
 
 const DOCUMENT_TYPES: &[&str] = &["application/json", "application/x-ndjson", "text/csv"];
 
@@ -107,7 +107,7 @@ pub async fn fetch(
     request: Request,
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
-    let bytes = body::json_bytes(&api, request).await?;
+    let bytes = body::tree_bytes(&api, request).await?;
     Ok(answer(api.reads.list(&uid, &bytes, trace).await?))
 }
 

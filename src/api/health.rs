@@ -9,8 +9,8 @@ use super::error::{ApiError, ApiResult, json_value};
 use super::params::Params;
 use super::routes::Api;
 use super::search::marked;
-use crate::net::TraceId;
 use crate::types::ErrorCode;
+use crate::types::TraceId;
 
 /// `GET /`
 pub async fn root() -> ApiResult {

@@ -10,7 +10,7 @@ use super::error::{ApiError, ApiResult, json_value};
 use super::params::{Params, index_uid, invalid_index_uid};
 use super::routes::Api;
 use super::search::marked;
-use crate::net::TraceId;
+use crate::types::TraceId;
 use crate::types::{ErrorCode, IndexRecord, IndexUid};
 
 fn view(uid: &IndexUid, record: &IndexRecord) -> Value {

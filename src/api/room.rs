@@ -2,8 +2,12 @@
 //!
 //! Must not know: what requests do.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
+use axum::body::Body;
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
@@ -18,6 +22,7 @@ const BODIES: usize = 4;
 #[derive(Debug, Clone)]
 pub struct Room {
     requests: Arc<Semaphore>,
+    most: u32,
     units: Arc<Semaphore>,
 }
 
@@ -26,6 +31,35 @@ pub struct Room {
 pub struct Place {
     _request: OwnedSemaphorePermit,
     bodies: Bodies,
+}
+
+/// An answer's body that keeps the request's place until it has been sent.
+#[derive(Debug)]
+pub struct Placed {
+    /// The answer's own body.
+    pub body: Body,
+    /// The place, if the request has one.
+    pub _place: Option<Place>,
+}
+
+impl http_body::Body for Placed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// The bytes that one request holds; cheap to clone.
@@ -39,9 +73,19 @@ impl Room {
     /// Room for so many requests, and for four bodies of the largest size (at least 64 MiB).
     pub fn new(requests: usize, max_body_bytes: usize) -> Self {
         let units = max_body_bytes.saturating_mul(BODIES).max(64 << 20) / UNIT;
+        let most = u32::try_from(requests).unwrap_or(u32::MAX);
         Self {
-            requests: Arc::new(Semaphore::new(requests.min(Semaphore::MAX_PERMITS))),
+            requests: Arc::new(Semaphore::new(most as usize)),
+            most,
             units: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+        }
+    }
+
+    /// Waits until no request is under way; none gets in after that.
+    pub async fn empty(&self) {
+        // The semaphore is never closed.
+        if let Ok(all) = self.requests.acquire_many(self.most).await {
+            all.forget();
         }
     }
 

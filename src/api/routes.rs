@@ -4,6 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -16,9 +17,8 @@ use uuid::Uuid;
 
 use super::auth::{Keys, require_key};
 use super::error::ApiError;
-use super::room::Room;
+use super::room::{Placed, Room};
 use super::{admin, documents, health, indexes, search, settings, tasks, unsupported};
-use crate::net::TraceId;
 use crate::services::cluster::Cluster;
 use crate::services::documents::Documents;
 use crate::services::indexes::Indexes;
@@ -27,8 +27,9 @@ use crate::services::search::Searches;
 use crate::services::settings::Settings;
 use crate::services::stats::Stats;
 use crate::services::tasks::Tasks;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{HttpGuard, Metrics};
 use crate::types::ErrorCode;
+use crate::types::TraceId;
 
 /// Bounds of the API.
 #[derive(Debug, Clone)]
@@ -137,24 +138,37 @@ async fn observe(State(api): State<Api>, mut request: Request, next: Next) -> Re
     };
     let guard = api.metrics.http_request(&route, request.method().as_str());
     let span = tracing::info_span!("request", id = %trace, method = %request.method(), path = request.uri().path());
-    let response = match api.room.enter() {
-        Ok(place) => {
-            request.extensions_mut().insert(trace);
-            request.extensions_mut().insert(place.bodies());
-            let writes = writes(&request);
-            let answer = next.run(request).instrument(span);
-            if writes {
-                // A write runs to its end even if the client hangs up: half of one would be left behind.
-                tokio::spawn(answer).await.unwrap_or_else(|e| {
-                    let message = format!("the request failed inside: {e}");
-                    ApiError::new(ErrorCode::Internal, message).into_response()
-                })
-            } else {
-                answer.await
-            }
-        }
-        Err(e) => e.into_response(),
+    let path = request.uri().path();
+    // Asked by those who watch, also when there is no room.
+    let watching = path == "/" || path == "/health";
+    let place = match api.room.enter() {
+        Ok(place) => Some(place),
+        Err(_) if watching => None,
+        Err(e) => return counted(guard, e.into_response()),
     };
+    request.extensions_mut().insert(trace);
+    if let Some(place) = &place {
+        request.extensions_mut().insert(place.bodies());
+    }
+    let writes = writes(&request);
+    let answer = async move {
+        let response = next.run(request).await;
+        let response = counted(guard, response);
+        // The place is given back when the answer has been sent.
+        response.map(|body| Body::new(Placed { body, _place: place }))
+    }
+    .instrument(span);
+    if !writes {
+        return answer.await;
+    }
+    // A write runs to its end even if the client hangs up: half of one would be left behind.
+    tokio::spawn(answer).await.unwrap_or_else(|e| {
+        let message = format!("the request failed inside: {e}");
+        ApiError::new(ErrorCode::Internal, message).into_response()
+    })
+}
+
+fn counted(guard: HttpGuard, response: Response) -> Response {
     guard.finish(response.status().as_u16());
     response
 }

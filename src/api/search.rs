@@ -11,10 +11,10 @@ use super::body;
 use super::error::{ApiError, ApiResult, json_bytes, mark};
 use super::params::{decode, index_uid};
 use super::routes::Api;
-use crate::net::TraceId;
 use crate::services::Failure;
 use crate::services::search::Found;
 use crate::services::tasks::error_object;
+use crate::types::TraceId;
 use crate::types::{ErrorCode, ShardSet};
 
 /// A read's answer with the headers that say how whole it is.
@@ -50,7 +50,7 @@ pub async fn by_body(
     request: Request,
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
-    let bytes = body::json_bytes(&api, request).await?;
+    let bytes = body::tree_bytes(&api, request).await?;
     Ok(answer(api.searches.by_body(&uid, &bytes, trace).await?))
 }
 
@@ -62,7 +62,7 @@ pub async fn facet_search(
     request: Request,
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
-    let bytes = body::json_bytes(&api, request).await?;
+    let bytes = body::tree_bytes(&api, request).await?;
     Ok(answer(api.searches.facets(&uid, &bytes, trace).await?))
 }
 

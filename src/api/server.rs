@@ -14,11 +14,14 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 
 use crate::rt::{Phase, Shutdown};
 
 /// A client that takes longer than this for a request's head is cut.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// A client that takes nothing of its answer for so long is cut.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Connections at once; the system's limit of open files is above it.
 const CONNECTIONS: usize = 4_096;
 /// Pause after a failed accept: out of files, most likely, and trying at once would only burn the processor.
@@ -60,10 +63,12 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown, dr
             continue;
         }
         let service = TowerToHyperService::new(router.clone());
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(WRITE_TIMEOUT));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

@@ -9,10 +9,10 @@ use super::body;
 use super::error::{ApiError, ApiResult, json_value};
 use super::params::index_uid;
 use super::routes::Api;
-use crate::net::TraceId;
 use crate::proto::settings::{self, SubRoute, route_error_text, sub_route};
 use crate::services::Failure;
 use crate::types::ErrorCode;
+use crate::types::TraceId;
 
 /// `GET`, `PATCH`, `DELETE /indexes/{uid}/settings`
 pub async fn all(

@@ -6,7 +6,7 @@ use http::StatusCode;
 
 use super::error::{ApiError, ApiResult, json_bytes};
 use super::routes::Api;
-use crate::net::TraceId;
+use crate::types::TraceId;
 use crate::types::{ErrorCode, TaskUid};
 
 /// `GET /tasks/{uid}`, answered by any member.

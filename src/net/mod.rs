@@ -19,7 +19,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::types::MemberId;
+use crate::types::{MemberId, TraceId};
 use crate::wire::verbs::{Refusal, Reply, Request};
 
 /// A call to a peer.
@@ -33,16 +33,6 @@ pub struct Call {
     pub deadline: Instant,
     /// The client request that this call belongs to; logs of all members show it.
     pub trace: TraceId,
-}
-
-/// Names one client request in the logs of every member that worked on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TraceId(pub u128);
-
-impl std::fmt::Display for TraceId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
 }
 
 /// A peer's answer.

@@ -20,8 +20,9 @@ use super::classes::Kind;
 use super::client::{self, ReadFailure, Streams, priority, read_body, read_exactly};
 use super::endpoint::{CONTROL_STREAMS_MAX, CloseCode, DATA_STREAMS_MAX, GOSSIP_STREAMS_MAX, ResetCode};
 use super::peers::{BODY_UNIT_BYTES, MeshCounters, Peer, Shared};
-use super::{Answer, Call, Handler, TraceId, tls};
+use super::{Answer, Call, Handler, tls};
 use crate::types::MemberId;
+use crate::types::TraceId;
 use crate::types::limits::{CALL_BODY_MAX_BYTES, CALL_HEADER_MAX_BYTES, GOSSIP_MESSAGE_MAX_BYTES};
 use crate::wire::codec;
 use crate::wire::frame::{

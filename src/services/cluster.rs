@@ -177,11 +177,12 @@ impl Cluster {
         self.seen().get(member).is_some_and(Seen::serving)
     }
 
-    /// The member that makes records: the first of the list that lives.
+    /// The member that makes records: the first of the list that lives and knows what the others know.
     pub fn maker(&self) -> Option<MemberId> {
         let seen = self.seen();
-        let alive = |m: &&Listed| seen.get(&m.id).is_some_and(Seen::alive);
-        self.topology.members.iter().find(alive).map(|m| m.id.clone())
+        let able = |s: &Seen| s.alive() && s.state == Some(MemberState::Active);
+        let first = self.topology.members.iter().find(|m| seen.get(&m.id).is_some_and(able));
+        first.map(|m| m.id.clone())
     }
 
     /// All members, in the order of the list.

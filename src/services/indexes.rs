@@ -13,9 +13,9 @@ use super::failure::Failure;
 use super::records::{ChangeError, NAMES, Records, Versioned, index_key};
 use super::tasks::{Subject, Summary, Tasks};
 use super::writes::{Order, Writes};
-use crate::net::TraceId;
 use crate::proto::placement;
 use crate::rt::clock;
+use crate::types::TraceId;
 use crate::types::limits::NAMES_MAX;
 use crate::types::{ErrorCode, IndexRecord, IndexUid, PhysicalIndex};
 use crate::wire::verbs::WriteKind;
@@ -70,10 +70,11 @@ impl Indexes {
         for _ in 0..ATTEMPTS {
             let snapshot = self.records.snapshot();
             if let Some(index) = snapshot.find(uid) {
-                if let Some(ours) = made.filter(|m| *m != index.value.physical) {
-                    self.mark_deleted(&ours, trace).await?;
+                let ours = made.as_ref() == Some(&index.value.physical);
+                if let Some(lost) = made.filter(|_| !ours) {
+                    self.mark_deleted(&lost, trace).await?;
                 }
-                return Ok((index, false));
+                return Ok((index, ours));
             }
             let mut names = snapshot.names().value.clone();
             if names.indexes.len() >= NAMES_MAX {
@@ -96,6 +97,8 @@ impl Indexes {
                     return Ok((index, ours));
                 }
                 Err(ChangeError::Conflict(_)) => {}
+                // The name may stand, and somebody may have written to it: nothing is taken back.
+                Err(e @ ChangeError::Unknown(_)) => return Err(change_failed(&e)),
                 Err(e) => {
                     self.give_up(&physical, trace).await;
                     return Err(change_failed(&e));
@@ -140,6 +143,9 @@ impl Indexes {
     async fn mark_deleted(&self, physical: &PhysicalIndex, trace: TraceId) -> Result<(), Failure> {
         self.update(physical, trace, |record| {
             record.deleted = true;
+            // What stays of a deleted index is small: one shard tells how many copies there were.
+            record.shards.truncate(1);
+            record.client_settings.clear();
             Ok(())
         })
         .await
@@ -323,11 +329,18 @@ fn rivals(what: &str) -> Failure {
 /// A change of a record that did not come about, as the client reads it.
 pub fn change_failed(error: &ChangeError) -> Failure {
     match error {
-        ChangeError::Unknown(_) => Failure::new(ErrorCode::MiroirWriteUnknown, format!("{error}.")),
+        ChangeError::Unknown(_) => {
+            tracing::warn!(%error, "whether a record was changed is not known");
+            let message =
+                "The mesh's records may or may not have been changed; look before you send the request again.";
+            Failure::new(ErrorCode::MiroirWriteUnknown, message)
+        }
         ChangeError::Store(e) => Failure::internal(e.to_string()),
         ChangeError::TooLarge(_) => Failure::new(ErrorCode::PayloadTooLarge, format!("{error}.")),
         ChangeError::Conflict(_) | ChangeError::Unavailable(_) => {
-            Failure::new(ErrorCode::MiroirNoQuorum, format!("{error}. Nothing was done; send the request again."))
+            tracing::warn!(%error, "a record could not be changed");
+            let message = "The mesh's records can't be changed now. Nothing was done; send the request again.";
+            Failure::new(ErrorCode::MiroirNoQuorum, message)
         }
     }
 }

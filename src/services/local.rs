@@ -163,9 +163,10 @@ impl Local {
             return node_answer(self.send(kind, request, call.deadline).await);
         }
         if slot.holds_only(&read.shards) {
-            let _running = slot.unfiltered.read().await;
-            // Looked at again: while this read waited, the node may have been given another shard.
-            if slot.holds_only(&read.shards) {
+            // Not had while somebody waits to give the node another shard: then the filter is used.
+            if let Ok(_running) = slot.unfiltered.try_read()
+                && slot.holds_only(&read.shards)
+            {
                 return node_answer(self.send(kind, request, call.deadline).await);
             }
         }
@@ -206,6 +207,15 @@ impl Local {
     async fn enqueue(&self, record: &IndexRecord, write: &Write, call: &Call) -> Enqueue {
         let slot = self.slot(&record.physical);
         let mut on_node = slot.enqueue.lock().await;
+        let not_done = |why: &str| Err(Answer::of(Reply::NodeDown(why.into())));
+        // Looked at again: while this order waited, its sender may have given it up, or the index may have gone.
+        if Instant::now() >= call.deadline {
+            return not_done("its time was over before its turn came");
+        }
+        let gone = |index: Arc<Versioned<IndexRecord>>| index.value.deleted;
+        if on_node.deleted.is_some() || self.records.snapshot().index(&record.physical).is_none_or(gone) {
+            return not_done("the index was deleted meanwhile");
+        }
         self.make_ready(record, &slot, &mut on_node, call.deadline).await?;
         if matches!(write.kind, WriteKind::AddDocuments { .. }) {
             self.hold(&record.physical, &slot, &write.shards).await?;
@@ -250,7 +260,12 @@ impl Local {
         let physical = &record.physical;
         let local = slot.local();
         // The field that marks shards is there: no request of ours ever takes it out again.
-        if !self.is_complete(physical, deadline).await? {
+        if self.is_complete(physical, deadline).await? {
+            on_node.primary_key = self.primary_key(physical, deadline).await?;
+            if !local.made {
+                tracing::warn!(%physical, "the node has this index, but this store did not make it; it is never deleted from here");
+            }
+        } else {
             if local.made {
                 // Ordered by an earlier process: what is still in the queue shows once it is done.
                 self.wait_for_tasks(physical, deadline).await?;
@@ -258,15 +273,13 @@ impl Local {
             if !local.made || !self.is_complete(physical, deadline).await? {
                 if !local.held.is_empty() {
                     let reason = format!(
-                        "the node no longer has the index {physical}, of which it held documents; it is not made again empty"
+                        "the node no longer has the index {physical}, of which it held documents; it is not made again without them"
                     );
                     return Err(Answer::of(Reply::NodeDown(reason)));
                 }
                 let task = self.make(physical, slot, record.shard_count(), deadline).await?;
                 *on_node = OnNode { created: Some(task), ..OnNode::default() };
             }
-        } else if !local.made {
-            tracing::warn!(%physical, "the node has this index, but this store did not make it; it is never deleted from here");
         }
         on_node.ready = true;
         self.tell_primary_key(record, on_node, deadline).await
@@ -308,6 +321,21 @@ impl Local {
             200 => Ok(memchr::memmem::find(&answer.body, SHARD_FIELD.as_bytes()).is_some()),
             404 => Ok(false),
             _ => Err(node_answer(Ok(answer))),
+        }
+    }
+
+    /// The primary key that the node has for the index.
+    async fn primary_key(&self, physical: &PhysicalIndex, deadline: Instant) -> Result<Option<String>, Answer> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Index {
+            primary_key: Option<String>,
+        }
+        let request = NodeRequest::get(format!("/indexes/{physical}"));
+        let answer = self.send("question", request, deadline).await.map_err(|e| node_answer(Err(e)))?;
+        match serde_json::from_slice::<Index>(&answer.body) {
+            Ok(index) => Ok(index.primary_key),
+            Err(_) => Err(node_answer(Ok(answer))),
         }
     }
 

@@ -16,8 +16,9 @@ use tokio::sync::{Mutex, watch};
 
 use super::cluster::Cluster;
 use super::members::Members;
-use crate::net::{Call, CallError, TraceId};
+use crate::net::{Call, CallError};
 use crate::store::{Store, StoreError};
+use crate::types::TraceId;
 use crate::types::limits::{CALL_HEADER_MAX_BYTES, RECORD_MAX_BYTES};
 use crate::types::{IndexRecord, IndexUid, MemberId, NamesRecord, PhysicalIndex, RecordVersion};
 use crate::wire::verbs::{RecordCopy, Refusal, Reply, Request};

@@ -19,7 +19,7 @@ use super::failure::Failure;
 use super::indexes::{Index, Indexes};
 use super::members::Members;
 use super::writes::node_failure;
-use crate::net::{Answer, Call, CallError, TraceId};
+use crate::net::{Answer, Call, CallError};
 use crate::proto::search::query::Original;
 use crate::proto::search::{
     Action, AskId, FacetSearchQuery, HedgeBudget, IndexView, MemberState, MemberStats, MergeError, MergeRequest,
@@ -27,6 +27,7 @@ use crate::proto::search::{
 };
 use crate::proto::settings::ClientView;
 use crate::telemetry::metrics::Metrics;
+use crate::types::TraceId;
 use crate::types::{ErrorCode, GroupId, IndexRecord, IndexUid, MemberId, ShardSet};
 use crate::wire::verbs::{Read, ReadKind, ReadRoute, Reply, Request};
 
@@ -510,8 +511,12 @@ impl Searches {
         trace: TraceId,
     ) -> Ended {
         let index = question.index;
-        let read =
-            Read { index: index.value.physical.clone(), record_version: index.version, shards, kind: question.kind };
+        let kind = match question.kind {
+            // There is nothing to compare with.
+            ReadKind::Documents { .. } if alone => ReadKind::Documents { order_values: false },
+            kind => kind,
+        };
+        let read = Read { index: index.value.physical.clone(), record_version: index.version, shards, kind };
         let body = if alone { question.alone.clone() } else { question.shared.clone() };
         let call = Call { request: Request::Read(read), body, deadline, trace };
         let sent = Sent::new(&self.stats, member.clone());

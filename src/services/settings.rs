@@ -14,8 +14,8 @@ use super::indexes::Indexes;
 use super::stats::Nodes;
 use super::tasks::{Subject, Summary};
 use super::writes::{Order, Writes};
-use crate::net::TraceId;
 use crate::proto::settings;
+use crate::types::TraceId;
 use crate::types::{ErrorCode, IndexUid};
 use crate::wire::verbs::{NodeQuestion, WriteKind};
 

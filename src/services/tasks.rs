@@ -15,12 +15,13 @@ use serde_json::{Value, json};
 use super::cluster::Cluster;
 use super::failure::Failure;
 use super::members::Members;
-use crate::net::{Call, TraceId};
+use crate::net::Call;
 use crate::proto::document::error_text;
 use crate::rt::clock;
 use crate::store::Store;
 use crate::store::tasks::StoredTask;
 use crate::telemetry::metrics::Metrics;
+use crate::types::TraceId;
 use crate::types::{ErrorCode, IndexUid, MemberId, PhysicalIndex, TaskUid};
 use crate::wire::verbs::{NodeQuestion, Reply, Request};
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -16,12 +16,18 @@ use super::failure::Failure;
 use super::indexes::Index;
 use super::members::Members;
 use super::tasks::{NewTask, Part, Subject, Summary, Tasks};
-use crate::net::{Answer, Call, CallError, TraceId};
+use crate::net::{Answer, Call, CallError};
 use crate::proto::document::error_text_hiding;
 use crate::proto::settings::ClientView;
 use crate::telemetry::metrics::Metrics;
+use crate::types::TraceId;
 use crate::types::{ErrorCode, MemberId, ShardSet};
-use crate::wire::verbs::{Reply, Request, Write, WriteKind};
+use crate::wire::verbs::{Refusal, Reply, Request, Write, WriteKind};
+
+/// Pause before a part that was certainly not taken is sent again; it doubles.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// The longest such pause.
+const RETRY_MOST: Duration = Duration::from_millis(500);
 
 /// One member's part of a write.
 #[derive(Debug, Clone)]
@@ -152,18 +158,17 @@ impl Writes {
             kind: order.kind,
         };
         let call = Call { request: Request::Write(write), body: order.body, deadline, trace };
-        match self.members.call(&order.member, call).await {
-            Ok(Answer { reply, body }) => match reply {
-                Reply::Enqueued(task) => Fate::Taken(task),
-                Reply::Done => Fate::Nothing,
-                Reply::Node(status) => Fate::Rejected(status, body),
-                Reply::NodeDown(reason) => Fate::NotTaken(reason),
-                Reply::NotServed(shards, _) => Fate::NotTaken(format!("it does not hold the shards {shards}")),
-                Reply::NodeUnknown(reason) => Fate::Unknown(reason),
-                other => Fate::Unknown(format!("unexpected answer {other:?}")),
-            },
-            Err(e @ (CallError::NotSent { .. } | CallError::Refused { .. })) => Fate::NotTaken(e.to_string()),
-            Err(e @ CallError::NoAnswer { .. }) => Fate::Unknown(e.to_string()),
+        let mut pause = RETRY_FIRST;
+        loop {
+            let answer = self.members.call(&order.member, call.clone()).await;
+            let again =
+                matches!(&answer, Err(CallError::NotSent { .. } | CallError::Refused { refusal: Refusal::Busy, .. }));
+            // Certainly nothing was done, and the member is there: it only has no room, or its connection is made anew.
+            if !again || Instant::now() + pause >= deadline || !self.cluster.serving(&order.member) {
+                return fate_of(answer);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MOST);
         }
     }
 
@@ -185,8 +190,9 @@ impl Writes {
         if not_taken.is_empty() && unknown.is_empty() {
             return self.tasks.sent(task, parts).await;
         }
+        let client = |text: &str| client_text(text, index);
         if parts.is_empty() && unknown.is_empty() {
-            let why = not_taken.join("; ");
+            let why = client(&not_taken.join("; "));
             let failure = match rejected {
                 Some((status, body)) => node_failure(status, &body, index),
                 None => Failure::new(
@@ -203,13 +209,36 @@ impl Writes {
         let message = format!(
             "The write was taken by [{}]; not taken by [{}]; not known of [{}]. Send it again to make all copies equal.",
             taken.join(", "),
-            not_taken.join("; "),
-            unknown.join("; ")
+            client(&not_taken.join("; ")),
+            client(&unknown.join("; "))
         );
         let uid = task.uid;
         self.tasks.fail(task, ErrorCode::MiroirIncomplete, &message).await?;
         Err(Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, message, task: Some(uid) })
     }
+}
+
+fn fate_of(answer: Result<Answer, CallError>) -> Fate {
+    match answer {
+        Ok(Answer { reply, body }) => match reply {
+            Reply::Enqueued(task) => Fate::Taken(task),
+            Reply::Done => Fate::Nothing,
+            Reply::Node(status) => Fate::Rejected(status, body),
+            Reply::NodeDown(reason) => Fate::NotTaken(reason),
+            Reply::NotServed(shards, _) => Fate::NotTaken(format!("it does not hold the shards {shards}")),
+            Reply::NodeUnknown(reason) => Fate::Unknown(reason),
+            other => Fate::Unknown(format!("unexpected answer {other:?}")),
+        },
+        Err(e @ (CallError::NotSent { .. } | CallError::Refused { .. })) => Fate::NotTaken(e.to_string()),
+        Err(e @ CallError::NoAnswer { .. }) => Fate::Unknown(e.to_string()),
+    }
+}
+
+/// A text with the client's names in place of the nodes'.
+fn client_text(text: &str, index: &Index) -> String {
+    let record = &index.value;
+    let view = ClientView::of(&record.client_settings);
+    error_text_hiding(text, &record.physical, &record.uid, view.displayed_attributes.as_deref())
 }
 
 /// A node's error with the client's names in its text.
@@ -219,12 +248,7 @@ pub fn node_failure(status: u16, body: &Bytes, index: &Index) -> Failure {
         return Failure::internal(format!("the node answered with status {status}: {text}"));
     };
     if let Some(message) = error.get("message").and_then(Value::as_str) {
-        let text = error_text_hiding(
-            message,
-            &index.value.physical,
-            &index.value.uid,
-            ClientView::of(&index.value.client_settings).displayed_attributes.as_deref(),
-        );
+        let text = client_text(message, index);
         error["message"] = Value::String(text);
     }
     Failure::Node { status, body: Bytes::from(error.to_string()) }

@@ -127,6 +127,16 @@ impl fmt::Display for TaskUid {
     }
 }
 
+/// Names one client request in the logs of every member that worked on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TraceId(pub u128);
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
 /// Counts the changes of one record; 0 means "no such record yet".
 pub type RecordVersion = u64;
 

@@ -9,6 +9,6 @@ pub mod records;
 pub mod shards;
 
 pub use error_code::{ErrorCode, ErrorKind};
-pub use ids::{GroupId, IdError, IndexUid, MemberId, MeshId, PhysicalIndex, RecordVersion, TaskUid};
+pub use ids::{GroupId, IdError, IndexUid, MemberId, MeshId, PhysicalIndex, RecordVersion, TaskUid, TraceId};
 pub use records::{IndexRecord, NamesRecord, ReplicaState, ShardRecord, ShardReplica};
 pub use shards::{ShardId, ShardSet};
