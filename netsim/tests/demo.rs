@@ -126,7 +126,9 @@ fn one_json_line_tells_everything_and_sigterm_leaves_nothing_behind() {
             serde_json::from_str(&get(&format!("{}/indexes/packages/search?q=game", m["http"].as_str().unwrap())))
                 .unwrap();
         assert!(found["estimatedTotalHits"].as_u64().unwrap() > 20, "{found}");
-        assert!(get(m["metrics"].as_str().unwrap()).contains("\nmiroir_shards_served 8\n"));
+        // The gauge is set once a second.
+        let metrics = m["metrics"].as_str().unwrap();
+        wait_until("all shards to be served", || get(metrics).contains("\nmiroir_shards_served 8\n"));
     }
 
     let pids = running.pids();
