@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -93,6 +94,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         records.clone(),
         cluster.clone(),
         health_rx.clone(),
+        Duration::from_secs(config.meilisearch.timeout_s),
         Arc::clone(&metrics),
     )
     .await?;
@@ -124,15 +126,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     ));
     tokio::spawn(records.clone().keep_equal());
     tokio::spawn(local.clone().follow_records());
-    let sweeper = tasks.clone();
-    tokio::spawn(async move {
-        if let Err(e) = sweeper.sweep().await {
-            tracing::error!(error = ?e, "the open tasks are no longer looked after");
-        }
-    });
+    tasks.end_unsent().await.map_err(|e| anyhow!("{e:?}"))?;
+    tokio::spawn(tasks.clone().sweep(Arc::clone(&metrics)));
 
     let parts = services(&config, &cluster, &members, &records, &tasks, &metrics);
-    tokio::spawn(keep_gauges(Arc::clone(&metrics), cluster.clone(), records.clone()));
+    tokio::spawn(keep_gauges(Arc::clone(&metrics), Arc::clone(&mesh), cluster.clone(), records.clone()));
     let drain = Duration::from_secs(config.node.shutdown_drain_s);
     let exposition = axum::Router::new().route("/metrics", {
         let metrics = Arc::clone(&metrics);
@@ -154,11 +152,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let server = tokio::spawn(api::server::serve(http, api::router(Api::new(parts)), shutdown.clone(), drain));
 
     let ended = wait_for_end(&mut signals, &mesh, &store).await;
+    let drained = tokio::time::Instant::now() + drain;
     tracing::info!(seconds = drain.as_secs(), "draining");
     own_state.send_replace(MemberState::Draining);
     trigger.advance(Phase::Draining);
     server.await.context("the HTTP server failed")?;
-    if tokio::time::timeout(drain, serve.drain()).await.is_err() {
+    if tokio::time::timeout_at(drained, serve.drain()).await.is_err() {
         tracing::warn!("calls of peers were still under way when the time to drain was over");
     }
     trigger.advance(Phase::Stopped);
@@ -352,8 +351,27 @@ async fn publish(
     }
 }
 
+/// Brings the mesh's own counters into the series.
+fn count_events(metrics: &Metrics, mesh: &Mesh) {
+    let c = mesh.counters();
+    let events = [
+        ("refused_connection", &c.refused_connections),
+        ("connection", &c.connections),
+        ("refused_call", &c.refused_calls),
+        ("probe_lost", &c.probes_lost),
+        ("gossip_dropped", &c.gossip_dropped),
+        ("gossip_malformed", &c.gossip_malformed),
+        ("gossip_restart", &c.gossip_restarts),
+        ("tls_reload_failed", &c.tls_reloads_failed),
+    ];
+    for (event, count) in events {
+        let series = metrics.mesh_events.with_label_values(&[event]);
+        series.inc_by(count.load(Ordering::Relaxed).saturating_sub(series.get()));
+    }
+}
+
 /// Brings the gauges up to date.
-async fn keep_gauges(metrics: Arc<Metrics>, cluster: Cluster, records: Records) {
+async fn keep_gauges(metrics: Arc<Metrics>, mesh: Arc<Mesh>, cluster: Cluster, records: Records) {
     let mut tick = tokio::time::interval(GAUGES);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -366,6 +384,7 @@ async fn keep_gauges(metrics: Arc<Metrics>, cluster: Cluster, records: Records) 
             let members = seen.values().filter(|s| s.state == Some(state)).count();
             metrics.gossip_members.with_label_values(&[state.as_str()]).set(count(members));
         }
+        count_events(&metrics, &mesh);
         let snapshot = records.snapshot();
         let (mut total, mut served) = (0, 0);
         for index in snapshot.indexes().filter(|i| !i.value.deleted) {

@@ -34,12 +34,23 @@ pub async fn add(
     let add = Addition {
         format: format(&kind, params.get("csvDelimiter"))?,
         merge,
-        skip_creation: params.flag("skipCreation", ErrorCode::BadRequest)?,
+        skip_creation: skip_creation(params.get("skipCreation"))?,
         primary_key: params.get("primaryKey").map(str::to_owned),
         custom_metadata: params.get("customMetadata").map(str::to_owned),
     };
     let (_, bytes) = body::read(&api, request).await?;
     json_value(StatusCode::ACCEPTED, &api.documents.add(&uid, bytes, add, trace).await?)
+}
+
+fn skip_creation(value: Option<&str>) -> Result<bool, ApiError> {
+    match value {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => {
+            let message = format!("skipCreation must be either `true` or `false`. Found: `{other}`");
+            Err(ApiError::new(ErrorCode::InvalidSkipCreation, message))
+        }
+    }
 }
 
 fn format(kind: &str, delimiter: Option<&str>) -> Result<Format, ApiError> {

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::error::{ApiError, ApiResult, json_value};
 use super::params::Params;
 use super::routes::Api;
+use super::search::marked;
 use crate::net::TraceId;
 use crate::types::ErrorCode;
 
@@ -42,5 +43,6 @@ pub async fn version(State(api): State<Api>) -> ApiResult {
 /// `GET /stats`
 pub async fn stats(State(api): State<Api>, trace: axum::Extension<TraceId>, request: Request) -> ApiResult<Response> {
     Params::parse(request.uri().query(), &["sizeFormat", "showInternalDatabaseSizes"])?;
-    json_value(StatusCode::OK, &api.stats.all(*trace).await?)
+    let (stats, missing) = api.stats.all(*trace).await?;
+    Ok(marked(json_value(StatusCode::OK, &stats)?, &missing))
 }

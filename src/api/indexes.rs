@@ -9,6 +9,7 @@ use super::body::{json_object, optional_text};
 use super::error::{ApiError, ApiResult, json_value};
 use super::params::{Params, index_uid, invalid_index_uid};
 use super::routes::Api;
+use super::search::marked;
 use crate::net::TraceId;
 use crate::types::{ErrorCode, IndexRecord, IndexUid};
 
@@ -69,7 +70,11 @@ pub async fn update(
         return Err(ApiError::new(ErrorCode::MiroirNotSupported, message));
     }
     let key = optional_text(&map, "primaryKey", ErrorCode::InvalidIndexPrimaryKey)?;
-    json_value(StatusCode::ACCEPTED, &api.indexes.set_primary_key(&uid, key, trace).await?)
+    let empty = match api.indexes.find(&uid) {
+        Ok(index) => matches!(api.reads.count(&index, trace).await?, (0, missing) if missing.is_empty()),
+        Err(_) => true,
+    };
+    json_value(StatusCode::ACCEPTED, &api.indexes.set_primary_key(&uid, key, empty, trace).await?)
 }
 
 /// `DELETE /indexes/{uid}`
@@ -85,5 +90,6 @@ pub async fn delete(
 /// `GET /indexes/{uid}/stats`
 pub async fn stats(State(api): State<Api>, Extension(trace): Extension<TraceId>, Path(uid): Path<String>) -> ApiResult {
     let uid = index_uid(&uid)?;
-    json_value(StatusCode::OK, &api.stats.index(&uid, trace).await?)
+    let (stats, missing) = api.stats.index(&uid, trace).await?;
+    Ok(marked(json_value(StatusCode::OK, &stats)?, &missing))
 }

@@ -15,13 +15,17 @@ use crate::net::TraceId;
 use crate::services::Failure;
 use crate::services::search::Found;
 use crate::services::tasks::error_object;
-use crate::types::ErrorCode;
+use crate::types::{ErrorCode, ShardSet};
 
 /// A read's answer with the headers that say how whole it is.
 pub fn answer(found: Found) -> Response {
-    let mut response = json_bytes(StatusCode::OK, found.body);
-    if !found.missing.is_empty() {
-        mark(response.headers_mut(), "x-miroir-degraded", &format!("shards={}", found.missing));
+    marked(json_bytes(StatusCode::OK, found.body), &found.missing)
+}
+
+/// A response with the header that names the shards that it lacks.
+pub fn marked(mut response: Response, missing: &ShardSet) -> Response {
+    if !missing.is_empty() {
+        mark(response.headers_mut(), "x-miroir-degraded", &format!("shards={missing}"));
     }
     response
 }
@@ -80,7 +84,7 @@ pub async fn multi(State(api): State<Api>, Extension(trace): Extension<TraceId>,
         None => return Err(ApiError::new(ErrorCode::BadRequest, "Missing field `queries`")),
     };
     let mut results: Vec<Bytes> = Vec::with_capacity(queries.len());
-    let mut missing = crate::types::ShardSet::new();
+    let mut missing = ShardSet::new();
     for (i, query) in queries.iter().enumerate() {
         let found = one_of_many(&api, query, trace).await.map_err(|e| inside(&format!(".queries[{i}]"), e))?;
         missing = missing.union(&found.missing);

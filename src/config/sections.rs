@@ -207,7 +207,7 @@ sections! {
             |v| (100..=600_000).contains(v);
         /// Whether a late part is asked of another replica too.
         hedge: bool = Value("true"), "true or false", any;
-        /// At most so many percent of all parts are hedged.
+        /// At most so many hedged parts in a hundred searches.
         hedge_budget_percent: u8 = Value("5"), "a number from 0 to 100", |v| *v <= 100;
     }
 

@@ -222,7 +222,7 @@ impl Indexes {
         self.tasks.fail(task, ErrorCode::IndexAlreadyExists, &format!("Index `{uid}` already exists.")).await
     }
 
-    /// `PATCH /indexes/{uid}`: a primary key for an index that has no document yet.
+    /// `PATCH /indexes/{uid}`: a primary key. Of an index that is `empty` it can still be changed.
     ///
     /// # Errors
     /// As for every write.
@@ -230,6 +230,7 @@ impl Indexes {
         &self,
         uid: &IndexUid,
         key: Option<String>,
+        empty: bool,
         trace: TraceId,
     ) -> Result<Summary, Failure> {
         let subject = Subject::IndexUpdate { primary_key: key.clone() };
@@ -238,7 +239,16 @@ impl Indexes {
             let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
             return self.tasks.sent(task, Vec::new()).await;
         };
-        let index = match self.settle_primary_key(&index, &key, trace).await {
+        let settled = if empty {
+            self.update(&index.value.physical, trace, |record| {
+                record.primary_key = Some(key.clone());
+                Ok(())
+            })
+            .await
+        } else {
+            self.settle_primary_key(&index, &key, trace).await
+        };
+        let index = match settled {
             Ok(index) => index,
             Err(Failure::Mesh { code: code @ ErrorCode::IndexPrimaryKeyAlreadyExists, message, .. }) => {
                 let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;

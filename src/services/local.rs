@@ -33,8 +33,25 @@ const TASK_POLL: Duration = Duration::from_millis(100);
 struct Slot {
     // Held while a request that enqueues is under way, so that the node's order is ours.
     enqueue: tokio::sync::Mutex<OnNode>,
-    // Read by unfiltered reads for as long as they run; written when the node is about to hold another shard.
-    local: RwLock<LocalIndex>,
+    local: Mutex<LocalIndex>,
+    // Read-locked by unfiltered reads for as long as they run; whoever makes the node hold another shard waits for them.
+    unfiltered: RwLock<()>,
+}
+
+impl Slot {
+    fn local(&self) -> LocalIndex {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_local(&self, local: LocalIndex) {
+        *self.local.lock().unwrap_or_else(PoisonError::into_inner) = local;
+    }
+
+    /// Whether the node holds documents of these shards only. Of an index that this member has not made nothing is known.
+    fn holds_only(&self, shards: &ShardSet) -> bool {
+        let local = self.local.lock().unwrap_or_else(PoisonError::into_inner);
+        local.made && local.held.is_subset(shards)
+    }
 }
 
 /// What this process knows of an index on the node.
@@ -42,6 +59,8 @@ struct Slot {
 struct OnNode {
     /// The node has the index, or a creation of it in its queue.
     ready: bool,
+    /// The primary key that the node has been told.
+    primary_key: Option<String>,
     /// The node's last task of the creation, if this process has ordered it.
     created: Option<u32>,
     /// The node's task of the deletion, likewise.
@@ -57,6 +76,7 @@ pub struct Local {
     cluster: Cluster,
     health: watch::Receiver<NodeHealth>,
     slots: Arc<Mutex<BTreeMap<PhysicalIndex, Arc<Slot>>>>,
+    timeout: Duration,
     metrics: Arc<Metrics>,
 }
 
@@ -80,17 +100,18 @@ impl Local {
         records: Records,
         cluster: Cluster,
         health: watch::Receiver<NodeHealth>,
+        timeout: Duration,
         metrics: Arc<Metrics>,
     ) -> Result<Self, StoreError> {
-        let slot = |local| Arc::new(Slot { enqueue: tokio::sync::Mutex::default(), local: RwLock::new(local) });
+        let slot = |local| Arc::new(Slot { local: Mutex::new(local), ..Slot::default() });
         let slots = store.local_indexes().await?.into_iter().map(|(p, l)| (p, slot(l))).collect();
-        Ok(Self { node, store, records, cluster, health, slots: Arc::new(Mutex::new(slots)), metrics })
+        Ok(Self { node, store, records, cluster, health, slots: Arc::new(Mutex::new(slots)), timeout, metrics })
     }
 
     /// Sends to the node, and counts.
     async fn send(&self, kind: &'static str, request: NodeRequest, deadline: Instant) -> Result<NodeAnswer, NodeError> {
         let began = Instant::now();
-        let answer = self.node.send(request, deadline).await;
+        let answer = self.node.send(request, deadline.min(began + self.timeout)).await;
         match &answer {
             Ok(_) => self.metrics.node_answered(kind, began),
             Err(_) => self.metrics.node_failures.with_label_values(&[kind]).inc(),
@@ -134,19 +155,22 @@ impl Local {
             return down;
         }
         let slot = self.slot(&read.index);
-        let held = slot.local.read().await;
         let Some(mut request) = request_of_read(read, call.body.clone()) else {
             return Answer::of(Reply::Refused(Refusal::Malformed("the query string is not text".into())));
         };
-        let words = matches!(read.kind, ReadKind::Words { .. });
-        let answer = if words || held.held.is_subset(&read.shards) {
-            // `held` stays locked until the answer is there: no document of another shard arrives meanwhile.
-            self.send(kind_of(read.kind), request, call.deadline).await
-        } else {
-            drop(held);
-            request.body = search::with_shard_filter(&request.body, &read.shards, record.value.shard_count()).into();
-            self.send(kind_of(read.kind), request, call.deadline).await
-        };
+        let kind = kind_of(read.kind);
+        if matches!(read.kind, ReadKind::Words { .. }) {
+            return node_answer(self.send(kind, request, call.deadline).await);
+        }
+        if slot.holds_only(&read.shards) {
+            let _running = slot.unfiltered.read().await;
+            // Looked at again: while this read waited, the node may have been given another shard.
+            if slot.holds_only(&read.shards) {
+                return node_answer(self.send(kind, request, call.deadline).await);
+            }
+        }
+        request.body = search::with_shard_filter(&request.body, &read.shards, record.value.shard_count()).into();
+        let answer = self.send(kind, request, call.deadline).await;
         node_answer(answer)
     }
 
@@ -200,16 +224,15 @@ impl Local {
 
     /// Notes the shards before the node gets their first document; unfiltered reads that run are waited for.
     async fn hold(&self, physical: &PhysicalIndex, slot: &Slot, shards: &ShardSet) -> Result<(), Answer> {
-        if shards.is_subset(&slot.local.read().await.held) {
+        let mut local = slot.local();
+        if shards.is_subset(&local.held) {
             return Ok(());
         }
-        let mut local = slot.local.write().await;
-        let mut next = local.clone();
-        for shard in shards.iter() {
-            next.held.insert(shard);
-        }
-        self.store.put_local_index(physical, &next).await.map_err(store_failed)?;
-        *local = next;
+        local.held = local.held.union(shards);
+        self.store.put_local_index(physical, &local).await.map_err(store_failed)?;
+        // From here on new reads are filtered.
+        slot.set_local(local);
+        drop(slot.unfiltered.write().await);
         Ok(())
     }
 
@@ -222,36 +245,58 @@ impl Local {
         deadline: Instant,
     ) -> Result<(), Answer> {
         if on_node.ready {
-            return Ok(());
+            return self.tell_primary_key(record, on_node, deadline).await;
         }
         let physical = &record.physical;
-        let LocalIndex { made, held } = slot.local.read().await.clone();
-        if made {
-            // Made by an earlier process, perhaps only half: what its requests left behind shows once they are done.
-            self.wait_for_tasks(physical, deadline).await?;
-            if self.is_complete(physical, deadline).await? {
-                on_node.ready = true;
-                return Ok(());
+        let local = slot.local();
+        // The field that marks shards is there: no request of ours ever takes it out again.
+        if !self.is_complete(physical, deadline).await? {
+            if local.made {
+                // Ordered by an earlier process: what is still in the queue shows once it is done.
+                self.wait_for_tasks(physical, deadline).await?;
             }
-            if !held.is_empty() {
-                let reason = format!(
-                    "the node no longer has the index {physical}, of which it held documents; it is not made again empty"
-                );
-                return Err(Answer::of(Reply::NodeDown(reason)));
+            if !local.made || !self.is_complete(physical, deadline).await? {
+                if !local.held.is_empty() {
+                    let reason = format!(
+                        "the node no longer has the index {physical}, of which it held documents; it is not made again empty"
+                    );
+                    return Err(Answer::of(Reply::NodeDown(reason)));
+                }
+                let task = self.make(physical, slot, record.shard_count(), deadline).await?;
+                *on_node = OnNode { created: Some(task), ..OnNode::default() };
             }
-        } else {
-            let mut local = slot.local.write().await;
-            let next = LocalIndex { made: true, ..local.clone() };
-            self.store.put_local_index(physical, &next).await.map_err(store_failed)?;
-            *local = next;
+        } else if !local.made {
+            tracing::warn!(%physical, "the node has this index, but this store did not make it; it is never deleted from here");
         }
-        let create = serde_json::json!({ "uid": physical, "primaryKey": record.primary_key });
-        let create = NodeRequest::json(Method::POST, "/indexes", create.to_string());
-        enqueued(self.send("write", create, deadline).await)?;
-        let initial = serde_json::Value::Object(settings::initial(record.shard_count())).to_string();
-        let path = format!("/indexes/{physical}/settings");
-        let task = enqueued(self.send("write", NodeRequest::json(Method::PATCH, path, initial), deadline).await)?;
-        *on_node = OnNode { ready: true, created: Some(task), deleted: None };
+        on_node.ready = true;
+        self.tell_primary_key(record, on_node, deadline).await
+    }
+
+    /// Has the node make the index: one task, so that it is never there without the field that marks shards.
+    async fn make(&self, physical: &PhysicalIndex, slot: &Slot, shards: u16, deadline: Instant) -> Enqueue {
+        let local = LocalIndex { made: true, ..slot.local() };
+        self.store.put_local_index(physical, &local).await.map_err(store_failed)?;
+        slot.set_local(local);
+        let initial = serde_json::Value::Object(settings::initial(shards)).to_string();
+        let request = NodeRequest::json(Method::PATCH, format!("/indexes/{physical}/settings"), initial);
+        enqueued(self.send("write", request, deadline).await)
+    }
+
+    /// Tells the node the primary key once it is settled, also if the node never gets a document.
+    async fn tell_primary_key(
+        &self,
+        record: &IndexRecord,
+        on_node: &mut OnNode,
+        deadline: Instant,
+    ) -> Result<(), Answer> {
+        let Some(key) = record.primary_key.as_ref().filter(|k| on_node.primary_key.as_ref() != Some(*k)) else {
+            return Ok(());
+        };
+        let body = serde_json::json!({ "primaryKey": key }).to_string();
+        let request = NodeRequest::json(Method::PATCH, format!("/indexes/{}", record.physical), body);
+        let task = enqueued(self.send("write", request, deadline).await)?;
+        on_node.primary_key = Some(key.clone());
+        on_node.created = on_node.created.map(|_| task);
         Ok(())
     }
 
@@ -291,7 +336,7 @@ impl Local {
     async fn delete(&self, physical: &PhysicalIndex, deadline: Instant) -> Enqueue {
         let slot = self.slot(physical);
         let mut on_node = slot.enqueue.lock().await;
-        if !slot.local.read().await.made {
+        if !slot.local().made {
             // Deleted already by this process, or never made by this member: then nothing is deleted.
             return on_node.deleted.ok_or_else(|| Answer::of(Reply::Done));
         }
@@ -300,7 +345,7 @@ impl Local {
         let task = enqueued(self.send("write", request, deadline).await)?;
         *on_node = OnNode { deleted: Some(task), ..OnNode::default() };
         self.store.forget_local_index(physical).await.map_err(store_failed)?;
-        *slot.local.write().await = LocalIndex::default();
+        slot.set_local(LocalIndex::default());
         Ok(task)
     }
 
@@ -356,7 +401,7 @@ impl Local {
         let physical = &record.value.physical;
         let slot = self.slot(physical);
         if record.value.deleted {
-            if slot.local.read().await.made {
+            if slot.local().made {
                 self.delete(physical, deadline).await?;
             }
             return Ok(());
@@ -372,7 +417,7 @@ type RecordOrAnswer = Result<Arc<Versioned<IndexRecord>>, Answer>;
 fn kind_of(kind: ReadKind) -> &'static str {
     match kind {
         ReadKind::Search | ReadKind::FacetSearch => "search",
-        ReadKind::Documents => "documents",
+        ReadKind::Documents { .. } => "documents",
         ReadKind::Words { .. } => "question",
     }
 }
@@ -383,7 +428,7 @@ fn request_of_read(read: &Read, body: Bytes) -> Option<NodeRequest> {
     match read.kind {
         ReadKind::Search | ReadKind::Words { route: ReadRoute::Search, get: false } => Some(post("search")),
         ReadKind::FacetSearch | ReadKind::Words { route: ReadRoute::FacetSearch, .. } => Some(post("facet-search")),
-        ReadKind::Documents => Some(NodeRequest { order_values: true, ..post("documents/fetch") }),
+        ReadKind::Documents { order_values } => Some(NodeRequest { order_values, ..post("documents/fetch") }),
         ReadKind::Words { route: ReadRoute::Documents, get: false } => Some(post("documents/fetch")),
         ReadKind::Words { route, get: true } => {
             let path = if route == ReadRoute::Search { "search" } else { "documents" };

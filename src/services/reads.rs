@@ -2,6 +2,8 @@
 //!
 //! Must not know: HTTP, the node.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -76,8 +78,9 @@ impl Reads {
         let question = Question {
             index,
             wanted,
-            kind: ReadKind::Documents,
+            kind: ReadKind::Documents { order_values: query.needs_sort_values(2) },
             hash: 0,
+            deadline: self.searches.deadline(Instant::now()),
             alone: query.part_body(1).into(),
             shared: query.part_body(2).into(),
         };
@@ -132,22 +135,24 @@ impl Reads {
         Ok(Found { body: Bytes::from(body.into_owned()), missing })
     }
 
-    /// How many documents an index has, counted by shard.
+    /// How many documents an index has, counted by shard, and the shards that could not be counted.
     ///
     /// # Errors
-    /// `miroir_shards_unavailable` if some shard can't be counted.
-    pub async fn count(&self, index: &Index, trace: TraceId) -> Result<u64, Failure> {
+    /// `miroir_shards_unavailable` if no shard can be counted.
+    pub async fn count(&self, index: &Index, trace: TraceId) -> Result<(u64, ShardSet), Failure> {
         let query = DocumentsQuery::from_json(b"{\"limit\":0}").map_err(query_failed)?;
         let wanted = ShardSet::all(index.value.shard_count());
-        let (page, missing) = self.merged(index, &query, &wanted, trace).await?;
-        if !missing.is_empty() {
-            return Err(unavailable(&missing));
-        }
+        let (page, missing) = match self.merged(index, &query, &wanted, trace).await {
+            Ok(merged) => merged,
+            // No node has made the index yet, so there are no documents either.
+            Err(Failure::Node { status: 404, .. }) => return Ok((0, ShardSet::new())),
+            Err(e) => return Err(e),
+        };
         #[derive(Deserialize)]
         struct Page {
             total: u64,
         }
         let page: Page = serde_json::from_slice(&page).map_err(|e| Failure::internal(e.to_string()))?;
-        Ok(page.total)
+        Ok((page.total, missing))
     }
 }

@@ -89,6 +89,8 @@ pub struct Question<'a> {
     pub kind: ReadKind,
     /// The hash that chooses among equal replicas.
     pub hash: u64,
+    /// One for all rounds of one request.
+    pub deadline: Instant,
     /// The body for a member that covers all of `wanted`.
     pub alone: Bytes,
     /// The body for one of several members.
@@ -163,7 +165,7 @@ impl Searches {
         metrics: Arc<Metrics>,
     ) -> Self {
         let groups = Arc::new(cluster.topology().groups());
-        let budget = Arc::new(Mutex::new(HedgeBudget::new()));
+        let budget = Arc::new(Mutex::new(HedgeBudget::new(options.hedge_percent)));
         Self { cluster, members, indexes, options, groups, stats: Arc::default(), budget, metrics }
     }
 
@@ -216,6 +218,7 @@ impl Searches {
             wanted: &wanted,
             kind: ReadKind::Search,
             hash: query.plan_hash(&record.physical),
+            deadline: self.deadline(began),
             alone: query.part_body(1, &view).into(),
             shared: query.part_body(2, &view).into(),
         };
@@ -271,6 +274,7 @@ impl Searches {
             wanted: &wanted,
             kind: ReadKind::FacetSearch,
             hash: 0,
+            deadline: self.deadline(began),
             alone: body.clone(),
             shared: body.clone(),
         };
@@ -284,6 +288,11 @@ impl Searches {
         let view = view(&index.value);
         let merged = merge_facet_search(&query, &view, &scattered.parts, &scattered.missing, millis(began));
         self.found(merged.map_err(|e| Failure::internal(e.to_string()))?, scattered.missing)
+    }
+
+    /// When a request that began then is over.
+    pub fn deadline(&self, began: Instant) -> Instant {
+        began + self.options.deadline
     }
 
     /// The shards to ask: those that the request pins, or all.
@@ -345,7 +354,8 @@ impl Searches {
         };
         let one = ShardSet::all(1);
         let kind = ReadKind::Words { route, get };
-        let question = Question { index, wanted: &one, kind, hash: 0, alone: body.clone(), shared: body };
+        let deadline = self.deadline(Instant::now());
+        let question = Question { index, wanted: &one, kind, hash: 0, deadline, alone: body.clone(), shared: body };
         self.scatter(question, trace).await.map(drop)
     }
 
@@ -377,7 +387,7 @@ impl Searches {
     /// # Errors
     /// The client's fault as the node words it, or `miroir_shards_unavailable` if nobody has answered.
     pub async fn scatter(&self, question: Question<'_>, trace: TraceId) -> Result<Scattered, Failure> {
-        let deadline = Instant::now() + self.options.deadline;
+        let deadline = question.deadline;
         locked(&self.budget).request();
         let states = self.member_states(question.index);
         let input = PlanInput {
@@ -392,11 +402,15 @@ impl Searches {
         let mut running: BTreeMap<AskId, Running> = BTreeMap::new();
         let mut bodies: BTreeMap<AskId, (Bytes, bool)> = BTreeMap::new();
         let mut kept: Option<Failure> = None;
+        let mut hedges: Vec<AskId> = Vec::new();
         self.metrics.scatter_members.observe(actions.len() as f64);
         loop {
             for action in std::mem::take(&mut actions) {
                 match action {
                     Action::Ask { ask, member, shards, alone, hedge, .. } => {
+                        if hedge {
+                            hedges.push(ask);
+                        }
                         let (handle, registration) = AbortHandle::new_pair();
                         let late = self.hedge_after(&member).filter(|_| !hedge).map(|after| Instant::now() + after);
                         running.insert(ask, Running { abort: handle, late, alone });
@@ -447,6 +461,10 @@ impl Searches {
             }
         }
         let finished = scatter.finish();
+        for hedge in &hedges {
+            let winner = if finished.answers.contains(hedge) { "second" } else { "first" };
+            self.metrics.hedges.with_label_values(&[winner]).inc();
+        }
         let part = |ask: &AskId| {
             let (body, alone) = bodies.remove(ask)?;
             Some(PartAnswer { shards: scatter.shards(*ask)?.clone(), alone, body })
@@ -476,8 +494,6 @@ impl Searches {
             let doubled = scatter.late(input, *ask);
             if doubled.is_empty() {
                 locked(&self.budget).give_back();
-            } else {
-                self.metrics.hedges.with_label_values(&["none"]).inc();
             }
             actions.extend(doubled);
         }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::RwLock;
+use tracing::Instrument;
 
 use super::local::Local;
 use super::records::Records;
@@ -44,18 +45,24 @@ impl Serve {
 #[async_trait]
 impl Handler for Serve {
     async fn handle(&self, from: &MemberId, call: Call) -> Answer {
-        let _under_way = self.under_way.read().await;
-        // Looked at with the lock held: a drain that has begun waits for this call, or this call sees it.
-        if self.draining.load(Ordering::SeqCst) && call.request.class() != Class::Control {
+        // Looked at before the lock, so that nobody waits behind a drain, and with it: a drain that has begun waits for this
+        // call, or this call sees it.
+        let draining = || self.draining.load(Ordering::SeqCst) && !matches!(call.request.class(), Class::Control);
+        if draining() {
             return Answer::of(Reply::Refused(Refusal::Draining));
         }
+        let _under_way = self.under_way.read().await;
+        if draining() {
+            return Answer::of(Reply::Refused(Refusal::Draining));
+        }
+        let span = tracing::info_span!("call", id = %call.trace, %from, verb = call.request.name());
         let served = Served {
             metrics: &self.metrics,
             verb: call.request.name(),
             class: call.request.class(),
             outcome: "cancelled",
         };
-        let answer = self.answer(from, call).await;
+        let answer = self.answer(from, call).instrument(span).await;
         served.end(&answer);
         answer
     }
@@ -96,7 +103,8 @@ impl Serve {
             Request::Write(write) => {
                 // A write runs to its end even if the caller goes: it may have reached the node.
                 let (local, from, write, call) = (self.local.clone(), from.clone(), write.clone(), call.clone());
-                let write = tokio::spawn(async move { local.write(&from, &write, &call).await });
+                let write = async move { local.write(&from, &write, &call).await };
+                let write = tokio::spawn(write.in_current_span());
                 write.await.unwrap_or_else(|e| Answer::of(Reply::NodeUnknown(format!("the write failed inside: {e}"))))
             }
             Request::Node(question) => self.local.question(question, call.deadline).await,

@@ -16,7 +16,7 @@ use super::tasks::{Subject, Summary};
 use super::writes::{Order, Writes};
 use crate::net::TraceId;
 use crate::proto::settings;
-use crate::types::IndexUid;
+use crate::types::{ErrorCode, IndexUid};
 use crate::wire::verbs::{NodeQuestion, WriteKind};
 
 /// How long the nodes may take to enqueue a change.
@@ -61,7 +61,7 @@ impl Settings {
         self.writes.require_serving(self.cluster.ids())?;
         let index = self.indexes.find_or_create(uid, None, trace).await?.0;
         let record = &index.value;
-        let (node_patch, client) = settings::to_node(&patch, &record.client_settings, record.shard_count())
+        let (node_patch, _) = settings::to_node(&patch, &record.client_settings, record.shard_count())
             .map_err(|e| reserved(&e.setting))?;
         let body = Bytes::from(Value::Object(node_patch).to_string());
         let order = |m| Order { body: body.clone(), ..Order::without_body(m, WriteKind::Settings) };
@@ -70,14 +70,25 @@ impl Settings {
         let deadline = Instant::now() + PATIENCE;
         let summary = self.writes.send(&index, subject, orders, None, deadline, trace).await?;
         // Only what every node has taken becomes the client's view.
-        self.indexes
-            .update(&record.physical, trace, |r| {
-                r.client_settings = client.clone();
-                r.settings_version += 1;
-                Ok(())
-            })
-            .await?;
-        Ok(summary)
+        let kept = self.indexes.update(&record.physical, trace, |r| {
+            // Against what stands now: another change may have come in between.
+            r.client_settings =
+                settings::to_node(&patch, &r.client_settings, r.shard_count()).map_err(|e| reserved(&e.setting))?.1;
+            r.settings_version += 1;
+            Ok(())
+        });
+        match kept.await {
+            Ok(_) => Ok(summary),
+            Err(_) => {
+                let message = "The nodes have taken the settings, but the mesh's own record of them could not be changed; \
+                               send the same settings again.";
+                Err(Failure::Mesh {
+                    code: ErrorCode::MiroirWriteUnknown,
+                    message: message.into(),
+                    task: Some(summary.task_uid),
+                })
+            }
+        }
     }
 
     /// Puts all settings back to their defaults.
@@ -105,9 +116,58 @@ impl Settings {
     }
 }
 
-/// What the task shows of a change: the client's own values, secrets masked as a node masks them.
+/// The keys of a settings task, in the order in which a node shows them.
+const SHOWN: [&str; 22] = [
+    "displayedAttributes",
+    "searchableAttributes",
+    "filterableAttributes",
+    "sortableAttributes",
+    "foreignKeys",
+    "rankingRules",
+    "stopWords",
+    "nonSeparatorTokens",
+    "separatorTokens",
+    "dictionary",
+    "synonyms",
+    "distinctAttribute",
+    "proximityPrecision",
+    "typoTolerance",
+    "faceting",
+    "pagination",
+    "embedders",
+    "searchCutoffMs",
+    "localizedAttributes",
+    "facetSearch",
+    "prefixSearch",
+    "chat",
+];
+/// Lists that a node keeps as sets: each value once, in order.
+const SETS: [&str; 7] = [
+    "sortableAttributes",
+    "stopWords",
+    "nonSeparatorTokens",
+    "separatorTokens",
+    "dictionary",
+    "disableOnWords",
+    "disableOnAttributes",
+];
+
+/// What the task shows of a change: the client's own values as a node words them, secrets masked as a node masks them.
 fn details(patch: &Map<String, Value>) -> Value {
-    let mut shown = patch.clone();
+    // A reset of everything names also the settings that are behind features.
+    let all = patch.len() == settings::SUB_ROUTES.len() && patch.values().all(Value::is_null);
+    let mut shown = Map::new();
+    for key in SHOWN {
+        let Some(value) = patch.get(key).cloned().or_else(|| all.then_some(Value::Null)) else { continue };
+        let value = match (key, value) {
+            ("displayedAttributes" | "searchableAttributes", Value::Null) => serde_json::json!(["*"]),
+            ("typoTolerance", Value::Object(map)) => {
+                map.into_iter().map(|(k, v)| (k.clone(), as_set(&k, v))).collect::<Map<_, _>>().into()
+            }
+            (_, value) => as_set(key, value),
+        };
+        shown.insert(key.to_owned(), value);
+    }
     let embedders = shown.get_mut("embedders").and_then(Value::as_object_mut);
     for embedder in embedders.into_iter().flat_map(|m| m.values_mut()) {
         if let Some(Value::String(key)) = embedder.get_mut("apiKey") {
@@ -115,6 +175,17 @@ fn details(patch: &Map<String, Value>) -> Value {
         }
     }
     Value::Object(shown)
+}
+
+fn as_set(key: &str, value: Value) -> Value {
+    match value {
+        Value::Array(list) if SETS.contains(&key) && list.iter().all(Value::is_string) => {
+            let set: std::collections::BTreeSet<String> =
+                list.into_iter().filter_map(|v| v.as_str().map(str::to_owned)).collect();
+            serde_json::json!(set)
+        }
+        value => value,
+    }
 }
 
 /// Meilisearch's mask: the longer the secret, the more of its beginning is shown.
@@ -139,5 +210,17 @@ mod tests {
         let shown = details(patch.as_object().unwrap()).to_string();
         assert!(!shown.contains(key) && shown.contains("sk-01XXXXXX..."), "{shown}");
         assert_eq!(masked("short"), "XXX...");
+    }
+
+    #[test]
+    fn a_task_shows_settings_as_a_node_does() {
+        let patch = serde_json::json!({"stopWords": ["the", "a", "the"], "searchableAttributes": null, "rankingRules": ["b", "a"]});
+        let shown = details(patch.as_object().unwrap());
+        assert_eq!(
+            shown.to_string(),
+            r#"{"searchableAttributes":["*"],"rankingRules":["b","a"],"stopWords":["a","the"]}"#
+        );
+        let all = details(&settings::reset_all());
+        assert_eq!(all.as_object().unwrap().len(), 22);
     }
 }

@@ -4,9 +4,11 @@
 //! know: HTTP.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -18,9 +20,11 @@ use super::reads::Reads;
 use super::writes::node_failure;
 use crate::net::{Call, TraceId};
 use crate::proto::document::SHARD_FIELD;
-use crate::types::{ErrorCode, IndexUid, MemberId};
+use crate::types::{ErrorCode, IndexUid, MemberId, ShardSet};
 use crate::wire::verbs::{NodeQuestion, Reply, Request};
 
+/// Indexes that are counted at the same time.
+const COUNTS: usize = 8;
 /// How long a node may take to answer a question.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -115,38 +119,47 @@ impl Stats {
     ///
     /// # Errors
     /// `index_not_found`, `miroir_shards_unavailable`.
-    pub async fn index(&self, uid: &IndexUid, trace: TraceId) -> Result<Value, Failure> {
+    pub async fn index(&self, uid: &IndexUid, trace: TraceId) -> Result<(Value, ShardSet), Failure> {
         let index = self.indexes.find(uid)?;
         let question = NodeQuestion::IndexStats(index.value.physical.clone());
         let answers = self.nodes.ask_all(question, trace).await;
         let per_node = answers.into_values().map(|b| serde_json::from_slice(&b).unwrap_or_default()).collect();
-        let documents = self.reads.count(&index, trace).await?;
-        Ok(sum(&index, documents, per_node))
+        let (documents, missing) = self.reads.count(&index, trace).await?;
+        Ok((sum(&index, documents, per_node), missing))
     }
 
     /// `GET /stats`.
     ///
     /// # Errors
     /// `miroir_shards_unavailable`.
-    pub async fn all(&self, trace: TraceId) -> Result<Value, Failure> {
+    pub async fn all(&self, trace: TraceId) -> Result<(Value, ShardSet), Failure> {
         let answers = self.nodes.ask_all(NodeQuestion::Stats, trace).await;
         let mut nodes: Vec<NodeStats> =
             answers.into_values().map(|b| serde_json::from_slice(&b).unwrap_or_default()).collect();
         let snapshot = self.indexes.records().snapshot();
-        let mut indexes = Map::new();
-        for uid in snapshot.names().value.indexes.keys() {
-            let Some(index) = snapshot.find(uid) else { continue };
+        let names = snapshot.names().value.indexes.keys();
+        let found: Vec<_> = names.filter_map(|uid| Some((uid, snapshot.find(uid)?))).collect();
+        let count = |index: Index| {
+            let reads = self.reads.clone();
+            async move { reads.count(&index, trace).await }
+        };
+        let counts: Vec<_> = found.iter().map(|(_, index)| count(Arc::clone(index))).collect();
+        let counts: Vec<_> = futures_util::stream::iter(counts).buffered(COUNTS).collect().await;
+        let (mut indexes, mut missing) = (Map::new(), ShardSet::new());
+        for ((uid, index), count) in found.iter().zip(counts) {
             let physical = index.value.physical.as_str();
             let per_node = nodes.iter_mut().filter_map(|n| n.indexes.remove(physical)).collect();
-            let documents = self.reads.count(&index, trace).await?;
-            indexes.insert(uid.to_string(), sum(&index, documents, per_node));
+            let (documents, lacks) = count?;
+            missing = missing.union(&lacks);
+            indexes.insert(uid.to_string(), sum(index, documents, per_node));
         }
-        Ok(json!({
+        let all = json!({
             "databaseSize": nodes.iter().map(|n| n.database_size).sum::<u64>(),
             "usedDatabaseSize": nodes.iter().map(|n| n.used_database_size).sum::<u64>(),
             "lastUpdate": nodes.iter().filter_map(|n| n.last_update.as_ref()).max(),
             "indexes": indexes,
-        }))
+        });
+        Ok((all, missing))
     }
 }
 

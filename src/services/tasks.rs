@@ -5,6 +5,7 @@
 //! of it. Must not know: what the parts do.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,11 +20,14 @@ use crate::proto::document::error_text;
 use crate::rt::clock;
 use crate::store::Store;
 use crate::store::tasks::StoredTask;
+use crate::telemetry::metrics::Metrics;
 use crate::types::{ErrorCode, IndexUid, MemberId, PhysicalIndex, TaskUid};
 use crate::wire::verbs::{NodeQuestion, Reply, Request};
 
 /// How long a member is asked for the state of its parts.
 const ASK: Duration = Duration::from_secs(5);
+/// Tasks read from the store at once.
+const PAGE: u32 = 100;
 /// Time between two looks at all open tasks.
 const SWEEP: Duration = Duration::from_secs(2);
 
@@ -380,33 +384,46 @@ impl Tasks {
         parts.iter().map(state).collect()
     }
 
-    /// Ends what an earlier process left half sent, then keeps the open tasks up to date, so that a node's own clean-up of
-    /// its task list loses nothing.
-    ///
-    /// # Errors
-    /// A failure of the store.
-    pub async fn sweep(self) -> Result<(), Failure> {
-        self.end_unsent().await?;
+    /// Keeps the open tasks up to date, so that a node's own clean-up of its task list loses nothing.
+    pub async fn sweep(self, metrics: Arc<Metrics>) {
         let mut tick = tokio::time::interval(SWEEP);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let mut from = 0;
-            loop {
-                let page = self.store.open_tasks(from, 100).await?;
-                let Some(last) = page.last() else { break };
-                from = last.uid.0 + 1;
-                for stored in &page {
-                    self.refresh(stored, TraceId::default()).await?;
+            match self.sweep_once().await {
+                Ok(open) => metrics.tasks_pending.set(open),
+                Err(error) => tracing::warn!(?error, "the open tasks could not be looked after"),
+            }
+        }
+    }
+
+    async fn sweep_once(&self) -> Result<i64, Failure> {
+        let (mut from, mut open) = (0, 0);
+        loop {
+            let page = self.store.open_tasks(from, PAGE).await?;
+            let Some(last) = page.last() else { return Ok(open) };
+            from = last.uid.0 + 1;
+            for stored in &page {
+                match self.refresh(stored, TraceId::default()).await {
+                    Ok(body) if body.outcome.as_ref().is_some_and(|o| o.status.ended()) => {}
+                    Ok(_) => open += 1,
+                    Err(error) => {
+                        open += 1;
+                        tracing::warn!(task = %stored.uid, ?error, "a task could not be brought up to date");
+                    }
                 }
             }
         }
     }
 
-    async fn end_unsent(&self) -> Result<(), Failure> {
+    /// Ends what an earlier process left half sent. Called before this process takes requests.
+    ///
+    /// # Errors
+    /// A failure of the store.
+    pub async fn end_unsent(&self) -> Result<(), Failure> {
         let mut from = 0;
         loop {
-            let page = self.store.open_tasks(from, 100).await?;
+            let page = self.store.open_tasks(from, PAGE).await?;
             let Some(last) = page.last() else { return Ok(()) };
             from = last.uid.0 + 1;
             for stored in &page {

@@ -87,8 +87,11 @@ impl Writes {
         deadline: Instant,
         trace: TraceId,
     ) -> Result<Summary, Failure> {
-        self.require_serving(orders.iter().map(|o| &o.member))?;
         let kind = subject.kind();
+        if let Err(failure) = self.require_serving(orders.iter().map(|o| &o.member)) {
+            self.metrics.writes.with_label_values(&[kind, "no_quorum"]).inc();
+            return Err(failure);
+        }
         let record = &index.value;
         let copies = record.shards.first().map_or(1, |s| s.replicas.len());
         // Every node deletes its own copies: documents are counted once for all of them.

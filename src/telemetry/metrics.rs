@@ -79,14 +79,14 @@ metrics! {
     http_in_flight: IntGauge = "miroir_http_requests_in_flight", "Requests of clients under way", [], &[];
     scatter_members: Histogram = "miroir_search_scatter_members", "Members that one search was sent to", [], MEMBERS;
     hedges: IntCounterVec = "miroir_search_hedges_total",
-        "Parts asked of another replica too because they were late, by who answered first (first, second, none)",
+        "Parts asked of another replica too because they were late, by whose answer was taken (first, second)",
         ["winner"], &[];
     replans: IntCounterVec = "miroir_search_replans_total",
         "Parts planned anew inside a request (failed, not_served)", ["reason"], &[];
     partial_answers: IntCounter = "miroir_search_partial_answers_total",
         "Answers to searches that lack shards", [], &[];
     node_duration: HistogramVec = "miroir_node_request_duration_seconds",
-        "Time of requests to the own node (search, documents, write, question, health)", ["kind"], SECONDS;
+        "Time of requests to the own node (search, documents, write, question)", ["kind"], SECONDS;
     node_failures: IntCounterVec = "miroir_node_failures_total",
         "Requests to the own node without an answer", ["kind"], &[];
     node_healthy: IntGauge = "miroir_node_healthy", "1 while the own node answers its probes, otherwise 0", [], &[];
@@ -96,6 +96,9 @@ metrics! {
     mesh_calls: IntCounterVec = "miroir_mesh_calls_total",
         "Calls to peers (ok, refused, not_sent, no_answer, cancelled)", ["verb", "class", "outcome"], &[];
     mesh_duration: HistogramVec = "miroir_mesh_call_duration_seconds", "Time of calls to peers", ["class"], SECONDS;
+    mesh_events: IntCounterVec = "miroir_mesh_events_total",
+        "What happened on the mesh (refused_connection, connection, refused_call, probe_lost, gossip_dropped, \
+         gossip_malformed, gossip_restart, tls_reload_failed)", ["event"], &[];
     mesh_served: IntCounterVec = "miroir_mesh_served_total",
         "Calls of peers answered here (ok, refused, cancelled)", ["verb", "class", "outcome"], &[];
     gossip_members: IntGaugeVec = "miroir_gossip_members",

@@ -92,6 +92,7 @@ codes! {
     InvalidDocumentSort "invalid_document_sort" 400 InvalidRequest,
     InvalidDocumentRetrieveVectors "invalid_document_retrieve_vectors" 400 InvalidRequest,
     InvalidDocumentCsvDelimiter "invalid_document_csv_delimiter" 400 InvalidRequest,
+    InvalidSkipCreation "invalid_skip_creation" 400 InvalidRequest,
     InvalidTaskUids "invalid_task_uids" 400 InvalidRequest,
     InvalidSearchQ "invalid_search_q" 400 InvalidRequest,
     InvalidSearchLimit "invalid_search_limit" 400 InvalidRequest,

@@ -64,7 +64,10 @@ pub enum ReadKind {
     /// `POST /indexes/{i}/search`
     Search,
     /// `POST /indexes/{i}/documents/fetch`
-    Documents,
+    Documents {
+        /// Whether each document is to carry the values that it was sorted by.
+        order_values: bool,
+    },
     /// `POST /indexes/{i}/facet-search`
     FacetSearch,
     /// One of these routes without the filter by shard, for the node's own words on a request that it refuses: with a

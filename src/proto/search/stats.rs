@@ -119,26 +119,26 @@ impl MemberStats {
     }
 }
 
-/// How often searches may be hedged: 5 in 100, and 10 at once.
+/// How often searches may be hedged: so many in a hundred, and 10 at once.
 #[derive(Debug, Clone)]
 pub struct HedgeBudget {
     /// Hundredths of a hedge.
     left: u32,
+    per_request: u32,
 }
 
 impl HedgeBudget {
-    const PER_REQUEST: u32 = 5;
     const PER_HEDGE: u32 = 100;
     const MAX: u32 = 10 * Self::PER_HEDGE;
 
-    /// A full budget.
-    pub fn new() -> Self {
-        Self { left: Self::MAX }
+    /// A full budget of so many hedges in a hundred searches.
+    pub fn new(percent: u8) -> Self {
+        Self { left: Self::MAX, per_request: u32::from(percent) }
     }
 
     /// Counts a search.
     pub fn request(&mut self) {
-        self.left = (self.left + Self::PER_REQUEST).min(Self::MAX);
+        self.left = (self.left + self.per_request).min(Self::MAX);
     }
 
     /// Takes one hedge; `false` if there is none left.
@@ -155,12 +155,6 @@ impl HedgeBudget {
     /// Gives a hedge back that had nobody to ask.
     pub fn give_back(&mut self) {
         self.left = (self.left + Self::PER_HEDGE).min(Self::MAX);
-    }
-}
-
-impl Default for HedgeBudget {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -223,7 +217,7 @@ mod tests {
 
     #[test]
     fn hedges_are_five_in_a_hundred() {
-        let mut budget = HedgeBudget::new();
+        let mut budget = HedgeBudget::new(5);
         assert_eq!((0..20).filter(|_| budget.take()).count(), 10);
         let hedged = (0..1_000).filter(|_| {
             budget.request();
