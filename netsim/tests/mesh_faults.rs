@@ -1,0 +1,300 @@
+//! Members that die, drain and come back, with searches in flight.
+
+mod common;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{Client, Mesh, Plan, SAMPLE_SIZE, exit_code, load_sample, package_settings, wait_until};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(40);
+/// So many searches before and after each fault.
+const SEARCHES: usize = 150;
+const NOT_THERE: (u16, &str) = (404, "document_not_found");
+const NO_COPY: (u16, &str) = (503, "miroir_shards_unavailable");
+
+/// A search with its total when nothing is missing.
+struct Expected {
+    search: Value,
+    total: u64,
+    /// Sum over all sections.
+    facets: u64,
+}
+
+impl Expected {
+    fn of(client: &Client) -> Vec<Self> {
+        let searches = [
+            json!({"q": "", "page": 1, "hitsPerPage": 5, "facets": ["section"]}),
+            json!({"q": "library", "page": 1, "facets": ["section"]}),
+            json!({"q": "python", "page": 2, "sort": ["size:desc"], "facets": ["section"]}),
+            json!({"q": "the", "page": 1, "filter": "installed_size > 100", "facets": ["section"]}),
+        ];
+        let expect = |search: Value| {
+            let found = client.search("packages", &search).expect(200);
+            Self { total: found["totalHits"].as_u64().unwrap(), facets: sum(&found), search }
+        };
+        let all: Vec<Self> = searches.into_iter().map(expect).collect();
+        assert_eq!(all[0].total, SAMPLE_SIZE);
+        assert!(all.iter().all(|e| e.total > 20 && e.facets == e.total), "a document counts once in one section");
+        all
+    }
+
+    /// What is wrong with an answer.
+    fn fault(&self, client: &Client) -> Option<String> {
+        let text = self.search.to_string();
+        let headers = [("content-type", "application/json")];
+        let answer = match client.try_call("POST", "/indexes/packages/search", &headers, text.as_bytes()) {
+            Ok(answer) => answer,
+            Err(e) => return Some(format!("{text} at {}: {e}", client.address)),
+        };
+        let degraded = answer.header("x-miroir-degraded");
+        if answer.status != 200 || degraded.is_some() {
+            return Some(format!("{text} at {}: {} {degraded:?} {}", client.address, answer.status, answer.text()));
+        }
+        let found = answer.json();
+        let right =
+            found["totalHits"] == self.total && sum(&found) == self.facets && found.get("remoteErrors").is_none();
+        (!right).then(|| format!("{text} at {}: {}, not {}", client.address, found["totalHits"], self.total))
+    }
+}
+
+fn sum(found: &Value) -> u64 {
+    found["facetDistribution"]["section"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum()
+}
+
+/// Searches by four clients at once; how many there were, and what went wrong.
+struct Load<'a> {
+    expected: &'a [Expected],
+    done: AtomicUsize,
+    stop: AtomicBool,
+    faults: Mutex<Vec<String>>,
+}
+
+impl<'a> Load<'a> {
+    /// Carries out `work` under load through `clients`; every search must be answered wholly.
+    #[track_caller]
+    fn during(expected: &'a [Expected], clients: &[Client], work: impl FnOnce(&Self)) {
+        let load = Self { expected, done: AtomicUsize::new(0), stop: AtomicBool::new(false), faults: Mutex::default() };
+        std::thread::scope(|scope| {
+            for worker in 0..4 {
+                let (load, client) = (&load, clients[worker % clients.len()].clone());
+                scope.spawn(move || {
+                    for i in worker.. {
+                        if load.stop.load(Ordering::SeqCst) {
+                            return;
+                        }
+                        let fault = load.expected[i % load.expected.len()].fault(&client);
+                        load.faults.lock().unwrap().extend(fault);
+                        load.done.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+            // Ends the workers also if the work fails.
+            let stop = Stop(&load.stop);
+            load.more(SEARCHES);
+            work(&load);
+            load.more(SEARCHES);
+            drop(stop);
+        });
+        let (faults, done) = (load.faults.into_inner().unwrap(), load.done.into_inner());
+        let first = &faults[..faults.len().min(5)];
+        assert!(faults.is_empty(), "{} of {done} searches went wrong:\n{}", faults.len(), first.join("\n"));
+    }
+
+    /// Waits for so many searches more.
+    fn more(&self, count: usize) {
+        let before = self.done.load(Ordering::SeqCst);
+        wait_until("searches", PATIENCE, || self.done.load(Ordering::SeqCst) >= before + count);
+    }
+}
+
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Every document is counted once, by every member and every route.
+fn assert_counts(mesh: &Mesh, total: u64) {
+    for i in 0..mesh.members.len() {
+        let client = mesh.client(i);
+        let of = |path: &str, field: &str| client.get(path).expect(200)[field].as_u64();
+        assert_eq!(of("/indexes/packages/stats", "numberOfDocuments"), Some(total), "member {i}");
+        assert_eq!(of("/indexes/packages/documents?limit=1", "total"), Some(total), "member {i}");
+        let stats = client.get("/stats").expect(200);
+        assert_eq!(stats["indexes"]["packages"]["numberOfDocuments"], total, "member {i}: {stats}");
+        assert_eq!(stats["indexes"]["packages"]["fieldDistribution"]["id"], total, "member {i}: {stats}");
+        let found = client.search("packages", &json!({"hitsPerPage": 1, "facets": ["section"]})).expect(200);
+        assert_eq!((found["totalHits"].as_u64(), sum(&found)), (Some(total), total), "member {i}");
+    }
+}
+
+fn loaded(plan: Plan) -> (Mesh, Vec<Client>) {
+    let mesh = Mesh::start(plan);
+    let clients: Vec<Client> = (0..mesh.members.len()).map(|i| mesh.client(i)).collect();
+    load_sample(&clients[0], &package_settings());
+    (mesh, clients)
+}
+
+fn wait_unserved(mesh: &Mesh, at: usize, gone: usize) {
+    let admin = mesh.admin(at);
+    wait_until("a member to be seen as gone", PATIENCE, || {
+        admin.get("/_miroir/topology").json()["members"][gone]["serving"] == false
+    });
+}
+
+/// Writes one document for each of many ids: those that need the dead member are refused and not done, others are done.
+///
+/// `unread` is how a read of a refused document is answered.
+fn assert_writes_are_whole_or_refused(client: &Client, prefix: &str, unread: (u16, &str)) -> (u64, u64) {
+    let (mut taken, mut refused) = (0, 0);
+    for i in 0..40 {
+        let id = format!("{prefix}-{i}");
+        let answer = client.json("POST", "/indexes/packages/documents", &json!([{"id": id, "section": "new"}]));
+        let read = || client.get(&format!("/indexes/packages/documents/{id}"));
+        if answer.status == 202 {
+            assert_eq!(client.finished(&answer)["status"], "succeeded");
+            assert_eq!(read().expect(200)["id"], id);
+            taken += 1;
+        } else {
+            answer.expect_error(503, "miroir_no_quorum");
+            read().expect_error(unread.0, unread.1);
+            refused += 1;
+        }
+    }
+    (taken, refused)
+}
+
+#[test]
+fn with_two_copies_a_killed_member_fails_no_search_and_comes_back_as_it_was() {
+    let (mut mesh, clients) = loaded(Plan::of(3, 2));
+    assert_counts(&mesh, SAMPLE_SIZE);
+    let expected = Expected::of(&clients[0]);
+    let task = clients[2].done("POST", "/indexes/packages/documents", &json!([common::sample()[0]]));
+    let task_path = format!("/tasks/{}", task["uid"]);
+    let before = mesh.topology(0);
+
+    Load::during(&expected, &clients[..2], |_| mesh.sidecar(2).kill());
+    wait_unserved(&mesh, 0, 2);
+    let (taken, refused) = assert_writes_are_whole_or_refused(&clients[0], "killed", NOT_THERE);
+    assert!(taken > 0 && refused > 0, "{taken} taken, {refused} refused");
+    let many: Vec<Value> = (0..60).map(|i| json!({"id": format!("many-{i}"), "section": "new"})).collect();
+    clients[1].json("POST", "/indexes/packages/documents", &json!(many)).expect_error(503, "miroir_no_quorum");
+    let found = clients[1].search("packages", &json!({"hitsPerPage": 1})).expect(200);
+    assert_eq!(found["totalHits"], SAMPLE_SIZE + taken, "nothing of a refused write is done");
+    let ids: Vec<String> = (0..40).map(|i| format!("killed-{i}")).collect();
+
+    mesh.start_sidecar(2);
+    mesh.wait_whole();
+    let after = mesh.topology(2);
+    assert_eq!(after["recordsDigest"], before["recordsDigest"]);
+    assert_eq!(after["indexes"], before["indexes"]);
+    for client in &clients {
+        assert_eq!(client.get(&task_path).expect(200), task, "its tasks are answered by any member");
+    }
+    assert_counts(&mesh, SAMPLE_SIZE + taken);
+    clients[2].done("POST", "/indexes/packages/documents/delete-batch", &json!(ids));
+    assert_counts(&mesh, SAMPLE_SIZE);
+
+    Load::during(&expected, &clients[..2], |_| mesh.node(2).kill());
+    // Its own sidecar goes on, too, with the other members' copies.
+    wait_unserved(&mesh, 2, 2);
+    Load::during(&expected, &clients, |_| {});
+    let (taken, refused) = assert_writes_are_whole_or_refused(&clients[1], "node-killed", NOT_THERE);
+    assert!(taken > 0 && refused > 0, "{taken} taken, {refused} refused");
+    mesh.start_node(2);
+    mesh.wait_whole();
+    assert_counts(&mesh, SAMPLE_SIZE + taken);
+}
+
+#[test]
+fn with_two_copies_a_draining_member_fails_no_search_and_exits_in_time() {
+    let (mut mesh, clients) = loaded(Plan::of(3, 2));
+    let expected = Expected::of(&clients[0]);
+    Load::during(&expected, &clients[..2], |load| {
+        mesh.sidecar(2).terminate();
+        // shutdown_drain_s is 5.
+        let status = mesh.sidecar(2).wait_exit(Duration::from_secs(8));
+        assert_eq!(exit_code(status), 0, "{}", mesh.sidecar(2).last_words());
+        load.more(SEARCHES);
+    });
+    mesh.start_sidecar(2);
+    Load::during(&expected, &clients[..2], |_| mesh.wait_whole());
+    assert_counts(&mesh, SAMPLE_SIZE);
+}
+
+#[test]
+fn with_two_groups_every_document_counts_once_and_a_killed_member_fails_no_search() {
+    for sizes in [&[2, 2][..], &[2, 1]] {
+        let (mut mesh, clients) = loaded(Plan::groups(sizes));
+        assert_counts(&mesh, SAMPLE_SIZE);
+        let expected = Expected::of(&clients[1]);
+        let last = clients.len() - 1;
+        Load::during(&expected, &clients[..last], |_| mesh.sidecar(last).kill());
+        wait_unserved(&mesh, 0, last);
+        let answer =
+            clients[0].json("POST", "/indexes/packages/documents/delete", &json!({"filter": "section = libs"}));
+        answer.expect_error(503, "miroir_no_quorum");
+        assert!(expected.iter().all(|e| e.fault(&clients[0]).is_none()), "nothing was deleted");
+    }
+}
+
+#[test]
+fn with_one_copy_a_killed_member_makes_answers_partial_or_errors_and_all_killed_come_back() {
+    let (mut mesh, clients) = loaded(Plan::of(3, 1));
+    mesh.sidecar(1).kill();
+    mesh.plan.env.push(("MIROIR_SEARCH__UNAVAILABLE_SHARD_POLICY", "error"));
+    mesh.start_sidecar(1);
+    mesh.wait_whole();
+    mesh.plan.env.clear();
+    assert_counts(&mesh, SAMPLE_SIZE);
+    let topology = mesh.topology(0);
+    let task = clients[2].done("POST", "/indexes/packages/documents", &json!([common::sample()[5]]));
+
+    mesh.sidecar(2).kill();
+    wait_unserved(&mesh, 0, 2);
+    wait_unserved(&mesh, 1, 2);
+    let shards = topology["indexes"][0]["shards"].as_array().unwrap();
+    let lost: Vec<String> =
+        (0..).zip(shards).filter(|(_, on)| **on == json!(["m3"])).map(|(s, _): (usize, _)| s.to_string()).collect();
+    assert!(!lost.is_empty(), "{topology}");
+    for _ in 0..20 {
+        let answer = clients[0].search("packages", &json!({"hitsPerPage": 5, "facets": ["section"]}));
+        assert_eq!(answer.header("x-miroir-degraded"), Some(&*format!("shards={}", lost.join(","))));
+        let found = answer.expect(200);
+        assert!(found["remoteErrors"].as_object().is_some_and(|e| !e.is_empty()), "{}", found["remoteErrors"]);
+        let total = found["totalHits"].as_u64().unwrap();
+        assert!(total > 0 && total < SAMPLE_SIZE && sum(&found) == total, "{total}");
+        clients[1].search("packages", &json!({"q": "library"})).expect_error(503, "miroir_shards_unavailable");
+    }
+    let (taken, refused) = assert_writes_are_whole_or_refused(&clients[0], "partial", NO_COPY);
+    assert!(taken > 0 && refused > 0);
+    let added = taken;
+
+    for i in 0..2 {
+        mesh.sidecar(i).kill();
+    }
+    for i in 0..3 {
+        mesh.node(i).kill();
+    }
+    for i in (0..3).rev() {
+        mesh.start_node(i);
+    }
+    for i in (0..3).rev() {
+        mesh.start_sidecar(i);
+    }
+    mesh.wait_whole();
+    assert_counts(&mesh, SAMPLE_SIZE + added);
+    for (i, client) in clients.iter().enumerate() {
+        assert_eq!(mesh.topology(i)["indexes"], topology["indexes"]);
+        assert_eq!(client.get(&format!("/tasks/{}", task["uid"])).expect(200), task);
+        let settings = client.get("/indexes/packages/settings").expect(200);
+        assert_eq!(settings["sortableAttributes"].as_array().unwrap().len(), 3);
+    }
+    let next = clients[2].done("POST", "/indexes/packages/documents", &json!([common::sample()[5]]));
+    assert!(next["uid"].as_u64() > task["uid"].as_u64(), "no task id is given twice: {next} {task}");
+}
