@@ -172,11 +172,8 @@ fn run_group(
     inbox: &mut mpsc::Receiver<Job>,
     answers: &mut Answers,
 ) -> Result<(), StoreError> {
-    let tx = match conn.transaction_with_behavior(TransactionBehavior::Immediate) {
-        Ok(tx) => tx,
-        // The job is dropped with its answer channel; its caller sees the store closed.
-        Err(e) => return Err(e.into()),
-    };
+    // If it can't be begun, the job is dropped with its answer channel, and its caller sees the store closed.
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     answers.push(first(&tx));
     while answers.len() < GROUP
         && let Ok(job) = inbox.try_recv()
