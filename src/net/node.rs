@@ -3,17 +3,18 @@
 //! It tells "certainly not sent" from "perhaps carried out", because writes depend on it. Must not know: what a request
 //! means, retries, other members.
 
-use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use http::{Method, Request, Uri};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::resolve::Names;
@@ -21,6 +22,10 @@ use crate::types::limits::CALL_BODY_MAX_BYTES;
 
 /// How long a connection to the node may take; it is on the same machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Connections that are kept for later; more are closed after their request.
+const IDLE_MAX: usize = 64;
+/// A connection that nobody used for so long is not used again: nodes hang up after 5 s by default.
+const IDLE_FOR: Duration = Duration::from_secs(4);
 /// Asks a node for the values that it sorted by (semantics of `Meili-Proxy-Search`).
 const PROXY_SEARCH: HeaderName = HeaderName::from_static("meili-proxy-search");
 
@@ -37,18 +42,22 @@ pub struct NodeRequest {
     pub body: Bytes,
     /// Whether to ask for the values behind the order of the results.
     pub order_values: bool,
+    /// Whether it changes nothing, so that it may be sent again on another connection.
+    pub read: bool,
 }
 
 impl NodeRequest {
     /// A GET.
     pub fn get(path: impl Into<String>) -> Self {
-        Self { method: Method::GET, path: path.into(), content_type: None, body: Bytes::new(), order_values: false }
+        let (path, body) = (path.into(), Bytes::new());
+        Self { method: Method::GET, path, content_type: None, body, order_values: false, read: true }
     }
 
-    /// A request with a JSON body.
+    /// A request with a JSON body that may change something.
     pub fn json(method: Method, path: impl Into<String>, body: impl Into<Bytes>) -> Self {
         let content_type = Some("application/json");
-        Self { method, path: path.into(), content_type, body: body.into(), order_values: false }
+        let (path, body) = (path.into(), body.into());
+        Self { method, path, content_type, body, order_values: false, read: false }
     }
 }
 
@@ -72,11 +81,24 @@ pub enum NodeError {
     Unknown(String),
 }
 
+type Connection = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
+
+/// A connection and the end that sends on it. Nobody else drives it: whoever sends also polls it, which saves the two
+/// changes of task that a request over a task of its own costs.
+struct Line {
+    sender: http1::SendRequest<Full<Bytes>>,
+    connection: Pin<Box<Connection>>,
+    used: Instant,
+}
+
 /// A pool of connections to the node; cheap to clone.
 #[derive(Clone)]
 pub struct NodeClient {
-    client: Client<Connector, Full<Bytes>>,
+    idle: Arc<Mutex<Vec<Line>>>,
+    names: Names,
     base: String,
+    host: HeaderValue,
+    address: String,
     authorization: Option<HeaderValue>,
 }
 
@@ -117,12 +139,12 @@ impl NodeClient {
             value.set_sensitive(true);
             Ok(value)
         };
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(Duration::from_secs(30))
-            .pool_timer(TokioTimer::new())
-            .pool_max_idle_per_host(64)
-            .build(Connector { names: Names::from_system() });
-        Ok(Self { client, base, authorization: key.map(header).transpose()? })
+        let authority = uri.authority().ok_or_else(bad)?.as_str();
+        let host = HeaderValue::from_str(authority).map_err(|_| bad())?;
+        let name = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let address = format_address(name, uri.port_u16().unwrap_or(80));
+        let authorization = key.map(header).transpose()?;
+        Ok(Self { idle: Arc::default(), names: Names::from_system(), base, host, address, authorization })
     }
 
     /// Sends one request and reads the whole answer, until `deadline`.
@@ -132,9 +154,30 @@ impl NodeClient {
     /// # Errors
     /// [`NodeError`].
     pub async fn send(&self, request: NodeRequest, deadline: Instant) -> Result<NodeAnswer, NodeError> {
-        let mut builder = Request::builder().method(request.method).uri(format!("{}{}", self.base, request.path));
+        match tokio::time::timeout_at(deadline.into(), self.exchange(&request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(NodeError::Unknown("it took longer than the request's deadline".into())),
+        }
+    }
+
+    async fn exchange(&self, request: &NodeRequest) -> Result<NodeAnswer, NodeError> {
+        while let Some(line) = self.take_idle().await {
+            match self.exchange_on(line, self.message(request)?).await {
+                Ok(answer) => return Ok(answer),
+                // The node has hung up on a connection that lay idle; a write is only repeated if it was never sent.
+                Err(TalkError::Lost { sent, .. }) if !sent || request.read => {}
+                Err(e) => return Err(NodeError::Unknown(e.to_string())),
+            }
+        }
+        let line = self.connect().await.map_err(|e| NodeError::Down(chain(&e)))?;
+        let answer = self.exchange_on(line, self.message(request)?).await;
+        answer.map_err(|e| NodeError::Unknown(e.to_string()))
+    }
+
+    fn message(&self, request: &NodeRequest) -> Result<Request<Full<Bytes>>, NodeError> {
+        let mut builder = Request::builder().method(&request.method).uri(&request.path).header(HOST, &self.host);
         if let Some(value) = &self.authorization {
-            builder = builder.header(AUTHORIZATION, value.clone());
+            builder = builder.header(AUTHORIZATION, value);
         }
         if let Some(kind) = request.content_type {
             builder = builder.header(CONTENT_TYPE, kind);
@@ -142,22 +185,80 @@ impl NodeClient {
         if request.order_values {
             builder = builder.header(PROXY_SEARCH, "true");
         }
-        let request =
-            builder.body(Full::new(request.body)).map_err(|e| NodeError::Down(format!("malformed request: {e}")))?;
-        let exchange = async {
-            let response = self.client.request(request).await.map_err(|e| {
-                let reason = chain(&e);
-                if e.is_connect() { NodeError::Down(reason) } else { NodeError::Unknown(reason) }
-            })?;
-            let status = response.status().as_u16();
-            let body = Limited::new(response.into_body(), CALL_BODY_MAX_BYTES);
-            let body = body.collect().await.map_err(|e| NodeError::Unknown(e.to_string()))?;
-            Ok(NodeAnswer { status, body: body.to_bytes() })
-        };
-        match tokio::time::timeout_at(deadline.into(), exchange).await {
-            Ok(answer) => answer,
-            Err(_) => Err(NodeError::Unknown("it took longer than the request's deadline".into())),
+        let message = builder.body(Full::new(request.body.clone()));
+        message.map_err(|e| NodeError::Down(format!("malformed request: {e}")))
+    }
+
+    /// An idle connection that the node has not closed, the one used last first.
+    async fn take_idle(&self) -> Option<Line> {
+        loop {
+            let mut line = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            let ended = poll_fn(|cx| Poll::Ready(line.connection.as_mut().poll(cx).is_ready())).await;
+            if !ended && line.used.elapsed() < IDLE_FOR && line.sender.is_ready() {
+                return Some(line);
+            }
         }
+    }
+
+    async fn connect(&self) -> std::io::Result<Line> {
+        let addresses = self.names.resolve(&self.address).await.map_err(std::io::Error::other)?;
+        let connect = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(addresses.as_slice()));
+        let stream = connect.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
+        Ok(Line { sender, connection: Box::pin(connection), used: Instant::now() })
+    }
+
+    async fn exchange_on(&self, line: Line, message: Request<Full<Bytes>>) -> Result<NodeAnswer, TalkError> {
+        let Line { mut sender, mut connection, .. } = line;
+        let sending = sender.send_request(message);
+        let talk = async {
+            let response = sending.await?;
+            let status = response.status().as_u16();
+            match Limited::new(response.into_body(), CALL_BODY_MAX_BYTES).collect().await {
+                Ok(body) => Ok(NodeAnswer { status, body: body.to_bytes() }),
+                Err(e) => match e.downcast::<hyper::Error>() {
+                    Ok(e) => Err(TalkError::from(*e)),
+                    Err(_) => Err(TalkError::TooLarge),
+                },
+            }
+        };
+        let mut talk = pin!(talk);
+        let mut ended = false;
+        let answer = poll_fn(|cx| {
+            // Once before the connection, to give it the request, and once after it, to take what it has read.
+            if let Poll::Ready(done) = talk.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            if !ended {
+                ended = connection.as_mut().poll(cx).is_ready();
+            }
+            talk.as_mut().poll(cx)
+        })
+        .await?;
+        if !ended {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.len() < IDLE_MAX {
+                idle.push(Line { sender, connection, used: Instant::now() });
+            }
+        }
+        Ok(answer)
+    }
+}
+
+/// Why a request on one connection has no answer.
+#[derive(Debug, thiserror::Error)]
+enum TalkError {
+    #[error("{reason}")]
+    Lost { sent: bool, reason: String },
+    #[error("its answer is over the limit of {CALL_BODY_MAX_BYTES} bytes")]
+    TooLarge,
+}
+
+impl From<hyper::Error> for TalkError {
+    fn from(e: hyper::Error) -> Self {
+        // Canceled: the connection was closed before anything of the request was written.
+        Self::Lost { sent: !e.is_canceled(), reason: chain(&e) }
     }
 }
 
@@ -171,37 +272,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = c.source();
     }
     text
-}
-
-/// Connects by the mesh's own resolver, because `getaddrinfo` in a static binary can crash.
-#[derive(Clone)]
-struct Connector {
-    names: Names,
-}
-
-type Connecting = Pin<Box<dyn Future<Output = std::io::Result<TokioIo<TcpStream>>> + Send>>;
-
-impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
-    type Error = std::io::Error;
-    type Future = Connecting;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Connecting {
-        let names = self.names.clone();
-        Box::pin(async move {
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            let addresses = names.resolve(&format_address(&host, uri.port_u16().unwrap_or(80))).await;
-            let addresses = addresses.map_err(std::io::Error::other)?;
-            let connect = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(addresses.as_slice()));
-            let stream = connect.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
-            stream.set_nodelay(true)?;
-            Ok(TokioIo::new(stream))
-        })
-    }
 }
 
 fn format_address(host: &str, port: u16) -> String {
@@ -245,5 +315,39 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(5);
         let (_, answer) = tokio::join!(hang_up, client.send(NodeRequest::get("/x"), deadline));
         assert!(matches!(answer, Err(NodeError::Unknown(_))), "{answer:?}");
+    }
+
+    /// Answers `per_connection` requests on each connection, then hangs up; gives the number of connections.
+    async fn hang_up_after(socket: tokio::net::TcpListener, per_connection: usize, connections: usize) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        for _ in 0..connections {
+            let (mut stream, _) = socket.accept().await.unwrap();
+            for _ in 0..per_connection {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_are_used_again_until_the_node_hangs_up() {
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = NodeClient::new(&format!("http://{}", socket.local_addr().unwrap()), None).unwrap();
+        let requests = async {
+            for _ in 0..6 {
+                // Not a read: it may not be sent twice, so a connection that is over must be seen before.
+                let request = NodeRequest { read: false, ..NodeRequest::get("/x") };
+                let answer = client.send(request, Instant::now() + Duration::from_secs(5)).await.unwrap();
+                assert_eq!((answer.status, answer.body.as_ref()), (200, b"ok".as_slice()));
+                // Lets the end of the connection arrive; both sides run on this one thread.
+                for _ in 0..100 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        tokio::join!(hang_up_after(socket, 2, 3), requests);
     }
 }

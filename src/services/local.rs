@@ -370,6 +370,7 @@ impl Local {
         }
         let mut request = NodeRequest::get(format!("/indexes/{physical}"));
         request.method = Method::DELETE;
+        request.read = false;
         let task = enqueued(self.send("write", request, deadline).await)?;
         *on_node = OnNode { deleted: Some(task), ..OnNode::default() };
         self.store.forget_local_index(physical).await.map_err(store_failed)?;
@@ -452,7 +453,10 @@ fn kind_of(kind: ReadKind) -> &'static str {
 
 fn request_of_read(read: &Read, body: Bytes) -> Option<NodeRequest> {
     let index = format!("/indexes/{}", read.index);
-    let post = |path: &str| NodeRequest::json(Method::POST, format!("{index}/{path}"), body.clone());
+    let post = |path: &str| NodeRequest {
+        read: true,
+        ..NodeRequest::json(Method::POST, format!("{index}/{path}"), body.clone())
+    };
     match read.kind {
         ReadKind::Search | ReadKind::Words { route: ReadRoute::Search, get: false } => Some(post("search")),
         ReadKind::FacetSearch | ReadKind::Words { route: ReadRoute::FacetSearch, .. } => Some(post("facet-search")),
@@ -482,7 +486,7 @@ fn request_of(record: &IndexRecord, kind: &WriteKind, body: Bytes) -> Option<Nod
         WriteKind::DeleteIds => NodeRequest::json(Method::POST, format!("{index}/documents/delete-batch"), body),
         WriteKind::DeleteFilter => NodeRequest::json(Method::POST, format!("{index}/documents/delete"), body),
         WriteKind::DeleteAll => {
-            NodeRequest { method: Method::DELETE, ..NodeRequest::get(format!("{index}/documents")) }
+            NodeRequest { method: Method::DELETE, read: false, ..NodeRequest::get(format!("{index}/documents")) }
         }
         WriteKind::Settings => NodeRequest::json(Method::PATCH, format!("{index}/settings"), body),
         WriteKind::UpdateIndex => NodeRequest::json(Method::PATCH, index, body),
