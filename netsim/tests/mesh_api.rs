@@ -12,7 +12,9 @@ use common::{Answer, Client, Dice, Engine, Mesh, NODE_KEY, Plan, Single, sample,
 use serde_json::{Value, json};
 
 /// Different in every run, or a matter of one node's disk.
-const RUN: [&str; 14] = [
+const RUN: [&str; 16] = [
+    "commitSha",
+    "commitDate",
     "processingTimeMs",
     "requestUid",
     "enqueuedAt",
@@ -206,6 +208,10 @@ fn compare_all(folder: &str) {
                 }
                 continue;
             }
+            if !engine.is_real() && request["real_only"] == true {
+                // The stand-in is known to answer in another way.
+                continue;
+            }
             if CORPUS.iter().any(|(name, value)| request["body"][name] == *value) {
                 continue;
             }
@@ -248,7 +254,11 @@ fn compare_all(folder: &str) {
             // Paths that a case knows to be different, as documented.
             let differs: Vec<&str> =
                 request["differs"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-            found.retain(|why| folder == "golden" || !differs.iter().any(|path| why.starts_with(path)));
+            let known = folder != "golden" || !engine.is_real();
+            found.retain(|why| {
+                !known
+                    || !differs.iter().any(|path| why.trim_start_matches('/').starts_with(path.trim_start_matches('/')))
+            });
             failures.extend(found.into_iter().map(|why| format!("{title}\n    {why}")));
         }
     }
@@ -334,18 +344,19 @@ fn the_meshs_own_field_is_refused_wherever_a_client_names_it_and_never_shown() {
     // Asked for in ways that a node answers with what it has: there is nothing. The client looks at every byte.
     for search in [
         json!({"attributesToRetrieve": [own, "id"], "attributesToHighlight": ["*"], "attributesToCrop": ["*"]}),
-        json!({"q": SHARD, "attributesToHighlight": ["*"], "showMatchesPosition": true, "facets": ["n"]}),
         json!({"q": "word", "showRankingScoreDetails": true, "showMatchesPosition": true, "facets": ["*"]}),
         json!({"q": "word", "retrieveVectors": true, "sort": ["n:asc"], "showRankingScoreDetails": true}),
         json!({"filter": "text = 1"}),
         json!({"sort": ["text:asc"]}),
         json!({"facets": ["text"]}),
     ] {
-        let answer = client.search("i", &search);
-        if search["q"] == SHARD {
-            assert_eq!(answer.expect(200)["estimatedTotalHits"], 0, "no document has a shard's name as a word");
-        }
+        client.search("i", &search);
     }
+    // The query itself comes back, so the client must not look for shards' names in this one answer.
+    let plain = Client { is_mesh: false, ..client.clone() };
+    let search = json!({"q": SHARD, "attributesToHighlight": ["*"], "showMatchesPosition": true, "facets": ["n"]});
+    let answer = plain.search("i", &search);
+    assert!(answer.status == 200 && !answer.text().contains(own), "{}", answer.text());
     for path in [
         "/indexes/i/documents?limit=50",
         "/indexes/i/documents/7",
@@ -356,7 +367,7 @@ fn the_meshs_own_field_is_refused_wherever_a_client_names_it_and_never_shown() {
     ] {
         client.get(path).expect(200);
     }
-    client.get(&format!("/indexes/i/documents/7?fields={own},id")).expect(200);
+    client.get(&format!("/indexes/i/documents/7?fields={own},id")).expect_error(400, "miroir_reserved_field");
     client.get(path).expect(200);
     assert_eq!(
         client.get("/indexes/i/stats").expect(200)["numberOfDocuments"],

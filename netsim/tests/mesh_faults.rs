@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(40);
 /// So many searches before and after each fault.
-const SEARCHES: usize = 150;
+const SEARCHES: usize = 100;
 const NOT_THERE: (u16, &str) = (404, "document_not_found");
 const NO_COPY: (u16, &str) = (503, "miroir_shards_unavailable");
 

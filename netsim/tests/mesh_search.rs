@@ -260,6 +260,10 @@ fn the_whole_data_set_loaded_through_one_member_is_found_through_another() {
     for client in &clients {
         assert_eq!(client.get("/indexes/packages/stats").expect(200)["numberOfDocuments"], 63_440);
     }
+    let mut searches = Searches::of(&all);
+    let list: Vec<Value> = (0..40).flat_map(|_| searches.round()).collect();
+    assert_like_one_node(&engine, &single.client, &clients[1..], &list);
+    assert_pages_are_one_list(&clients);
     let mut dice = Dice::new(3);
     for _ in 0..30 {
         let wanted = dice.of(&all);
@@ -267,8 +271,4 @@ fn the_whole_data_set_loaded_through_one_member_is_found_through_another() {
             clients[1].get(&format!("/indexes/packages/documents/{}", wanted["id"].as_str().unwrap())).expect(200);
         assert_eq!(&found, wanted);
     }
-    let mut searches = Searches::of(&all);
-    let list: Vec<Value> = (0..40).flat_map(|_| searches.round()).collect();
-    assert_like_one_node(&engine, &single.client, &clients[1..], &list);
-    assert_pages_are_one_list(&clients);
 }
