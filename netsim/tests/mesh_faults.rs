@@ -172,6 +172,13 @@ fn assert_writes_are_whole_or_refused(client: &Client, prefix: &str, unread: (u1
     (taken, refused)
 }
 
+/// The numbers of a member's starts, as its log tells them.
+fn starts(mesh: &Mesh, i: usize) -> Vec<u64> {
+    let log = std::fs::read_to_string(mesh.members[i].dir.join("sidecar.log")).unwrap();
+    let number = |line: &str| line.split_once(" start=")?.1.split(' ').next()?.parse().ok();
+    log.lines().filter(|line| line.contains("in service")).filter_map(number).collect()
+}
+
 #[test]
 fn with_two_copies_a_killed_member_fails_no_search_and_comes_back_as_it_was() {
     let (mut mesh, clients) = loaded(Plan::of(3, 2));
@@ -193,6 +200,8 @@ fn with_two_copies_a_killed_member_fails_no_search_and_comes_back_as_it_was() {
 
     mesh.start_sidecar(2);
     mesh.wait_whole();
+    let starts = starts(&mesh, 2);
+    assert!(starts.len() == 2 && starts[0] < starts[1], "{starts:?}");
     let after = mesh.topology(2);
     assert_eq!(after["recordsDigest"], before["recordsDigest"]);
     assert_eq!(after["indexes"], before["indexes"]);

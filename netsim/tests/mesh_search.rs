@@ -3,11 +3,10 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use common::{Answer, Client, Dice, Engine, Mesh, Plan, Single, documents, load_sample, package_settings, sample, say};
-use serde_json::{Map, Value, json};
+use common::{Client, Dice, Engine, Mesh, Plan, Single, documents, load_sample, package_settings, sample, say};
+use serde_json::{Value, json};
 
 /// Of all searches, so many at least have the node's order (what the mesh promises).
 const SAME_ORDER_PERCENT: f64 = 98.5;
