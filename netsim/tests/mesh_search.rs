@@ -3,11 +3,10 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use common::{Answer, Client, Dice, Engine, Mesh, Plan, Single, documents, load_sample, package_settings, sample, say};
-use serde_json::{Map, Value, json};
+use common::{Client, Dice, Engine, Mesh, Plan, Single, documents, load_sample, package_settings, sample, say};
+use serde_json::{Value, json};
 
 /// Of all searches, so many at least have the node's order (what the mesh promises).
 const SAME_ORDER_PERCENT: f64 = 98.5;
@@ -260,6 +259,10 @@ fn the_whole_data_set_loaded_through_one_member_is_found_through_another() {
     for client in &clients {
         assert_eq!(client.get("/indexes/packages/stats").expect(200)["numberOfDocuments"], 63_440);
     }
+    let mut searches = Searches::of(&all);
+    let list: Vec<Value> = (0..40).flat_map(|_| searches.round()).collect();
+    assert_like_one_node(&engine, &single.client, &clients[1..], &list);
+    assert_pages_are_one_list(&clients);
     let mut dice = Dice::new(3);
     for _ in 0..30 {
         let wanted = dice.of(&all);
@@ -267,8 +270,4 @@ fn the_whole_data_set_loaded_through_one_member_is_found_through_another() {
             clients[1].get(&format!("/indexes/packages/documents/{}", wanted["id"].as_str().unwrap())).expect(200);
         assert_eq!(&found, wanted);
     }
-    let mut searches = Searches::of(&all);
-    let list: Vec<Value> = (0..40).flat_map(|_| searches.round()).collect();
-    assert_like_one_node(&engine, &single.client, &clients[1..], &list);
-    assert_pages_are_one_list(&clients);
 }
