@@ -134,11 +134,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let parts = services(&config, &cluster, &members, &records, &tasks, &metrics);
     tokio::spawn(keep_gauges(Arc::clone(&metrics), Arc::clone(&mesh), cluster.clone(), records.clone()));
     let drain = Duration::from_secs(config.node.shutdown_drain_s);
+    let patience = Duration::from_secs(config.http.body_timeout_s);
     let exposition = axum::Router::new().route("/metrics", {
         let metrics = Arc::clone(&metrics);
         axum::routing::get(move || std::future::ready(metrics.encode()))
     });
-    let metrics_server = tokio::spawn(api::server::serve(metrics_listener, exposition, shutdown.clone(), drain));
+    let metrics_server =
+        tokio::spawn(api::server::serve(metrics_listener, exposition, shutdown.clone(), patience, drain));
     learn_records(&records, &cluster).await;
     own_state.send_replace(MemberState::Active);
     tracing::info!(
@@ -156,6 +158,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         http,
         api::router(Api::new(parts)),
         shutdown.clone(),
+        patience,
         drain.saturating_sub(CLOSING),
     ));
 

@@ -353,22 +353,22 @@ async fn server_that_is_not_the_dialled_member_is_not_called() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dropping_a_call_drops_the_handlers_future() {
-    struct OnDrop(mpsc::UnboundedSender<()>);
+    struct OnDrop(mpsc::Sender<()>);
     impl Drop for OnDrop {
         fn drop(&mut self) {
-            let _ = self.0.send(());
+            let _ = self.0.try_send(());
         }
     }
     let net = Net::new(&["m1", "m2"]);
-    let (begun, mut has_begun) = mpsc::unbounded_channel();
-    let (dropped, mut was_dropped) = mpsc::unbounded_channel();
+    let (begun, mut has_begun) = mpsc::channel(64);
+    let (dropped, mut was_dropped) = mpsc::channel(64);
     let _m2 = net.start(
         "m2",
         1,
         Arc::new(Fun(move |_, _| {
             let (begun, guard) = (begun.clone(), OnDrop(dropped.clone()));
             async move {
-                begun.send(()).unwrap();
+                begun.try_send(()).unwrap();
                 std::future::pending::<()>().await;
                 drop(guard);
                 Answer::of(Reply::Done)

@@ -119,7 +119,7 @@ pub async fn get(
     request: Request,
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
-    let params = Params::parse(request.uri().query(), &["fields", "retrieveVectors"])?;
+    let params = Params::parse(request.uri().query(), &["fields", "retrieveVectors", "useNetwork"])?;
     let fields = params.get("fields").filter(|f| *f != "*").map(|f| f.split(',').map(str::to_owned).collect());
     let vectors = params.flag("retrieveVectors", ErrorCode::InvalidDocumentRetrieveVectors)?;
     Ok(answer(api.reads.document(&uid, &id, fields, vectors, trace).await?))
@@ -162,9 +162,13 @@ pub async fn delete_by_filter(
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
     let map = body::json_object(&api, request, &["filter"]).await?;
-    let Some(filter) = map.get("filter").filter(|f| !f.is_null()) else {
+    let Some(filter) = map.get("filter") else {
         return Err(ApiError::new(ErrorCode::MissingDocumentFilter, "Missing field `filter`"));
     };
+    if filter.is_null() {
+        let message = "Invalid syntax for the filter parameter: `expected String, Array, found: null`.";
+        return Err(ApiError::new(ErrorCode::InvalidDocumentFilter, message));
+    }
     if matches!(filter, Value::String(s) if s.trim().is_empty()) || matches!(filter, Value::Array(a) if a.is_empty()) {
         return Err(ApiError::new(ErrorCode::InvalidDocumentFilter, "Sending an empty filter is forbidden."));
     }

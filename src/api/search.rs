@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 use super::body;
 use super::error::{ApiError, ApiResult, json_bytes, mark};
-use super::params::{decode, index_uid};
+use super::params::{decode, index_uid, invalid_index_uid};
 use super::routes::Api;
 use crate::services::Failure;
 use crate::services::search::Found;
 use crate::services::tasks::error_object;
 use crate::types::TraceId;
-use crate::types::{ErrorCode, ShardSet};
+use crate::types::{ErrorCode, IndexUid, ShardSet};
 
 /// A read's answer with the headers that say how whole it is.
 pub fn answer(found: Found) -> Response {
@@ -104,7 +104,7 @@ pub async fn multi(State(api): State<Api>, Extension(trace): Extension<TraceId>,
 
 async fn one_of_many(api: &Api, query: &Value, trace: TraceId) -> Result<Found, ApiError> {
     let Value::Object(fields) = query else {
-        let message = format!("Invalid value type: expected an object, but found {}", body::describe(query));
+        let message = format!("Invalid value type at `.`: expected an object, but found {}", body::describe(query));
         return Err(ApiError::new(ErrorCode::BadRequest, message));
     };
     let mut fields = fields.clone();
@@ -121,7 +121,10 @@ async fn one_of_many(api: &Api, query: &Value, trace: TraceId) -> Result<Found, 
         let message = "Using `federationOptions` is not allowed in a non-federated search.\n Hint: remove `federationOptions` from the query.";
         return Err(ApiError::new(ErrorCode::BadRequest, message));
     }
-    let uid = index_uid(&uid)?;
+    let uid = IndexUid::new(uid.as_str()).map_err(|_| {
+        let message = format!("Invalid value at `.indexUid`: {}", invalid_index_uid(&uid));
+        ApiError::new(ErrorCode::InvalidIndexUid, message)
+    })?;
     let body = Value::Object(fields).to_string();
     let found = api.searches.by_body(&uid, body.as_bytes(), trace).await?;
     // Each result begins with the name of its index.
@@ -153,11 +156,18 @@ fn inside(place: &str, error: ApiError) -> ApiError {
 /// Meilisearch's texts about a field name its place inside the request; all others are introduced by it.
 fn relocate(place: &str, message: &str) -> String {
     if message.starts_with("Invalid value") && message.contains(" at `.") {
-        message.replacen(" at `.", &format!(" at `{place}."), 1)
+        // A place that is nothing but a dot is the query itself.
+        message.replacen(" at `.", &format!(" at `{place}."), 1).replacen(
+            &format!("`{place}.`"),
+            &format!("`{place}`"),
+            1,
+        )
     } else if message.starts_with("Missing field ") {
         format!("{message} inside `{place}`")
     } else if message.starts_with("Unknown field ") {
-        message.replacen("`:", &format!("` inside `{place}`:"), 1)
+        let placed = message.replacen("`:", &format!("` inside `{place}`:"), 1);
+        // The query of a multi-search knows two fields more than a search.
+        placed.replacen("expected one of ", "expected one of `indexUid`, ", 1) + ", `federationOptions`"
     } else {
         format!("Inside `{place}`: {message}")
     }

@@ -18,8 +18,6 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::rt::{Phase, Shutdown};
 
-/// A client that takes longer than this for a request's head is cut.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// A client that takes nothing of its answer for so long is cut.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Connections at once; the system's limit of open files is above it.
@@ -37,8 +35,9 @@ pub async fn bind(address: SocketAddr, key: &str) -> io::Result<TcpListener> {
         .map_err(|e| io::Error::new(e.kind(), format!("can't listen on {address} ({key}): {e}")))
 }
 
-/// Serves until the process drains; then the requests under way are finished, within `drain`.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown, drain: Duration) {
+/// Serves until the process drains; then the requests under way are finished, within `drain`. A client that takes longer
+/// than `patience` for a request's head is cut.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown, patience: Duration, drain: Duration) {
     let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -67,7 +66,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown, dr
         stream.set_write_timeout(Some(WRITE_TIMEOUT));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
+            .header_read_timeout(patience)
             .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {

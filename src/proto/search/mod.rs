@@ -3,10 +3,10 @@
 //! | step | file | decides |
 //! | --- | --- | --- |
 //! | understand | [`query`], [`filter`] | what the mesh must know of a search, what each part is asked, which shards a filter pins |
-//! | plan | [`plan`], [`stats`] | which members for which shards |
+//! | plan | [`mod@plan`], [`stats`] | which members for which shards |
 //! | scatter | [`retry`] | what happens after each answer, refusal, failure or delay |
 //! | compare | [`hit`], [`order`], [`value`] | where a hit stands among the hits of other parts |
-//! | merge | [`merge`], [`facets`], [`documents`] | one body out of many, in the bytes that one node would have sent |
+//! | merge | [`mod@merge`], [`facets`], [`documents`] | one body out of many, in the bytes that one node would have sent |
 //!
 //! What the mesh need not change it does not parse: unknown parameters, mistyped ones and filters go to the node as they
 //! came, so that the node refuses them in its own words. Must not know: sockets, clocks, HTTP types.
