@@ -1,13 +1,17 @@
 //! One way to ask any member: the own one directly, the others through the mesh.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::net::{Answer, Call, CallError, Handler, Peers};
 use crate::telemetry::metrics::Metrics;
 use crate::types::MemberId;
-use crate::wire::verbs::Reply;
+use crate::wire::verbs::{Class, Reply};
+
+/// How often a call that takes longer looks whether its peer has become a suspect.
+const SUSPECT_LOOK: Duration = Duration::from_millis(100);
 
 /// All members, the own one included.
 #[derive(Clone)]
@@ -45,7 +49,7 @@ impl Members {
     pub async fn call(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
         if *to != self.own {
             let guard = self.metrics.mesh_call(call.request.name(), call.request.class().as_str());
-            let answer = self.peers.call(to, call).await;
+            let answer = self.call_peer(to, call).await;
             guard.finish(match &answer {
                 Ok(_) => "ok",
                 Err(CallError::Refused { .. }) => "refused",
@@ -63,6 +67,28 @@ impl Members {
             Ok(Answer { reply: Reply::Refused(refusal), .. }) => Err(CallError::Refused { member: member(), refusal }),
             Ok(answer) => Ok(answer),
             Err(_) => Err(CallError::NoAnswer { member: member(), reason: "the deadline passed".into() }),
+        }
+    }
+}
+
+impl Members {
+    /// A question is given up as soon as the peer is a suspect: somebody else is asked, and nothing is lost. All else waits,
+    /// because a peer that is only slow may have done it.
+    async fn call_peer(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
+        let question = call.request.class() == Class::Query;
+        let mut answer = std::pin::pin!(self.peers.call(to, call));
+        if !question {
+            return answer.await;
+        }
+        loop {
+            match tokio::time::timeout(SUSPECT_LOOK, &mut answer).await {
+                Ok(answer) => return answer,
+                Err(_) if self.peers.is_suspect(to) => {
+                    let reason = "its probes are unanswered".into();
+                    return Err(CallError::NoAnswer { member: to.clone(), reason });
+                }
+                Err(_) => {}
+            }
         }
     }
 }

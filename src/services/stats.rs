@@ -85,6 +85,7 @@ impl Nodes {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct IndexStats {
+    number_of_documents: u64,
     raw_document_db_size: u64,
     is_indexing: bool,
     number_of_embeddings: u64,
@@ -126,7 +127,7 @@ impl Stats {
         let answers = self.nodes.ask_all(question, trace).await;
         let per_node = answers.into_values().map(|b| serde_json::from_slice(&b).unwrap_or_default()).collect();
         let (documents, missing) = self.reads.count(&index, trace).await?;
-        Ok((sum(&index, documents, per_node), missing))
+        Ok((sum(documents, per_node), missing))
     }
 
     /// `GET /stats`.
@@ -152,7 +153,7 @@ impl Stats {
             let per_node = nodes.iter_mut().filter_map(|n| n.indexes.remove(physical)).collect();
             let (documents, lacks) = count?;
             missing = missing.union(&lacks);
-            indexes.insert(uid.to_string(), sum(index, documents, per_node));
+            indexes.insert(uid.to_string(), sum(documents, per_node));
         }
         let all = json!({
             "databaseSize": nodes.iter().map(|n| n.database_size).sum::<u64>(),
@@ -164,10 +165,14 @@ impl Stats {
     }
 }
 
-/// Sums over nodes count every copy; divided by the copies they count each document once, as long as all copies are equal.
-fn sum(index: &Index, documents: u64, per_node: Vec<IndexStats>) -> Value {
-    let copies = index.value.shards.first().map_or(1, |s| s.replicas.len()).max(1) as u64;
-    let once = |n: u64| n / copies;
+/// Sums over nodes count every copy, and lack those of members that are away. Both is put right by the documents that the
+/// sums are over: exactly where all copies have been counted, nearly where some are missing.
+fn sum(documents: u64, per_node: Vec<IndexStats>) -> Value {
+    let counted: u128 = per_node.iter().map(|s| u128::from(s.number_of_documents)).sum();
+    let once = |n: u64| {
+        let scaled = (u128::from(n) * u128::from(documents) + counted / 2).checked_div(counted).unwrap_or(0);
+        u64::try_from(scaled).unwrap_or(u64::MAX)
+    };
     let total = |of: fn(&IndexStats) -> u64| per_node.iter().map(of).sum::<u64>();
     let mut fields: BTreeMap<&str, u64> = BTreeMap::new();
     for (field, n) in per_node.iter().flat_map(|s| &s.field_distribution) {
@@ -184,4 +189,30 @@ fn sum(index: &Index, documents: u64, per_node: Vec<IndexStats>) -> Value {
         "numberOfEmbeddedDocuments": once(total(|s| s.number_of_embedded_documents)),
         "fieldDistribution": fields.into_iter().map(|(f, n)| (f.to_owned(), json!(once(n)))).collect::<Map<_, _>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(documents: u64, field: u64) -> IndexStats {
+        IndexStats {
+            number_of_documents: documents,
+            raw_document_db_size: documents * 100,
+            field_distribution: BTreeMap::from([("title".into(), field), (SHARD_FIELD.into(), documents)]),
+            ..IndexStats::default()
+        }
+    }
+
+    #[test]
+    fn each_document_is_counted_once_whoever_is_away() {
+        // Two copies of 300 documents, of which 150 have a title.
+        let whole = sum(300, vec![node(200, 100), node(200, 100), node(200, 100)]);
+        let without_one = sum(300, vec![node(200, 100), node(200, 100)]);
+        for stats in [whole, without_one] {
+            assert_eq!(stats["fieldDistribution"].to_string(), r#"{"title":150}"#);
+            assert_eq!((&stats["rawDocumentDbSize"], &stats["avgDocumentSize"]), (&json!(30_000), &json!(100)));
+        }
+        assert_eq!(sum(0, vec![]), sum(0, vec![IndexStats::default()]));
+    }
 }
