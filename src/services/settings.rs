@@ -164,6 +164,7 @@ fn details(patch: &Map<String, Value>) -> Value {
             ("typoTolerance", Value::Object(map)) => {
                 map.into_iter().map(|(k, v)| (k.clone(), as_set(&k, v))).collect::<Map<_, _>>().into()
             }
+            ("localizedAttributes", Value::Array(list)) => list.into_iter().map(patterns_first).collect(),
             (_, value) => as_set(key, value),
         };
         shown.insert(key.to_owned(), value);
@@ -175,6 +176,13 @@ fn details(patch: &Map<String, Value>) -> Value {
         }
     }
     Value::Object(shown)
+}
+
+/// The keys of one entry of `localizedAttributes` in a node's order.
+fn patterns_first(entry: Value) -> Value {
+    let Value::Object(mut map) = entry else { return entry };
+    let patterns = map.shift_remove("attributePatterns").map(|v| ("attributePatterns".to_owned(), v));
+    patterns.into_iter().chain(map).collect::<Map<_, _>>().into()
 }
 
 fn as_set(key: &str, value: Value) -> Value {
