@@ -23,8 +23,10 @@ const HOLD_STEP: usize = 64 << 10;
 
 /// A tree of JSON values takes so many times the room of its text.
 const TREE_FACTOR: usize = 40;
-/// A body that is read as a tree may have this part of the largest size.
+/// A body that is read as a tree may have this part of the largest size …
 const TREE_SHARE: usize = 10;
+/// … but at least so many bytes.
+const TREE_LEAST: usize = 1 << 20;
 
 /// What JSON routes accept.
 pub const JSON: &[&str] = &["application/json"];
@@ -152,7 +154,7 @@ pub async fn json_bytes(api: &Api, request: Request) -> Result<Bytes, ApiError> 
 pub async fn tree_bytes(api: &Api, request: Request) -> Result<Bytes, ApiError> {
     let bodies = request.extensions().get::<Bodies>().cloned();
     let bytes = json_bytes(api, request).await?;
-    let limit = api.options.max_body_bytes / TREE_SHARE;
+    let limit = (api.options.max_body_bytes / TREE_SHARE).max(TREE_LEAST).min(api.options.max_body_bytes);
     if bytes.len() > limit {
         return Err(too_large(limit));
     }
