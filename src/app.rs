@@ -269,7 +269,7 @@ async fn learn_records(records: &Records, cluster: &Cluster) {
     let others: Vec<_> = cluster.others().cloned().collect();
     let asks = others.iter().map(|member| async move {
         loop {
-            match records.sync_with(member).await {
+            match records.sync_with(member, true).await {
                 Ok(()) => return true,
                 Err(reason) if Instant::now() >= deadline => {
                     tracing::warn!(%member, reason, "its records are not known; it is not waited for");
@@ -350,7 +350,7 @@ async fn publish(
             node_healthy: node.healthy,
             node_version: node.version,
             node_error: node.error,
-            records_digest: records.snapshot().digest().to_owned(),
+            records_digest: records.snapshot().digest(),
             ..about.clone()
         };
         cluster.update(|seen| {

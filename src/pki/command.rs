@@ -28,7 +28,7 @@ pub enum CaCommand {
 #[derive(Debug, Clone, clap::Args)]
 pub struct InitArgs {
     /// The directory to write to; made if it is not there.
-    #[arg(long)]
+    #[arg(long, default_value = "ca")]
     pub dir: PathBuf,
     /// The authority's name, for people.
     #[arg(long, default_value = "Miroir mesh CA")]
@@ -42,7 +42,7 @@ pub struct InitArgs {
 #[derive(Debug, Clone, clap::Args)]
 pub struct IssueArgs {
     /// The directory of the authority.
-    #[arg(long)]
+    #[arg(long, default_value = "ca")]
     pub dir: PathBuf,
     /// The member's id, as in the mesh's `bootstrap` list.
     #[arg(long, value_parser = |s: &str| MemberId::new(s))]

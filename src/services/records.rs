@@ -28,6 +28,8 @@ pub const NAMES: &str = "names";
 const INDEX_PREFIX: &str = "index:";
 /// How long a push or a fetch may take.
 const EXCHANGE: Duration = Duration::from_secs(3);
+/// Every so many looks at a peer that goes on differing, its equal versions are compared as well.
+const DEEP: u32 = 4;
 /// Records of one fetch; the answer is bounded by this many record sizes.
 const FETCH: usize = 32;
 
@@ -46,12 +48,13 @@ pub struct Versioned<T> {
 }
 
 /// All records at one moment; cheap to hold.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    copies: BTreeMap<String, RecordCopy>,
+    copies: BTreeMap<String, Arc<RecordCopy>>,
     names: Versioned<NamesRecord>,
     indexes: BTreeMap<PhysicalIndex, Arc<Versioned<IndexRecord>>>,
-    digest: String,
+    // The hashes of all copies, XORed, so that a change costs the hash of one record.
+    sum: u64,
 }
 
 impl Default for Versioned<NamesRecord> {
@@ -61,19 +64,23 @@ impl Default for Versioned<NamesRecord> {
 }
 
 impl Snapshot {
-    fn from_copies(copies: BTreeMap<String, RecordCopy>) -> Result<Self, StoreError> {
-        let mut snapshot = Self { digest: digest(&copies), ..Self::default() };
-        for copy in copies.values() {
-            match parse(copy)? {
-                Parsed::Names(names) => snapshot.names = names,
+    /// These records with some replaced; only those are read.
+    fn with(&self, news: Vec<RecordCopy>) -> Result<Self, StoreError> {
+        let mut next = self.clone();
+        for copy in news {
+            match parse(&copy)? {
+                Parsed::Names(names) => next.names = names,
                 Parsed::Index(record) => {
-                    snapshot.indexes.insert(record.value.physical.clone(), Arc::new(record));
+                    next.indexes.insert(record.value.physical.clone(), Arc::new(record));
                 }
                 Parsed::Foreign => {}
             }
+            next.sum ^= hash(&copy);
+            if let Some(old) = next.copies.insert(copy.key.clone(), Arc::new(copy)) {
+                next.sum ^= hash(&old);
+            }
         }
-        snapshot.copies = copies;
-        Ok(snapshot)
+        Ok(next)
     }
 
     /// The names.
@@ -97,8 +104,8 @@ impl Snapshot {
     }
 
     /// Equal for members that have the same records at the same versions.
-    pub fn digest(&self) -> &str {
-        &self.digest
+    pub fn digest(&self) -> String {
+        format!("{:016x}", self.sum)
     }
 }
 
@@ -133,15 +140,13 @@ fn parse(copy: &RecordCopy) -> Result<Parsed, StoreError> {
     Ok(Parsed::Index(record))
 }
 
-fn digest(copies: &BTreeMap<String, RecordCopy>) -> String {
+fn hash(copy: &RecordCopy) -> u64 {
     let mut hash = Sha256::new();
-    for copy in copies.values() {
-        for part in [copy.key.as_bytes(), &copy.version.to_le_bytes(), copy.value.as_bytes()] {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
+    for part in [copy.key.as_bytes(), &copy.version.to_le_bytes(), copy.value.as_bytes()] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
     }
-    hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+    hash.finalize().iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 /// Why a record was not changed.
@@ -188,8 +193,7 @@ impl Records {
     /// # Errors
     /// [`StoreError::Malformed`] if a stored copy is not a record.
     pub async fn load(store: Store, cluster: Cluster, members: Members) -> Result<Self, StoreError> {
-        let copies = store.records().await?.into_iter().map(|c| (c.key.clone(), c)).collect();
-        let snapshot = Snapshot::from_copies(copies)?;
+        let snapshot = Snapshot::default().with(store.records().await?)?;
         Ok(Self {
             store,
             cluster,
@@ -241,9 +245,7 @@ impl Records {
         if news.is_empty() {
             return Ok(());
         }
-        let mut copies = slot.copies.clone();
-        copies.extend(news.into_iter().map(|copy| (copy.key.clone(), copy)));
-        *slot = Arc::new(Snapshot::from_copies(copies)?);
+        *slot = Arc::new(slot.with(news)?);
         drop(slot);
         self.changed.send_modify(|n| *n += 1);
         Ok(())
@@ -321,7 +323,7 @@ impl Records {
         self.learn(vec![copy.clone()]).await?;
         let version = copy.version;
         // A copy of this version may have come from elsewhere meanwhile.
-        if self.snapshot().copies.get(&copy.key) != Some(&copy) {
+        if self.snapshot().copies.get(&copy.key).map(Arc::as_ref) != Some(&copy) {
             return Err(ChangeError::Conflict(version));
         }
         self.push(copy, trace).await;
@@ -358,13 +360,14 @@ impl Records {
         let snapshot = self.snapshot();
         // Leaves the header room for keys and framing; the largest record alone fits.
         let mut room = CALL_HEADER_MAX_BYTES - CALL_HEADER_MAX_BYTES / 4;
-        let fits = |c: &&RecordCopy| {
+        let fits = |c: &&Arc<RecordCopy>| {
             let size = c.value.len() + c.key.len();
             let fits = size <= room;
             room = room.saturating_sub(size);
             fits
         };
-        keys.iter().take(FETCH).filter_map(|k| snapshot.copies.get(k)).take_while(fits).cloned().collect()
+        let found = keys.iter().take(FETCH).filter_map(|k| snapshot.copies.get(k)).take_while(fits);
+        found.map(|c| RecordCopy::clone(c)).collect()
     }
 
     /// Fetches some records from a peer.
@@ -414,11 +417,11 @@ impl Records {
         })
     }
 
-    /// Fetches from one peer every record that it has newer.
+    /// Fetches from one peer every record that it has newer; `deep`: also those of one version, of which the values may differ.
     ///
     /// # Errors
     /// A text for people.
-    pub async fn sync_with(&self, peer: &MemberId) -> Result<(), String> {
+    pub async fn sync_with(&self, peer: &MemberId, deep: bool) -> Result<(), String> {
         let trace = TraceId::default();
         let call =
             Call { request: Request::RecordVersions, body: Bytes::new(), deadline: Instant::now() + EXCHANGE, trace };
@@ -427,9 +430,10 @@ impl Records {
             return Err(format!("{peer} answered {:?}", answer.reply));
         };
         let snapshot = self.snapshot();
-        // An equal version with another value is fetched as well; the store decides which one stays.
-        let wanted =
-            |(key, version): &(String, RecordVersion)| snapshot.copies.get(key).is_none_or(|c| c.version <= *version);
+        // Of two values of one version the store decides which one stays.
+        let wanted = |(key, version): &(String, RecordVersion)| {
+            snapshot.copies.get(key).is_none_or(|c| c.version < *version || deep && c.version == *version)
+        };
         self.fetch(peer, theirs.into_iter().filter(wanted).map(|(k, _)| k).collect(), trace).await
     }
 
@@ -438,18 +442,25 @@ impl Records {
         let mut cluster = self.cluster.watch();
         let mut again = tokio::time::interval(Duration::from_secs(2));
         again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut differing: BTreeMap<MemberId, u32> = BTreeMap::new();
         loop {
             tokio::select! {
                 _ = again.tick() => {}
                 changed = cluster.changed() => if changed.is_err() { return },
             }
-            let own = self.snapshot().digest().to_owned();
+            let own = self.snapshot().digest();
             let seen = self.cluster.seen();
             for member in self.cluster.others() {
                 let differs = |s: &super::cluster::Seen| s.alive() && s.records.as_deref().is_some_and(|d| d != own);
-                if seen.get(member).is_some_and(differs)
-                    && let Err(error) = self.sync_with(member).await
-                {
+                if !seen.get(member).is_some_and(differs) {
+                    differing.remove(member);
+                    continue;
+                }
+                // A peer's digest is as old as its last gossip; only one that goes on differing has other values.
+                let times = differing.entry(member.clone()).or_default();
+                *times += 1;
+                let deep = *times % DEEP == 0;
+                if let Err(error) = self.sync_with(member, deep).await {
                     tracing::debug!(%member, error, "records could not be compared");
                 }
             }
@@ -490,7 +501,7 @@ mod tests {
     async fn what_is_no_record_is_not_taken() {
         let dir = tempfile::tempdir().unwrap();
         let records = alone(dir.path()).await;
-        let before = records.snapshot().digest().to_owned();
+        let before = records.snapshot().digest();
         for (key, value) in
             [("names", "[]"), ("index:a__m00000001", "{}"), ("names", &"x".repeat(RECORD_MAX_BYTES + 1))]
         {
