@@ -150,6 +150,14 @@ fn wait_unserved(mesh: &Mesh, at: usize, gone: usize) {
     });
 }
 
+/// Waits until a member knows from another that the other's node is gone; a suspicion would pass.
+fn wait_node_down(mesh: &Mesh, at: usize, gone: usize) {
+    let admin = mesh.admin(at);
+    wait_until("a node to be known as gone", PATIENCE, || {
+        admin.get("/_miroir/topology").json()["members"][gone]["node"]["healthy"] == false
+    });
+}
+
 /// Writes one document for each of many ids: those that need the dead member are refused and not done, others are done.
 ///
 /// `unread` is how a read of a refused document is answered.
@@ -214,7 +222,7 @@ fn with_two_copies_a_killed_member_fails_no_search_and_comes_back_as_it_was() {
 
     Load::during(&expected, &clients[..2], |_| mesh.node(2).kill());
     // Its own sidecar goes on, too, with the other members' copies.
-    wait_unserved(&mesh, 2, 2);
+    (0..3).for_each(|at| wait_node_down(&mesh, at, 2));
     Load::during(&expected, &clients, |_| {});
     let (taken, refused) = assert_writes_are_whole_or_refused(&clients[1], "node-killed", NOT_THERE);
     assert!(taken > 0 && refused > 0, "{taken} taken, {refused} refused");

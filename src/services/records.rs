@@ -459,7 +459,7 @@ impl Records {
                 // A peer's digest is as old as its last gossip; only one that goes on differing has other values.
                 let times = differing.entry(member.clone()).or_default();
                 *times += 1;
-                let deep = *times % DEEP == 0;
+                let deep = times.is_multiple_of(DEEP);
                 if let Err(error) = self.sync_with(member, deep).await {
                     tracing::debug!(%member, error, "records could not be compared");
                 }
