@@ -70,6 +70,9 @@ fn run(config: Config) -> ExitCode {
         eprintln!("miroir: {e}");
         return ExitCode::from(2);
     }
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {

@@ -121,11 +121,6 @@ impl ShardSet {
         self.iter().chain(other.iter()).collect()
     }
 
-    /// Whether a set from the wire names only shards below `s`.
-    pub fn fits(&self, s: u16) -> bool {
-        self.is_subset(&ShardSet::all(s))
-    }
-
     fn trim(&mut self) {
         while self.words.last() == Some(&0) {
             self.words.pop();
