@@ -106,6 +106,7 @@ fn merging(c: &mut Criterion) {
                 missing: &missing,
                 processing_time_ms: 2,
                 request_uid: "01a1fcf3-0716-7dd0-a59d-f4e3ce83551e",
+                metadata: None,
             };
             c.bench_function(&format!("merge {name} of {hits} hits"), |b| {
                 b.iter(|| merge(black_box(&request)).unwrap())

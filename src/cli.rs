@@ -24,7 +24,7 @@ struct Args {
 enum Command {
     /// Run this member (what happens without a command).
     Run,
-    /// Check the configuration and end: status 0 if it is valid, 2 and every fault if it is not.
+    /// Check the configuration and end: status 0 and what is rarely meant if it is valid, 2 and every fault if it is not.
     CheckConfig,
 }
 
@@ -55,6 +55,9 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 config.node.id,
                 config.mesh.bootstrap.len()
             );
+            for warning in config.warnings() {
+                eprintln!("warning: {warning}");
+            }
             ExitCode::SUCCESS
         }
         Command::Run => run(config),

@@ -224,10 +224,10 @@ fn the_environment_goes_over_the_file() {
     let config = case
         .load(&[
             ("MIROIR_HTTP__LISTEN", "127.0.0.1:2000"),
-            ("MIROIR_NODE__ID", "7"),
+            ("MIROIR_NODE__ID", "7e1"),
             (
                 "MIROIR_MESH__BOOTSTRAP",
-                "[{id='7',group='a',address='10.0.0.7:1'},{id='8',group='b',address='10.0.0.8:1'}]",
+                "[{id='7e1',group='a',address='10.0.0.7:1'},{id='m8',group='b',address='10.0.0.8:1'}]",
             ),
             ("MIROIR_SEARCH__HEDGE", "false"),
             ("MIROIR_SEARCH__UNAVAILABLE_SHARD_POLICY", "error"),
@@ -235,7 +235,7 @@ fn the_environment_goes_over_the_file() {
         ])
         .unwrap();
     assert_eq!(config.http.listen.port(), 2000);
-    assert_eq!(config.node.id.as_str(), "7", "a text that looks like a number stays a text");
+    assert_eq!(config.node.id.as_str(), "7e1", "a text that looks like a number stays a text");
     assert_eq!(config.mesh.bootstrap.len(), 2);
     assert!(!config.search.hedge);
     assert_eq!(config.search.unavailable_shard_policy, UnavailableShardPolicy::Error);

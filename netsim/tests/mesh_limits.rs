@@ -334,4 +334,9 @@ fn check_config_says_by_its_exit_code_what_it_found() {
     assert_eq!(check("nowhere.toml", &[]).0, 2);
     assert_eq!(check("miroir.toml", &[]).0, 0, "nothing was bound or changed");
     assert!(!dir.join("store").exists());
+
+    let (code, _, stderr) = check("miroir.toml", &[("MIROIR_HTTP__LISTEN", "0.0.0.0:1")]);
+    assert!(code == 0 && stderr.starts_with("warning: ") && stderr.contains("no master key"), "{code} {stderr}");
+    let (code, _, stderr) = check("miroir.toml", &[("MIROIR_NODE__ID", "7")]);
+    assert!(code == 2 && stderr.contains("not digits only"), "{code} {stderr}");
 }

@@ -12,7 +12,7 @@ use super::error::{ApiError, ApiResult, json_bytes, mark};
 use super::params::{decode, index_uid, invalid_index_uid};
 use super::routes::Api;
 use crate::services::Failure;
-use crate::services::search::Found;
+use crate::services::search::{Asker, Found};
 use crate::services::tasks::error_object;
 use crate::types::TraceId;
 use crate::types::{ErrorCode, IndexUid, ShardSet};
@@ -30,6 +30,12 @@ pub fn marked(mut response: Response, missing: &ShardSet) -> Response {
     response
 }
 
+/// Who asks, and whether answers are to show `metadata`.
+fn asker(request: &Request, trace: TraceId) -> Asker {
+    let wanted = request.headers().get("meili-include-metadata").and_then(|v| v.to_str().ok());
+    Asker::new(trace, wanted.is_some_and(|v| v == "1" || v.eq_ignore_ascii_case("true")))
+}
+
 /// `GET /indexes/{uid}/search`
 pub async fn by_query(
     State(api): State<Api>,
@@ -38,8 +44,9 @@ pub async fn by_query(
     request: Request,
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
+    let asker = asker(&request, trace);
     let pairs = decode(request.uri().query());
-    Ok(answer(api.searches.by_pairs(&uid, pairs, trace).await?))
+    Ok(answer(api.searches.by_pairs(&uid, pairs, asker).await?))
 }
 
 /// `POST /indexes/{uid}/search`
@@ -50,8 +57,9 @@ pub async fn by_body(
     request: Request,
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
+    let asker = asker(&request, trace);
     let bytes = body::tree_bytes(&api, request).await?;
-    Ok(answer(api.searches.by_body(&uid, &bytes, trace).await?))
+    Ok(answer(api.searches.by_body(&uid, &bytes, asker).await?))
 }
 
 /// `POST /indexes/{uid}/facet-search`
@@ -68,6 +76,7 @@ pub async fn facet_search(
 
 /// `POST /multi-search` without federation: independent searches, answered in their order, ended by the first error.
 pub async fn multi(State(api): State<Api>, Extension(trace): Extension<TraceId>, request: Request) -> ApiResult {
+    let asker = asker(&request, trace);
     let map = body::json_object(&api, request, &["queries", "federation"]).await?;
     if map.get("federation").is_some_and(|f| !f.is_null()) {
         let message =
@@ -86,7 +95,7 @@ pub async fn multi(State(api): State<Api>, Extension(trace): Extension<TraceId>,
     let mut results: Vec<Bytes> = Vec::with_capacity(queries.len());
     let mut missing = ShardSet::new();
     for (i, query) in queries.iter().enumerate() {
-        let found = one_of_many(&api, query, trace).await.map_err(|e| inside(&format!(".queries[{i}]"), e))?;
+        let found = one_of_many(&api, query, asker).await.map_err(|e| inside(&format!(".queries[{i}]"), e))?;
         missing = missing.union(&found.missing);
         results.push(found.body);
     }
@@ -102,7 +111,7 @@ pub async fn multi(State(api): State<Api>, Extension(trace): Extension<TraceId>,
     Ok(answer(Found { body: out.into(), missing }))
 }
 
-async fn one_of_many(api: &Api, query: &Value, trace: TraceId) -> Result<Found, ApiError> {
+async fn one_of_many(api: &Api, query: &Value, asker: Asker) -> Result<Found, ApiError> {
     let Value::Object(fields) = query else {
         let message = format!("Invalid value type at `.`: expected an object, but found {}", body::describe(query));
         return Err(ApiError::new(ErrorCode::BadRequest, message));
@@ -126,7 +135,7 @@ async fn one_of_many(api: &Api, query: &Value, trace: TraceId) -> Result<Found, 
         ApiError::new(ErrorCode::InvalidIndexUid, message)
     })?;
     let body = Value::Object(fields).to_string();
-    let found = api.searches.by_body(&uid, body.as_bytes(), trace).await?;
+    let found = api.searches.by_body(&uid, body.as_bytes(), asker).await?;
     // Each result begins with the name of its index.
     let mut named = format!("{{\"indexUid\":{},", json!(uid)).into_bytes();
     named.extend_from_slice(found.body.get(1..).unwrap_or_default());

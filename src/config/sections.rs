@@ -121,7 +121,7 @@ sections! {
     /// `[node]`: this member.
     node NodeConfig {
         /// The member's id: stable, never given to another member.
-        id: MemberId = Required, "a member id: 1 to 63 lower-case letters, digits and inner hyphens", any;
+        id: MemberId = Required, "a member id: 1 to 63 lower-case letters, digits and inner hyphens, not digits only (it is a name in a certificate)", any;
         /// The directory of the member's store; made if it is not there.
         data_dir: PathBuf = Value("'/var/lib/miroir'"), "the path of a directory", is_path;
         /// Seconds that requests under way get to end after SIGTERM.

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use super::classes::{ClassGates, ClassLimits, Kind};
 use super::endpoint::{self, CloseCode, MeshThread, RESET_SECRET_BYTES};
 use super::resolve::{self, Names, ResolveError};
-use super::tls::{self, TlsError, TlsFiles, TlsStore};
+use super::tls::{TlsError, TlsFiles, TlsStore};
 use super::{Answer, Call, CallError, Handler, Peers, client, link, server};
 use crate::types::{MemberId, MeshId, limits};
 
@@ -282,12 +282,10 @@ impl Mesh {
         if members.len() > limits::MEMBERS_MAX {
             return Err(MeshError::TooMany { count: members.len() });
         }
-        tls::server_name(&config.member)?;
         let served = config.served_max.unwrap_or(ClassLimits::SERVED);
         let (mut peers, mut outgoing) = (BTreeMap::new(), Vec::new());
         for PeerAddress { id, address } in members {
             resolve::split(&address).map_err(|source| MeshError::Address { member: id.clone(), source })?;
-            tls::server_name(&id)?;
             let (gossip_out, waiting) = mpsc::channel(GOSSIP_OUT_MAX);
             let down = || watch::Sender::new(LinkState::Down("not connected yet".to_owned()));
             let peer = Arc::new(Peer {

@@ -56,28 +56,19 @@ pub enum TlsError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The id can't stand in a certificate.
-    #[error("the member id `{id}` can't stand in a certificate: it needs at least one letter")]
-    Id {
-        /// The id.
-        id: MemberId,
-    },
 }
 
 /// The name under which a member's certificate is checked.
 ///
-/// # Errors
-/// [`TlsError::Id`] for an id of digits only, which is no DNS name.
-pub fn server_name(id: &MemberId) -> Result<ServerName<'static>, TlsError> {
-    ServerName::try_from(id.as_str().to_owned()).map_err(|_| TlsError::Id { id: id.clone() })
+/// # Panics
+/// Never: every member id is a DNS name.
+pub fn server_name(id: &MemberId) -> ServerName<'static> {
+    ServerName::try_from(id.as_str().to_owned()).expect("a member id is a DNS name by its own rule")
 }
 
 /// Whether a checked peer's certificate names this member.
 pub fn names_member(cert: &CertificateDer<'_>, id: &MemberId) -> bool {
-    let (Ok(cert), Ok(name)) = (webpki::EndEntityCert::try_from(cert), server_name(id)) else {
-        return false;
-    };
-    cert.verify_is_valid_for_subject_name(&name).is_ok()
+    webpki::EndEntityCert::try_from(cert).is_ok_and(|c| c.verify_is_valid_for_subject_name(&server_name(id)).is_ok())
 }
 
 /// Configurations made from one reading of the files.
@@ -234,7 +225,7 @@ fn check_chain(
         return Err(of_no_use(path, "there is no certificate in it"));
     };
     let cert = webpki::EndEntityCert::try_from(first).map_err(|e| of_no_use(path, e.to_string()))?;
-    if cert.verify_is_valid_for_subject_name(&server_name(id)?).is_err() {
+    if cert.verify_is_valid_for_subject_name(&server_name(id)).is_err() {
         return Err(of_no_use(path, format!("it does not name the member `{id}`")));
     }
     for usage in [webpki::KeyUsage::server_auth(), webpki::KeyUsage::client_auth()] {
@@ -349,6 +340,14 @@ mod tests {
         assert!(names_member(&der, &m("m1")));
         assert!(!names_member(&der, &m("m2")));
         assert!(!names_member(&CertificateDer::from(vec![1, 2, 3]), &m("m1")));
-        assert!(matches!(server_name(&m("12")), Err(TlsError::Id { .. })));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_member_id_is_a_name_for_a_certificate(text in "[a-z0-9-]{1,63}|[0-9-]{1,8}") {
+            if let Ok(id) = MemberId::new(text) {
+                server_name(&id);
+            }
+        }
     }
 }

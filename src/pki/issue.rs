@@ -36,12 +36,6 @@ pub enum PkiError {
         /// What is wrong.
         reason: String,
     },
-    /// The id can't stand in a certificate.
-    #[error("the member id `{id}` can't stand in a certificate: it needs at least one letter")]
-    Id {
-        /// The id.
-        id: MemberId,
-    },
     /// A further name is not one that may stand in a member's certificate.
     #[error("the further name `{name}` can't stand in the certificate: {reason}")]
     San {
@@ -150,8 +144,6 @@ pub fn issue_within(
     extra_sans: &[String],
     validity: Validity,
 ) -> Result<MemberPair, PkiError> {
-    // A name of digits only is no DNS name: it would be taken for an IPv4 address.
-    ServerName::try_from(id.as_str()).map_err(|_| PkiError::Id { id: id.clone() })?;
     let ca_key = KeyPair::from_pem(ca_key_pem).map_err(|e| PkiError::CaKey { reason: e.to_string() })?;
     let ca_der = CertificateDer::from_pem_slice(ca_cert_pem.as_bytes()).map_err(|e| ca_certificate(&e.to_string()))?;
     let ca = Issuer::from_ca_cert_der(&ca_der, ca_key).map_err(|e| ca_certificate(&e.to_string()))?;
@@ -251,8 +243,6 @@ mod tests {
             let e = issue(&ca.cert_pem, &ca.key_pem, &id("m1"), &[bad.into()], 5).err().unwrap();
             assert!(matches!(e, PkiError::San { .. }), "{bad}: {e}");
         }
-        let e = issue(&ca.cert_pem, &ca.key_pem, &id("7"), &[], 5).err().unwrap();
-        assert!(matches!(e, PkiError::Id { .. }), "{e}");
     }
 
     #[test]

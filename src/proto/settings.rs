@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::document::SHARD_FIELD;
+use crate::types::SHARD_FIELD;
 
 /// The client's own values, by setting, as JSON texts; what is absent has Meilisearch's default.
 ///

@@ -13,6 +13,7 @@ use super::failure::Failure;
 use super::records::{ChangeError, NAMES, Records, Versioned, index_key};
 use super::tasks::{Subject, Summary, Tasks};
 use super::writes::{Order, Writes};
+use crate::proto::document::DocumentError;
 use crate::proto::placement;
 use crate::rt::clock;
 use crate::types::TraceId;
@@ -195,7 +196,7 @@ impl Indexes {
                 Ok(())
             }
             Some(other) if other == key => Ok(()),
-            Some(other) => Err(primary_key_exists(&record.uid, other)),
+            Some(other) => Err(DocumentError::primary_key_exists(other).into()),
         })
         .await
     }
@@ -258,7 +259,8 @@ impl Indexes {
             Ok(index) => index,
             Err(Failure::Mesh { code: code @ ErrorCode::IndexPrimaryKeyAlreadyExists, message, .. }) => {
                 let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
-                return self.tasks.fail(task, code, &message).await;
+                // As on a node, which names the index here and not where documents bring another key.
+                return self.tasks.fail(task, code, &format!("Index `{uid}`: {message}")).await;
             }
             Err(e) => return Err(e),
         };
@@ -313,12 +315,6 @@ impl Indexes {
             }
         }
     }
-}
-
-/// Meilisearch's text for a second primary key.
-pub fn primary_key_exists(uid: &IndexUid, key: &str) -> Failure {
-    let message = format!("Index `{uid}`: Index already has a primary key: `{key}`.");
-    Failure::new(ErrorCode::IndexPrimaryKeyAlreadyExists, message)
 }
 
 fn rivals(what: &str) -> Failure {

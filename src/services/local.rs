@@ -17,11 +17,11 @@ use super::cluster::{Cluster, NodeHealth};
 use super::records::{Records, Versioned};
 use crate::net::node::{NodeAnswer, NodeClient, NodeError, NodeRequest};
 use crate::net::{Answer, Call};
-use crate::proto::document::SHARD_FIELD;
 use crate::proto::{search, settings};
 use crate::store::local::LocalIndex;
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;
+use crate::types::SHARD_FIELD;
 use crate::types::{IndexRecord, MemberId, PhysicalIndex, ShardSet};
 use crate::wire::verbs::{NodeQuestion, Read, ReadKind, ReadRoute, Refusal, Reply, Write, WriteKind};
 

@@ -11,10 +11,10 @@ use serde_json::{Map, Value, json};
 
 use super::failure::Failure;
 use super::indexes::{Index, Indexes};
-use super::search::{Found, Question, Searches, query_failed, unavailable};
+use super::search::{Found, Question, Scattered, Searches, query_failed, unavailable};
 use crate::proto::document::strip_shard;
 use crate::proto::placement::shard_of;
-use crate::proto::search::{DocumentsQuery, merge_documents};
+use crate::proto::search::{DocumentsQuery, FarPage, MergeError, Next, merge_documents};
 use crate::types::TraceId;
 use crate::types::limits::DOCUMENT_ID_MAX_BYTES;
 use crate::types::{ErrorCode, IndexUid, ShardSet};
@@ -75,6 +75,7 @@ impl Reads {
         wanted: &ShardSet,
         trace: TraceId,
     ) -> Result<(Vec<u8>, ShardSet), Failure> {
+        let far = query.is_far();
         let question = Question {
             index,
             wanted,
@@ -82,11 +83,42 @@ impl Reads {
             hash: 0,
             deadline: self.searches.deadline(Instant::now()),
             alone: query.part_body(1).into(),
-            shared: query.part_body(2).into(),
+            shared: if far { query.count_body() } else { query.part_body(2) }.into(),
         };
-        let scattered = self.searches.scatter(question, trace).await?;
-        let body = merge_documents(query, &scattered.parts, &scattered.missing);
-        Ok((body.map_err(|e| Failure::internal(e.to_string()))?, scattered.missing))
+        let scattered = self.searches.scatter(question.clone(), trace).await?;
+        let body = if far && !scattered.parts.iter().any(|p| p.alone) {
+            self.far_page(query, &question, &scattered, trace).await?
+        } else {
+            merge_documents(query, &scattered.parts, &scattered.missing).map_err(malformed)?
+        };
+        Ok((body, scattered.missing))
+    }
+
+    /// A page that begins far down, over several parts that have been counted.
+    async fn far_page(
+        &self,
+        query: &DocumentsQuery,
+        question: &Question<'_>,
+        counted: &Scattered,
+        trace: TraceId,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut page = FarPage::new(query, &counted.parts, &counted.missing).map_err(malformed)?;
+        loop {
+            let asks = match page.next().map_err(malformed)? {
+                Next::Done(body) => return Ok(body),
+                Next::Ask(asks) => asks,
+            };
+            let answers = asks.into_iter().map(|(shards, body)| async move {
+                let body = Bytes::from(body);
+                let one = Question { wanted: &shards, alone: body.clone(), shared: body, ..question.clone() };
+                let scattered = self.searches.scatter(one, trace).await?;
+                // Ranks mean something within one member's list only.
+                let whole = scattered.parts.into_iter().find(|p| p.shards == shards);
+                whole.ok_or_else(|| unavailable(&shards))
+            });
+            let answers = futures_util::future::try_join_all(answers).await?;
+            page.take(&answers).map_err(malformed)?;
+        }
     }
 
     /// `GET /indexes/{uid}/documents/{id}`.
@@ -155,4 +187,8 @@ impl Reads {
         let page: Page = serde_json::from_slice(&page).map_err(|e| Failure::internal(e.to_string()))?;
         Ok((page.total, missing))
     }
+}
+
+fn malformed(error: MergeError) -> Failure {
+    Failure::internal(error.to_string())
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::{AbortHandle, Abortable};
 use futures_util::stream::FuturesUnordered;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::cluster::Cluster;
@@ -20,10 +20,10 @@ use super::indexes::{Index, Indexes};
 use super::members::Members;
 use super::writes::node_failure;
 use crate::net::{Answer, Call, CallError};
-use crate::proto::search::query::Original;
 use crate::proto::search::{
     Action, AskId, FacetSearchQuery, HedgeBudget, IndexView, MemberState, MemberStats, MergeError, MergeRequest,
-    Outcome, PartAnswer, PlanInput, QueryError, Scatter, SearchQuery, keywords_suffice, merge, merge_facet_search,
+    Original, Outcome, PartAnswer, PlanInput, QueryError, Scatter, SearchQuery, keywords_suffice, merge,
+    merge_facet_search,
 };
 use crate::proto::settings::ClientView;
 use crate::telemetry::metrics::Metrics;
@@ -40,6 +40,24 @@ pub struct SearchOptions {
     pub partial: bool,
     /// Hedged parts per hundred searches; 0: none.
     pub hedge_percent: u8,
+}
+
+/// The client request that searches belong to.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker {
+    /// Its name in logs.
+    pub trace: TraceId,
+    /// Its name in answers; searches of one request share it.
+    pub request_uid: Uuid,
+    /// Answers are to show `metadata`.
+    pub metadata: bool,
+}
+
+impl Asker {
+    /// A new request.
+    pub fn new(trace: TraceId, metadata: bool) -> Self {
+        Self { trace, request_uid: Uuid::now_v7(), metadata }
+    }
 }
 
 /// A read's answer.
@@ -174,30 +192,25 @@ impl Searches {
     ///
     /// # Errors
     /// The node's own error, or `miroir_shards_unavailable`.
-    pub async fn by_body(&self, uid: &IndexUid, body: &[u8], trace: TraceId) -> Result<Found, Failure> {
-        self.search(uid, SearchQuery::from_json(body).map_err(query_failed)?, trace).await
+    pub async fn by_body(&self, uid: &IndexUid, body: &[u8], asker: Asker) -> Result<Found, Failure> {
+        self.search(uid, SearchQuery::from_json(body).map_err(query_failed)?, asker).await
     }
 
     /// `GET /indexes/{uid}/search`.
     ///
     /// # Errors
     /// As [`Self::by_body`].
-    pub async fn by_pairs(
-        &self,
-        uid: &IndexUid,
-        pairs: Vec<(String, String)>,
-        trace: TraceId,
-    ) -> Result<Found, Failure> {
-        self.search(uid, SearchQuery::from_query_string(pairs).map_err(query_failed)?, trace).await
+    pub async fn by_pairs(&self, uid: &IndexUid, pairs: Vec<(String, String)>, asker: Asker) -> Result<Found, Failure> {
+        self.search(uid, SearchQuery::from_query_string(pairs).map_err(query_failed)?, asker).await
     }
 
-    async fn search(&self, uid: &IndexUid, query: SearchQuery, trace: TraceId) -> Result<Found, Failure> {
-        let began = Instant::now();
+    async fn search(&self, uid: &IndexUid, query: SearchQuery, asker: Asker) -> Result<Found, Failure> {
+        let (began, trace) = (Instant::now(), asker.trace);
         let index = self.indexes.find(uid)?;
         if query.passthrough_invalid() {
             return Err(self.refusal(&index, query.original(), ReadRoute::Search, trace).await);
         }
-        match self.search_index(&index, &query, began, trace).await {
+        match self.search_index(&index, &query, began, asker).await {
             Ok(found) => Ok(found),
             Err(e) => Err(self.reworded(e, &index, query.original(), ReadRoute::Search, trace).await),
         }
@@ -208,9 +221,9 @@ impl Searches {
         index: &Index,
         query: &SearchQuery,
         began: Instant,
-        trace: TraceId,
+        asker: Asker,
     ) -> Result<Found, Failure> {
-        let record = &index.value;
+        let (record, trace) = (&index.value, asker.trace);
         let view = view(record);
         let pinned = record.primary_key.as_deref().and_then(|key| query.pinned_shards(key, record.shard_count()));
         let wanted = self.wanted(record, pinned);
@@ -223,7 +236,8 @@ impl Searches {
             alone: query.part_body(1, &view).into(),
             shared: query.part_body(2, &view).into(),
         };
-        let request_uid = Uuid::now_v7().to_string();
+        let request_uid = asker.request_uid.to_string();
+        let metadata = asker.metadata.then(|| metadata(record, query));
         let request = |scattered: &Scattered, keywords_only| {
             let merge_request = MergeRequest {
                 query,
@@ -233,6 +247,7 @@ impl Searches {
                 missing: &scattered.missing,
                 processing_time_ms: millis(began),
                 request_uid: &request_uid,
+                metadata: metadata.as_deref(),
             };
             if keywords_only && !keywords_suffice(&merge_request)? {
                 return Ok(None);
@@ -265,11 +280,10 @@ impl Searches {
         let query = FacetSearchQuery::from_json(body).map_err(query_failed)?;
         let index = self.indexes.find(uid)?;
         if query.passthrough_invalid() {
-            let original = Original::Body(body.to_vec());
-            return Err(self.refusal(&index, &original, ReadRoute::FacetSearch, trace).await);
+            return Err(self.refusal(&index, query.original(), ReadRoute::FacetSearch, trace).await);
         }
         let wanted = self.wanted(&index.value, None);
-        let body = Bytes::copy_from_slice(query.part_body());
+        let body = Bytes::copy_from_slice(body);
         let question = Question {
             index: &index,
             wanted: &wanted,
@@ -281,10 +295,7 @@ impl Searches {
         };
         let scattered = match self.scatter(question, trace).await {
             Ok(scattered) => scattered,
-            Err(e) => {
-                let original = Original::Body(body.to_vec());
-                return Err(self.reworded(e, &index, &original, ReadRoute::FacetSearch, trace).await);
-            }
+            Err(e) => return Err(self.reworded(e, &index, query.original(), ReadRoute::FacetSearch, trace).await),
         };
         let view = view(&index.value);
         let merged = merge_facet_search(&query, &view, &scattered.parts, &scattered.missing, millis(began));
@@ -512,8 +523,10 @@ impl Searches {
     ) -> Ended {
         let index = question.index;
         let kind = match question.kind {
-            // There is nothing to compare with.
-            ReadKind::Documents { .. } if alone => ReadKind::Documents { order_values: false },
+            // There is nothing to compare with, unless this is one step of several that all have the same form.
+            ReadKind::Documents { .. } if alone && question.alone != question.shared => {
+                ReadKind::Documents { order_values: false }
+            }
             kind => kind,
         };
         let read = Read { index: index.value.physical.clone(), record_version: index.version, shards, kind };
@@ -555,6 +568,20 @@ struct Running {
     abort: AbortHandle,
     late: Option<Instant>,
     alone: bool,
+}
+
+/// What Meilisearch says about a search to a client that asks.
+fn metadata(record: &IndexRecord, query: &SearchQuery) -> String {
+    let mut metadata = Map::new();
+    if let Some(q) = query.q() {
+        metadata.insert("query".into(), q.into());
+    }
+    metadata.insert("queryUid".into(), Uuid::now_v7().to_string().into());
+    metadata.insert("indexUid".into(), record.uid.as_str().into());
+    if let Some(key) = &record.primary_key {
+        metadata.insert("primaryKey".into(), key.as_str().into());
+    }
+    Value::Object(metadata).to_string()
 }
 
 fn millis(began: Instant) -> u64 {

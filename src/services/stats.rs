@@ -19,7 +19,7 @@ use super::members::Members;
 use super::reads::Reads;
 use super::writes::node_failure;
 use crate::net::Call;
-use crate::proto::document::SHARD_FIELD;
+use crate::types::SHARD_FIELD;
 use crate::types::TraceId;
 use crate::types::{ErrorCode, IndexUid, MemberId, ShardSet};
 use crate::wire::verbs::{NodeQuestion, Reply, Request};

@@ -29,6 +29,8 @@ use crate::wire::verbs::{NodeQuestion, Reply, Request};
 const ASK: Duration = Duration::from_secs(5);
 /// Tasks read from the store at once.
 const PAGE: u32 = 100;
+/// Tasks that one question names: they stand in the path of the node's request.
+const QUESTION_MAX: usize = 500;
 /// Time between two looks at all open tasks.
 const SWEEP: Duration = Duration::from_secs(2);
 
@@ -331,20 +333,44 @@ impl Tasks {
     /// A failure of the store.
     pub async fn own_task(&self, uid: TaskUid, trace: TraceId) -> Result<Option<Vec<u8>>, Failure> {
         let Some(stored) = self.store.task(uid).await? else { return Ok(None) };
-        let body = self.refresh(&stored, trace).await?;
+        let body = self.refresh(std::slice::from_ref(&stored), trace).await.pop().expect("an answer for each task")?;
         let view = view(uid, stored.index_uid.as_deref(), &body);
         serde_json::to_vec(&view).map(Some).map_err(|e| Failure::internal(e.to_string()))
     }
 
     /// Asks the nodes for what is still open; what has ended is stored.
-    async fn refresh(&self, stored: &StoredTask, trace: TraceId) -> Result<Body, Failure> {
-        let mut body: Body = serde_json::from_str(&stored.body)
-            .map_err(|e| Failure::internal(format!("task {} is malformed: {e}", stored.uid)))?;
-        if stored.finished {
-            return Ok(body);
+    async fn refresh(&self, tasks: &[StoredTask], trace: TraceId) -> Vec<Result<Body, Failure>> {
+        let bodies: Vec<Result<Body, Failure>> = tasks.iter().map(decode).collect();
+        let open = |(body, stored): (&Result<Body, Failure>, &StoredTask)| match body {
+            Ok(body) if !stored.finished => body.parts.clone(),
+            _ => None,
+        };
+        let parts: Vec<Option<Vec<Part>>> = bodies.iter().zip(tasks).map(open).collect();
+        let answers = self.ask_parts(parts.iter().flatten().flatten(), trace).await;
+        let mut refreshed = Vec::with_capacity(tasks.len());
+        for ((body, parts), stored) in bodies.into_iter().zip(&parts).zip(tasks) {
+            refreshed.push(match (body, parts) {
+                (Ok(body), Some(parts)) => self.conclude(stored, body, parts, &answers).await,
+                (body, _) => body,
+            });
         }
-        let Some(parts) = body.parts.clone() else { return Ok(body) };
-        let states = self.ask_parts(&parts, trace).await;
+        refreshed
+    }
+
+    async fn conclude(
+        &self,
+        stored: &StoredTask,
+        mut body: Body,
+        parts: &[Part],
+        answers: &Answers,
+    ) -> Result<Body, Failure> {
+        let state = |part: &Part| {
+            Some(match answers.get(&part.member)?.get(&part.task)? {
+                Some(task) => PartState::Known(task.clone()),
+                None => PartState::Lost(part.clone()),
+            })
+        };
+        let states: Vec<_> = parts.iter().map(state).collect();
         let outcome = combine(&body, stored.index_uid.as_deref(), &states);
         let ended = outcome.status.ended();
         body.outcome = Some(outcome);
@@ -354,16 +380,12 @@ impl Tasks {
         Ok(body)
     }
 
-    /// The state of each part; `None` where its member could not be asked.
-    async fn ask_parts(&self, parts: &[Part], trace: TraceId) -> Vec<Option<PartState>> {
-        let mut by_member: BTreeMap<&MemberId, Vec<u32>> = BTreeMap::new();
-        for part in parts {
-            by_member.entry(&part.member).or_default().push(part.task);
-        }
-        let asks = by_member.into_iter().map(|(member, tasks)| async move {
-            let request = Request::Node(NodeQuestion::Tasks(tasks));
+    /// What the nodes say about these parts; those of members that could not be asked are left out.
+    async fn ask_parts(&self, parts: impl Iterator<Item = &Part>, trace: TraceId) -> Answers {
+        let asks = questions(parts).into_iter().map(|(member, tasks)| async move {
+            let request = Request::Node(NodeQuestion::Tasks(tasks.clone()));
             let call = Call { request, body: Bytes::new(), deadline: Instant::now() + ASK, trace };
-            let answer = self.members.call(member, call).await.ok()?;
+            let answer = self.members.call(&member, call).await.ok()?;
             #[derive(Deserialize)]
             struct Page {
                 results: Vec<NodeTask>,
@@ -372,17 +394,15 @@ impl Tasks {
                 return None;
             }
             let page = serde_json::from_slice::<Page>(&answer.body).ok()?;
-            Some((member, page.results))
+            Some((member, tasks, page.results))
         });
-        let answers: BTreeMap<_, _> = futures_util::future::join_all(asks).await.into_iter().flatten().collect();
-        let state = |part: &Part| {
-            let tasks = answers.get(&part.member)?;
-            Some(match tasks.iter().find(|t| t.uid == part.task) {
-                Some(task) => PartState::Known(task.clone()),
-                None => PartState::Lost(part.clone()),
-            })
-        };
-        parts.iter().map(state).collect()
+        let mut answers = Answers::new();
+        for (member, asked, known) in futures_util::future::join_all(asks).await.into_iter().flatten() {
+            let of_member = answers.entry(member).or_default();
+            of_member.extend(asked.into_iter().map(|task| (task, None)));
+            of_member.extend(known.into_iter().map(|task| (task.uid, Some(task))));
+        }
+        answers
     }
 
     /// Keeps the open tasks up to date, so that a node's own clean-up of its task list loses nothing.
@@ -404,8 +424,8 @@ impl Tasks {
             let page = self.store.open_tasks(from, PAGE).await?;
             let Some(last) = page.last() else { return Ok(open) };
             from = last.uid.0 + 1;
-            for stored in &page {
-                match self.refresh(stored, TraceId::default()).await {
+            for (stored, refreshed) in page.iter().zip(self.refresh(&page, TraceId::default()).await) {
+                match refreshed {
                     Ok(body) if body.outcome.as_ref().is_some_and(|o| o.status.ended()) => {}
                     Ok(_) => open += 1,
                     Err(error) => {
@@ -428,8 +448,7 @@ impl Tasks {
             let Some(last) = page.last() else { return Ok(()) };
             from = last.uid.0 + 1;
             for stored in &page {
-                let mut body: Body = serde_json::from_str(&stored.body)
-                    .map_err(|e| Failure::internal(format!("task {} is malformed: {e}", stored.uid)))?;
+                let mut body = decode(stored)?;
                 if body.parts.is_none() {
                     let message = "The member that took this request ended before every part of it had been sent. It was never \
                                    acknowledged; send it again.";
@@ -526,6 +545,25 @@ pub fn error_object(code: ErrorCode, message: &str) -> Value {
     json!({"message": message, "code": code.as_str(), "type": code.kind().as_str(), "link": code.link()})
 }
 
+/// What each member's node says about its tasks; `None` where it answers, but has no such task.
+type Answers = BTreeMap<MemberId, BTreeMap<u32, Option<NodeTask>>>;
+
+/// As few questions as there can be for the nodes' tasks of all these parts.
+fn questions<'a>(parts: impl Iterator<Item = &'a Part>) -> Vec<(MemberId, Vec<u32>)> {
+    let mut by_member: BTreeMap<&MemberId, Vec<u32>> = BTreeMap::new();
+    for part in parts {
+        by_member.entry(&part.member).or_default().push(part.task);
+    }
+    let cut = |(member, tasks): (&MemberId, Vec<u32>)| -> Vec<_> {
+        tasks.chunks(QUESTION_MAX).map(|some| (member.clone(), some.to_vec())).collect()
+    };
+    by_member.into_iter().flat_map(cut).collect()
+}
+
+fn decode(stored: &StoredTask) -> Result<Body, Failure> {
+    serde_json::from_str(&stored.body).map_err(|e| Failure::internal(format!("task {} is malformed: {e}", stored.uid)))
+}
+
 fn encode(body: &Body) -> Result<String, Failure> {
     serde_json::to_string(body).map_err(|e| Failure::internal(e.to_string()))
 }
@@ -602,6 +640,17 @@ mod tests {
             (lost.status, lost.error.unwrap()["code"].as_str().unwrap().to_owned()),
             (Status::Failed, "miroir_incomplete".to_owned())
         );
+    }
+
+    #[test]
+    fn many_open_tasks_are_one_question_to_each_member() {
+        let part = |member: &str, task| Part { member: MemberId::new(member).unwrap(), task };
+        let open: Vec<_> = (0..200).flat_map(|i| [part("m1", i), part("m2", 1_000 + i)]).collect();
+        let asked = questions(open.iter());
+        assert_eq!(asked.iter().map(|(m, _)| m.as_str()).collect::<Vec<_>>(), ["m1", "m2"]);
+        assert_eq!(asked[1].1, (1_000..1_200).collect::<Vec<_>>());
+        let many: Vec<_> = (0..1_001).map(|i| part("m1", i)).collect();
+        assert_eq!(questions(many.iter()).iter().map(|(_, tasks)| tasks.len()).collect::<Vec<_>>(), [500, 500, 1]);
     }
 
     #[test]

@@ -34,6 +34,11 @@ fn is_label(s: &str) -> bool {
         && b[b.len() - 1] != b'-'
 }
 
+/// A label that can be a DNS name by itself: digits only would be taken for an IPv4 address.
+fn is_name(s: &str) -> bool {
+    is_label(s) && !s.bytes().all(|c| c.is_ascii_digit())
+}
+
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $what:literal, $rule:literal, $check:expr) => {
         $(#[$doc])*
@@ -81,7 +86,8 @@ macro_rules! text_id {
 
 text_id!(
     /// One sidecar together with the node beside it. A DNS label, because its certificate carries it as a DNS name.
-    MemberId, "member id", "1 to 63 lower-case letters, digits and inner hyphens", is_label
+    MemberId, "member id",
+    "1 to 63 lower-case letters, digits and inner hyphens, not digits only (its certificate names it as a DNS name)", is_name
 );
 text_id!(
     /// A replica group: members that together hold one full copy of every index.
@@ -159,9 +165,11 @@ mod tests {
         for good in ["m1", "a", "search-7", &"x".repeat(63)] {
             assert!(MemberId::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "-a", "a-", "A", "a.b", "a_b", "ü", &"x".repeat(64)] {
+        for bad in ["", "-a", "a-", "A", "a.b", "a_b", "ü", "7", "010", &"x".repeat(64)] {
             assert!(MemberId::new(bad).is_err(), "{bad}");
         }
+        assert!(MemberId::new("7").unwrap_err().to_string().contains("DNS name"));
+        assert!(GroupId::new("7").is_ok());
     }
 
     #[test]

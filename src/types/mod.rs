@@ -11,4 +11,4 @@ pub mod shards;
 pub use error_code::{ErrorCode, ErrorKind};
 pub use ids::{GroupId, IdError, IndexUid, MemberId, MeshId, PhysicalIndex, RecordVersion, TaskUid, TraceId};
 pub use records::{IndexRecord, NamesRecord, ReplicaState, ShardRecord, ShardReplica};
-pub use shards::{ShardId, ShardSet};
+pub use shards::{SHARD_FIELD, ShardId, ShardSet};

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::SHARDS_MAX;
 
+/// The document field that marks a document's shard on its node; reserved, and invisible to clients.
+pub const SHARD_FIELD: &str = "_miroir_shard";
+
 /// One shard of an index, below the index's `S`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

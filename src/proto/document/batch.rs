@@ -10,12 +10,12 @@ use bytes::Bytes;
 use memchr::{memchr_iter, memchr2_iter};
 use twox_hash::XxHash64;
 
-use super::SHARD_FIELD;
 use super::error::DocumentError;
 use super::payload::{Format, Payload};
 use super::primary_key::{IdProblem, document_id, find_id};
 use crate::proto::json;
 use crate::proto::placement::shard_of;
+use crate::types::SHARD_FIELD;
 use crate::types::{ShardId, ShardSet};
 
 /// The length of the id of a document whose id is written with escapes.

@@ -5,8 +5,9 @@
 
 use serde_json::Value;
 
+use super::Format;
 use super::error::{DocumentError, cut};
-use super::{Format, SHARD_FIELD};
+use crate::types::SHARD_FIELD;
 
 #[derive(Clone, Copy)]
 enum Kind {

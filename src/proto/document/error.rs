@@ -2,8 +2,9 @@
 //!
 //! The rule: an error says whether the client hears of it at once or from the task. Must not know: HTTP, tasks.
 
-use super::{DOCUMENT_DEPTH_MAX, Format, SHARD_FIELD};
+use super::{DOCUMENT_DEPTH_MAX, Format};
 use crate::types::ErrorCode;
+use crate::types::SHARD_FIELD;
 
 /// The longest document or id that a message repeats, in bytes; longer ones are cut.
 const SHOWN_MAX_BYTES: usize = 16 << 10;
@@ -99,7 +100,8 @@ impl DocumentError {
         Self::sync(ErrorCode::MiroirReservedField, message)
     }
 
-    pub(super) fn primary_key_exists(key: &str) -> Self {
+    /// The request names another primary key than the index's, `key`.
+    pub fn primary_key_exists(key: &str) -> Self {
         let message = format!("Index already has a primary key: `{}`.", cut(key));
         Self::task(ErrorCode::IndexPrimaryKeyAlreadyExists, message)
     }

@@ -3,7 +3,7 @@
 //! The rule: no message shows the physical index, the reserved field, or numbers that count it. The texts are those of
 //! Meilisearch v1.50, recorded in `error_texts.json`. Must not know: codes, statuses.
 
-use super::SHARD_FIELD;
+use crate::types::SHARD_FIELD;
 use crate::types::{IndexUid, PhysicalIndex};
 
 /// A list of names in a message.

@@ -33,9 +33,6 @@ pub use payload::{Format, Payload};
 pub use primary_key::document_id;
 pub use strip::{strip_shard, strip_shard_into};
 
-/// The document field that marks a document's shard on its node; reserved, and invisible to clients.
-pub const SHARD_FIELD: &str = "_miroir_shard";
-
 /// Nesting that a document may have, itself included.
 ///
 /// A node takes 127 or 128 levels, depending on the format. A few less, so that the answers of nodes, which wrap documents

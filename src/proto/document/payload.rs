@@ -12,9 +12,10 @@ use serde_json::error::Category;
 use serde_json::value::RawValue;
 
 use super::check::{Flaw, through_and_through};
+use super::csv;
 use super::error::DocumentError;
-use super::{SHARD_FIELD, csv};
 use crate::proto::json;
+use crate::types::SHARD_FIELD;
 use crate::types::limits::CALL_BODY_MAX_BYTES;
 
 /// How documents are written in a body.

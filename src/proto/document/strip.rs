@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use memchr::memmem;
 
-use super::SHARD_FIELD;
 use crate::proto::json::{self, ScanError};
+use crate::types::SHARD_FIELD;
 
 /// How a document that was split by us begins, up to the letter.
 const OPENING: &[u8] = br#"{"_miroir_shard":""#;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::proto::placement::shard_of;
-use crate::types::{ErrorCode, ShardId};
+use crate::types::{ErrorCode, SHARD_FIELD, ShardId};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

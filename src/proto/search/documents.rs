@@ -1,18 +1,17 @@
-//! Listing documents and searching facet values over several parts.
+//! Listing documents over several parts.
 //!
 //! Must not know: ranking rules other than sorts.
 
-use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
 use super::filter;
 use super::hit::{self, HitStyle, RawHit};
-use super::merge::{MergeError, PartAnswer, PartError, push_number, push_text, write_remote_errors};
+use super::merge::{MergeError, PartAnswer, PartError, write_remote_errors};
 use super::order::{self, Rules};
-use super::query::{FacetOrder, IndexView, Original, QueryError};
-use super::value::normalise;
+use super::request::{Mistyped, Original, QueryError, Sent, boolean, filter_parameter, size, sort_parameter, words};
 use crate::proto::json;
 use crate::proto::placement::shard_of;
 use crate::types::{ShardId, ShardSet};
@@ -23,13 +22,14 @@ const LIMIT_DEFAULT: usize = 20;
 /// `POST /indexes/{uid}/documents/fetch`, or `GET /indexes/{uid}/documents` as the former.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DocumentsQuery {
-    fields: Map<String, Value>,
-    original: Original,
-    invalid: bool,
-    offset: usize,
-    limit: usize,
-    sorted: bool,
+    sent: Sent,
+    pub(super) offset: usize,
+    pub(super) limit: usize,
+    pub(super) sorted: bool,
 }
+
+/// Parameters that name attributes.
+const ATTRIBUTE_PARAMETERS: [&str; 2] = ["sort", "fields"];
 
 impl DocumentsQuery {
     /// Takes the body of `POST …/documents/fetch`.
@@ -37,10 +37,7 @@ impl DocumentsQuery {
     /// # Errors
     /// [`QueryError::Reserved`]; everything else that is wrong is left for a node to refuse.
     pub fn from_json(body: &[u8]) -> Result<Self, QueryError> {
-        match serde_json::from_slice::<Value>(body) {
-            Ok(Value::Object(fields)) => Self::of(fields, Original::Body(body.to_vec()), false),
-            _ => Self::of(Map::new(), Original::Body(body.to_vec()), true),
-        }
+        Ok(Self::of(Sent::from_json(body, &ATTRIBUTE_PARAMETERS)?))
     }
 
     /// Takes the decoded parameters of `GET …/documents`.
@@ -50,63 +47,31 @@ impl DocumentsQuery {
     pub fn from_query_string<K: AsRef<str>, V: AsRef<str>>(
         pairs: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, QueryError> {
-        let pairs: Vec<_> = pairs.into_iter().map(|(k, v)| (k.as_ref().to_owned(), v.as_ref().to_owned())).collect();
-        let mut fields = Map::new();
-        let mut invalid = false;
-        for (key, value) in &pairs {
-            let words = || -> Vec<&str> { value.split(',').filter(|s| !s.is_empty()).collect() };
-            let parsed: Option<Value> = match key.as_str() {
-                "offset" | "limit" => value.parse::<usize>().ok().map(Value::from),
-                "retrieveVectors" => value.parse::<bool>().ok().map(Value::from),
-                "fields" | "ids" => Some(words().into()),
-                "sort" => Some(super::query::sort_parameter(value).into()),
-                "filter" => Some(serde_json::from_str(value).unwrap_or_else(|_| value.as_str().into())),
-                _ => None,
-            };
-            match parsed {
-                Some(parsed) => drop(fields.insert(key.clone(), parsed)),
-                None => invalid = true,
-            }
-        }
-        Self::of(fields, Original::Parameters(pairs), invalid)
+        Ok(Self::of(Sent::from_pairs(pairs, &ATTRIBUTE_PARAMETERS, get_parameter)?))
     }
 
-    fn of(fields: Map<String, Value>, original: Original, mut invalid: bool) -> Result<Self, QueryError> {
-        if fields.get("filter").is_some_and(filter::names_shard_field) {
-            return Err(QueryError::Reserved { parameter: "filter".into() });
-        }
-        for parameter in ["sort", "fields"] {
-            let items = fields.get(parameter).and_then(Value::as_array);
-            let named = |v: &Value| v.as_str().is_some_and(filter::has_shard_word);
-            if items.is_some_and(|items| items.iter().any(named)) {
-                return Err(QueryError::Reserved { parameter: parameter.into() });
-            }
-        }
-        let mut number = |key: &str, default: usize| match fields.get(key) {
-            None => default,
-            Some(v) => v.as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or_else(|| {
-                invalid = true;
-                default
-            }),
-        };
-        let (offset, limit) = (number("offset", 0), number("limit", LIMIT_DEFAULT));
-        let sorted = fields.get("sort").and_then(Value::as_array).is_some_and(|s| !s.is_empty());
-        Ok(Self { fields, original, invalid, offset, limit, sorted })
+    fn of(mut sent: Sent) -> Self {
+        let (offset, limit) = (sent.number("offset", false), sent.number("limit", false));
+        sent.invalid |= offset.is_err() || limit.is_err();
+        let or = |n: Result<Option<usize>, Mistyped>, default| n.ok().flatten().unwrap_or(default);
+        let (offset, limit) = (or(offset, 0), or(limit, LIMIT_DEFAULT));
+        let sorted = sent.fields.get("sort").and_then(Value::as_array).is_some_and(|s| !s.is_empty());
+        Self { sent, offset, limit, sorted }
     }
 
     /// As [`super::SearchQuery::passthrough_invalid`].
     pub fn passthrough_invalid(&self) -> bool {
-        self.invalid
+        self.sent.invalid
     }
 
     /// What came from the client.
     pub fn original(&self) -> &Original {
-        &self.original
+        &self.sent.original
     }
 
     /// The shards that can hold matches, of `s`, if `ids` or the filter name the documents.
     pub fn pinned_shards(&self, primary_key: &str, s: u16) -> Option<ShardSet> {
-        let listed = self.fields.get("ids").and_then(Value::as_array).filter(|ids| !ids.is_empty()).map(|ids| {
+        let listed = self.sent.fields.get("ids").and_then(Value::as_array).filter(|ids| !ids.is_empty()).map(|ids| {
             ids.iter().map(|id| match id {
                 Value::String(text) => Some(text.clone()),
                 Value::Number(n) if n.is_i64() || n.is_u64() => Some(n.to_string()),
@@ -115,7 +80,7 @@ impl DocumentsQuery {
         });
         let ids: BTreeSet<String> = match listed {
             Some(ids) => ids.collect::<Option<_>>()?,
-            None => filter::pinned_ids(self.fields.get("filter")?, primary_key)?,
+            None => filter::pinned_ids(self.sent.fields.get("filter")?, primary_key)?,
         };
         let shards: BTreeSet<ShardId> = ids.iter().map(|id| shard_of(id, s)).collect();
         Some(shards.into_iter().collect())
@@ -128,34 +93,99 @@ impl DocumentsQuery {
 
     /// The body for each of `parts` parts (POST `/indexes/{physical}/documents/fetch`).
     pub fn part_body(&self, parts: usize) -> Vec<u8> {
-        let mut fields = self.fields.clone();
         if parts > 1 {
-            fields.insert("offset".into(), 0.into());
-            fields.insert("limit".into(), self.offset.saturating_add(self.limit).into());
+            self.page_body(0, self.offset.saturating_add(self.limit))
+        } else {
+            self.encode(&self.sent.fields)
         }
-        serde_json::to_vec(&fields).expect("a JSON map with text keys encodes")
+    }
+
+    /// The body for so many documents from `offset` on.
+    pub(super) fn page_body(&self, offset: usize, limit: usize) -> Vec<u8> {
+        let mut fields = self.sent.fields.clone();
+        fields.insert("offset".into(), offset.into());
+        fields.insert("limit".into(), limit.into());
+        self.encode(&fields)
+    }
+
+    /// As [`Self::page_body`], of documents without their fields: only what they are sorted by.
+    pub(super) fn bare_body(&self, offset: usize, limit: usize) -> Vec<u8> {
+        let mut fields = self.sent.fields.clone();
+        fields.insert("offset".into(), offset.into());
+        fields.insert("limit".into(), limit.into());
+        fields.insert("fields".into(), Value::Array(Vec::new()));
+        fields.shift_remove("retrieveVectors");
+        self.encode(&fields)
+    }
+
+    fn encode(&self, fields: &Map<String, Value>) -> Vec<u8> {
+        serde_json::to_vec(fields).expect("a JSON map with text keys encodes")
     }
 }
 
-/// One part's list.
-struct Listed<'a> {
+/// One parameter of a GET, put where a POST has it.
+fn get_parameter(fields: &mut Map<String, Value>, key: &str, value: &str) -> Result<(), Mistyped> {
+    let parsed = match key {
+        "offset" | "limit" => size(value)?,
+        "retrieveVectors" => boolean(value)?,
+        "fields" | "ids" => words(value).into(),
+        "sort" => sort_parameter(value).into(),
+        "filter" => filter_parameter(value),
+        _ => return Err(Mistyped),
+    };
+    fields.insert(key.to_owned(), parsed);
+    Ok(())
+}
+
+/// One part's list, from some rank on.
+pub(super) struct Listed<'a> {
     part: &'a PartAnswer,
+    /// The rank of the first hit in the part's whole list.
+    base: usize,
     hits: Vec<RawHit>,
-    total: u64,
+    pub(super) total: u64,
 }
 
-fn read_list<'a>(part: &'a PartAnswer, max: usize) -> Result<Listed<'a>, PartError> {
-    let text = &part.body[..];
-    let (mut hits, mut total) = (None, None);
-    for member in json::members(text, 0)? {
-        let m = member?;
-        match m.raw_key {
-            b"results" => hits = Some(hit::scan_hits(text, m.value_start, max)?.0),
-            b"total" => total = std::str::from_utf8(m.value).ok().and_then(|s| s.parse().ok()),
-            _ => {}
-        }
+impl<'a> Listed<'a> {
+    /// At most `max` documents, of which the first has this rank.
+    pub(super) fn read(part: &'a PartAnswer, base: usize, max: usize) -> Result<Self, MergeError> {
+        let read = || -> Result<Self, PartError> {
+            let text = &part.body[..];
+            let (mut hits, mut total) = (None, None);
+            for member in json::members(text, 0)? {
+                let m = member?;
+                match m.raw_key {
+                    b"results" => hits = Some(hit::scan_hits(text, m.value_start, max)?.0),
+                    b"total" => total = std::str::from_utf8(m.value).ok().and_then(|s| s.parse().ok()),
+                    _ => {}
+                }
+            }
+            let (hits, total) = (hits.ok_or(PartError::Lacks("results"))?, total.ok_or(PartError::Lacks("total"))?);
+            Ok(Self { part, base, hits, total })
+        };
+        read().map_err(|e| e.of(&part.shards))
     }
-    Ok(Listed { part, hits: hits.ok_or(PartError::Lacks("results"))?, total: total.ok_or(PartError::Lacks("total"))? })
+
+    /// How many documents there are.
+    pub(super) fn len(&self) -> usize {
+        self.hits.len()
+    }
+
+    /// What the document at this place is sorted by; `None` behind the last one.
+    pub(super) fn values(&self, at: usize) -> Result<Option<Rules>, MergeError> {
+        let Some(hit) = self.hits.get(at) else { return Ok(None) };
+        let read = || -> Result<Rules, PartError> {
+            let federation = hit.federation.clone().ok_or(PartError::Lacks("_federation"))?;
+            for member in json::members(&self.part.body, federation.start)? {
+                let m = member?;
+                if m.is("weightedScoreValues") {
+                    return Ok(order::parse_sort_values(m.value)?);
+                }
+            }
+            Err(PartError::Lacks("weightedScoreValues"))
+        };
+        read().map(Some).map_err(|e| e.of(&self.part.shards))
+    }
 }
 
 /// Merges lists of documents: sorted ones by their values, others by rank inside the part, then by the part's lowest shard.
@@ -167,28 +197,53 @@ pub fn merge_documents(
     parts: &[PartAnswer],
     missing: &ShardSet,
 ) -> Result<Vec<u8>, MergeError> {
-    let alone = matches!(parts, [p] if p.alone);
-    if let Some(part) = parts.iter().find(|p| p.alone && !alone) {
+    if let [part] = parts
+        && part.alone
+    {
+        // The node has made the page.
+        let list = Listed::read(part, 0, usize::MAX)?;
+        let (places, total) = ((0..list.len()).map(|at| (0, at)).collect::<Vec<_>>(), list.total);
+        return write_list(query, &[list], &places, HitStyle::default(), total, missing);
+    }
+    if let Some(part) = parts.iter().find(|p| p.alone) {
         return Err(PartError::Alone.of(&part.shards));
     }
-    let end = if alone { usize::MAX } else { query.offset.saturating_add(query.limit) };
-    let mut lists =
-        parts.iter().map(|p| read_list(p, end).map_err(|e| e.of(&p.shards))).collect::<Result<Vec<_>, _>>()?;
-    lists.sort_by_key(|l| l.part.shards.first());
+    let end = query.offset.saturating_add(query.limit);
+    let lists = parts.iter().map(|p| Listed::read(p, 0, end)).collect::<Result<Vec<_>, _>>()?;
     let total = lists.iter().map(|l| l.total).fold(0, u64::saturating_add);
-    let places = if alone {
-        (0..lists[0].hits.len()).map(|rank| (0, rank)).collect()
-    } else {
-        place(query, &lists, end)?.into_iter().skip(query.offset).take(query.limit).collect::<Vec<_>>()
-    };
-    let style = HitStyle { cut_federation: query.sorted && !alone, ..HitStyle::default() };
+    merge_lists(query, lists, query.offset, total, missing)
+}
+
+/// Merges lists, and shows the page that begins behind `skip` documents of them.
+pub(super) fn merge_lists(
+    query: &DocumentsQuery,
+    mut lists: Vec<Listed<'_>>,
+    skip: usize,
+    total: u64,
+    missing: &ShardSet,
+) -> Result<Vec<u8>, MergeError> {
+    lists.sort_by_key(|l| l.part.shards.first());
+    let mut places = place(query, &lists, skip.saturating_add(query.limit))?;
+    places.drain(..skip.min(places.len()));
+    let style = HitStyle { cut_federation: query.sorted, ..HitStyle::default() };
+    write_list(query, &lists, &places, style, total, missing)
+}
+
+fn write_list(
+    query: &DocumentsQuery,
+    lists: &[Listed<'_>],
+    places: &[(usize, usize)],
+    style: HitStyle<'_>,
+    total: u64,
+    missing: &ShardSet,
+) -> Result<Vec<u8>, MergeError> {
     let mut out = b"{\"results\":[".to_vec();
-    for (i, (list, rank)) in places.into_iter().enumerate() {
+    for (i, (list, at)) in places.iter().enumerate() {
         if i > 0 {
             out.push(b',');
         }
-        let list = &lists[list];
-        hit::write_hit(&mut out, &list.part.body, &list.hits[rank], &style)
+        let list = &lists[*list];
+        hit::write_hit(&mut out, &list.part.body, &list.hits[*at], &style)
             .map_err(|e| PartError::from(e).of(&list.part.shards))?;
     }
     let (offset, limit) = (query.offset, query.limit);
@@ -198,25 +253,19 @@ pub fn merge_documents(
     Ok(out)
 }
 
-/// The first `end` documents in order, each as list and rank.
+/// Whether a document with this rank in its part stands before another, which is found in a part with a higher lowest shard.
+pub(super) fn stands_before(other: (&Rules, usize), this: (&Rules, usize)) -> bool {
+    match order::compare(this.0, other.0) {
+        Ordering::Greater => true,
+        Ordering::Less => false,
+        Ordering::Equal => this.1 < other.1,
+    }
+}
+
+/// The first `end` documents in order, each as list and place in it.
 fn place(query: &DocumentsQuery, lists: &[Listed<'_>], end: usize) -> Result<Vec<(usize, usize)>, MergeError> {
-    let values = |list: usize, rank: usize| -> Result<Option<Rules>, MergeError> {
-        let Listed { part, hits, .. } = &lists[list];
-        let Some(hit) = hits.get(rank) else { return Ok(None) };
-        if !query.sorted {
-            return Ok(Some(Rules::new()));
-        }
-        let read = || -> Result<Rules, PartError> {
-            let federation = hit.federation.clone().ok_or(PartError::Lacks("_federation"))?;
-            for member in json::members(&part.body, federation.start)? {
-                let m = member?;
-                if m.is("weightedScoreValues") {
-                    return Ok(order::parse_sort_values(m.value)?);
-                }
-            }
-            Err(PartError::Lacks("weightedScoreValues"))
-        };
-        read().map(Some).map_err(|e| e.of(&part.shards))
+    let values = |list: usize, at: usize| -> Result<Option<Rules>, MergeError> {
+        if query.sorted { lists[list].values(at) } else { Ok((at < lists[list].len()).then(Rules::new)) }
     };
     let mut heads = Vec::with_capacity(lists.len());
     for list in 0..lists.len() {
@@ -225,148 +274,18 @@ fn place(query: &DocumentsQuery, lists: &[Listed<'_>], end: usize) -> Result<Vec
     let mut out = Vec::new();
     while out.len() < end {
         let mut best: Option<(usize, usize, &Rules)> = None;
-        for (list, (rank, rules)) in heads.iter().enumerate() {
+        for (list, (at, rules)) in heads.iter().enumerate() {
             let Some(rules) = rules else { continue };
-            let better = best.is_none_or(|(_, other_rank, other)| match order::compare(rules, other) {
-                Ordering::Greater => true,
-                Ordering::Less => false,
-                Ordering::Equal => *rank < other_rank,
-            });
-            if better {
-                best = Some((list, *rank, rules));
+            let rank = |list: usize, at: usize| lists[list].base.saturating_add(at);
+            if best.is_none_or(|(l, a, best)| stands_before((best, rank(l, a)), (rules, rank(list, *at)))) {
+                best = Some((list, *at, rules));
             }
         }
-        let Some((list, rank, _)) = best else { break };
-        out.push((list, rank));
-        heads[list] = (rank + 1, values(list, rank + 1)?);
+        let Some((list, at, _)) = best else { break };
+        out.push((list, at));
+        heads[list] = (at + 1, values(list, at + 1)?);
     }
     Ok(out)
-}
-
-/// `POST /indexes/{uid}/facet-search`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct FacetSearchQuery {
-    original: Vec<u8>,
-    invalid: bool,
-    facet: String,
-}
-
-impl FacetSearchQuery {
-    /// Takes the body.
-    ///
-    /// # Errors
-    /// [`QueryError::Reserved`].
-    pub fn from_json(body: &[u8]) -> Result<Self, QueryError> {
-        let fields = match serde_json::from_slice::<Value>(body) {
-            Ok(Value::Object(fields)) => fields,
-            _ => return Ok(Self { original: body.to_vec(), invalid: true, facet: String::new() }),
-        };
-        let reserved = |parameter: &str| QueryError::Reserved { parameter: parameter.to_owned() };
-        if fields.get("filter").is_some_and(filter::names_shard_field) {
-            return Err(reserved("filter"));
-        }
-        let facet = fields.get("facetName").and_then(Value::as_str);
-        if facet.is_some_and(filter::has_shard_word) {
-            return Err(reserved("facetName"));
-        }
-        let named = |v: &Value| v.as_str().is_some_and(filter::has_shard_word);
-        if fields.get("attributesToSearchOn").and_then(Value::as_array).is_some_and(|a| a.iter().any(named)) {
-            return Err(reserved("attributesToSearchOn"));
-        }
-        let facet_name = facet.unwrap_or_default().to_owned();
-        Ok(Self { original: body.to_vec(), invalid: facet.is_none(), facet: facet_name })
-    }
-
-    /// As [`super::SearchQuery::passthrough_invalid`].
-    pub fn passthrough_invalid(&self) -> bool {
-        self.invalid
-    }
-
-    /// The body for every part: the client's own.
-    pub fn part_body(&self) -> &[u8] {
-        &self.original
-    }
-}
-
-/// Merges the values of one facet: summed by normalised value, sorted and cut as the client set it.
-///
-/// # Errors
-/// [`MergeError::Malformed`].
-pub fn merge_facet_search(
-    query: &FacetSearchQuery,
-    view: &IndexView,
-    parts: &[PartAnswer],
-    missing: &ShardSet,
-    processing_time_ms: u64,
-) -> Result<Vec<u8>, MergeError> {
-    let mut ordered: Vec<&PartAnswer> = parts.iter().collect();
-    ordered.sort_by_key(|p| p.shards.first());
-    let mut values: BTreeMap<String, (String, u64)> = BTreeMap::new();
-    let mut facet_query: Option<&[u8]> = None;
-    for part in ordered {
-        let asked = add_values(&mut values, part).map_err(|e| e.of(&part.shards))?;
-        facet_query = facet_query.or(asked);
-    }
-    let mut values: Vec<(String, (String, u64))> = values.into_iter().collect();
-    if view.facet_order(&query.facet) == FacetOrder::Count {
-        values.sort_by(|(_, (a, m)), (_, (b, n))| (Reverse(m), Reverse(a)).cmp(&(Reverse(n), Reverse(b))));
-    }
-    let mut out = b"{\"facetHits\":[".to_vec();
-    for (i, (_, (value, count))) in values.iter().take(view.max_values_per_facet).enumerate() {
-        if i > 0 {
-            out.push(b',');
-        }
-        out.extend_from_slice(b"{\"value\":");
-        push_text(&mut out, value);
-        out.extend_from_slice(b",\"count\":");
-        push_number(&mut out, *count);
-        out.push(b'}');
-    }
-    out.extend_from_slice(b"],\"facetQuery\":");
-    out.extend_from_slice(facet_query.unwrap_or(b"null"));
-    out.extend_from_slice(b",\"processingTimeMs\":");
-    push_number(&mut out, processing_time_ms);
-    write_remote_errors(&mut out, missing);
-    out.push(b'}');
-    Ok(out)
-}
-
-/// Adds one part's values; gives the raw `facetQuery`.
-fn add_values<'a>(
-    values: &mut BTreeMap<String, (String, u64)>,
-    part: &'a PartAnswer,
-) -> Result<Option<&'a [u8]>, PartError> {
-    let mut query = None;
-    let mut found = false;
-    for member in json::members(&part.body, 0)? {
-        let m = member?;
-        match m.raw_key {
-            b"facetQuery" => query = Some(m.value),
-            b"facetHits" => {
-                found = true;
-                for element in json::elements(m.value, 0)? {
-                    let (value, count) = read_value(element?.1)?;
-                    let sum = &mut values.entry(normalise(&value)).or_insert((value, 0)).1;
-                    *sum = sum.saturating_add(count);
-                }
-            }
-            _ => {}
-        }
-    }
-    if found { Ok(query) } else { Err(PartError::Lacks("facetHits")) }
-}
-
-fn read_value(text: &[u8]) -> Result<(String, u64), PartError> {
-    let (mut value, mut count) = (None, None);
-    for member in json::members(text, 0)? {
-        let m = member?;
-        match m.raw_key {
-            b"value" => value = serde_json::from_slice::<String>(m.value).ok(),
-            b"count" => count = std::str::from_utf8(m.value).ok().and_then(|s| s.parse::<u64>().ok()),
-            _ => {}
-        }
-    }
-    Ok((value.ok_or(PartError::Lacks("value"))?, count.ok_or(PartError::Lacks("count"))?))
 }
 
 #[cfg(test)]
@@ -452,30 +371,5 @@ mod tests {
         assert!(DocumentsQuery::from_query_string([("foo", "1")]).unwrap().passthrough_invalid());
         assert!(DocumentsQuery::from_query_string([("fields", "_miroir_shard")]).is_err());
         assert!(DocumentsQuery::from_json(br#"{"limit":"x"}"#).unwrap().passthrough_invalid());
-    }
-
-    #[test]
-    fn facet_values_are_summed_and_cut() {
-        let body = |hits: Value| json!({"facetHits": hits, "facetQuery": "r", "processingTimeMs": 0});
-        let parts = [
-            part(1, &body(json!([{"value": "RED", "count": 3}, {"value": "rose", "count": 9}]))),
-            part(0, &body(json!([{"value": "Red", "count": 2}, {"value": "ruby", "count": 9}]))),
-        ];
-        let query = FacetSearchQuery::from_json(br#"{"facetName":"c","facetQuery":"r"}"#).unwrap();
-        let merge = |view: &IndexView| {
-            String::from_utf8(merge_facet_search(&query, view, &parts, &ShardSet::new(), 4).unwrap()).unwrap()
-        };
-        assert_eq!(
-            merge(&IndexView { max_values_per_facet: 2, ..IndexView::default() }),
-            r#"{"facetHits":[{"value":"Red","count":5},{"value":"rose","count":9}],"facetQuery":"r","processingTimeMs":4}"#
-        );
-        let order = BTreeMap::from([("c".to_owned(), FacetOrder::Count)]);
-        assert_eq!(
-            merge(&IndexView { sort_facet_values_by: order, max_values_per_facet: 2, ..IndexView::default() }),
-            r#"{"facetHits":[{"value":"ruby","count":9},{"value":"rose","count":9}],"facetQuery":"r","processingTimeMs":4}"#
-        );
-        let bad = [part(0, &json!({"facetHits": [{"value": 1}]}))];
-        assert!(merge_facet_search(&query, &IndexView::default(), &bad, &ShardSet::new(), 4).is_err());
-        assert!(FacetSearchQuery::from_json(br#"{"facetName":"_miroir_shard"}"#).is_err());
     }
 }

@@ -6,10 +6,10 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use super::SHARD_FIELD;
 use super::query::{FacetOrder, IndexView};
 use super::value::normalise;
 use crate::proto::json::{self, Member, ScanError};
+use crate::types::SHARD_FIELD;
 
 /// Up to this many candidates, nodes sort numbers as texts when the order is by value.
 const NUMBERS_AS_TEXTS_MAX: u64 = 3_000;

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::SHARD_FIELD;
 use crate::proto::json;
+use crate::types::SHARD_FIELD;
 use crate::types::{ShardId, ShardSet};
 
 /// A filter's text taken apart as Meilisearch's grammar does.

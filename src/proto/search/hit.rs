@@ -4,9 +4,9 @@
 
 use std::ops::Range;
 
-use super::SHARD_FIELD;
 use super::query::{IndexView, is_within};
 use crate::proto::json::{self, Member, ScanError};
+use crate::types::SHARD_FIELD;
 
 /// One hit inside a body.
 #[derive(Debug, Clone, PartialEq, Eq)]

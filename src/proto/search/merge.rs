@@ -8,13 +8,13 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
-use super::SHARD_FIELD;
 use super::facets::{self, Facets};
 use super::hit::{self, HitStyle, RawHit};
 use super::order::{self, Blend, DetailsError, Rules};
 use super::query::{IndexView, Page, SearchQuery};
 use super::value::{Distinct, distinct_values};
 use crate::proto::json::{self, ScanError};
+use crate::types::SHARD_FIELD;
 use crate::types::{ErrorCode, ShardSet};
 
 /// One part's answer.
@@ -58,6 +58,8 @@ pub struct MergeRequest<'a> {
     pub processing_time_ms: u64,
     /// This request's id.
     pub request_uid: &'a str,
+    /// The JSON of `metadata`, if the client asked for it.
+    pub metadata: Option<&'a str>,
 }
 
 /// What is wrong inside one part, before its shards are known.
@@ -90,7 +92,6 @@ struct Body<'a> {
     total: Option<u64>,
     distribution: Option<&'a [u8]>,
     stats: Option<&'a [u8]>,
-    metadata: Option<&'a [u8]>,
     performance: Option<&'a [u8]>,
     semantic: Option<u64>,
 }
@@ -111,7 +112,6 @@ fn read_body(text: &[u8], hits_max: usize) -> Result<Body<'_>, PartError> {
             b"estimatedTotalHits" | b"totalHits" => body.total = count(m.value),
             b"facetDistribution" => body.distribution = Some(m.value),
             b"facetStats" => body.stats = Some(m.value),
-            b"metadata" => body.metadata = Some(m.value),
             b"performanceDetails" => body.performance = Some(m.value),
             b"semanticHitCount" => body.semantic = count(m.value),
             _ => {}
@@ -190,9 +190,11 @@ fn strip(request: &MergeRequest<'_>, part: &PartAnswer) -> Result<Vec<u8>, PartE
                 }
             }
             b"processingTimeMs" => push_number(&mut out, request.processing_time_ms),
-            b"requestUid" => push_text(&mut out, request.request_uid),
+            b"requestUid" => {
+                push_text(&mut out, request.request_uid);
+                push_metadata(&mut out, request.metadata);
+            }
             b"facetDistribution" => facets::write_cut(&mut out, m.value, request.view.max_values_per_facet)?,
-            b"metadata" => write_metadata(&mut out, m.value, request.view)?,
             _ => out.extend_from_slice(m.value),
         }
     }
@@ -375,10 +377,7 @@ impl<'a> Merger<'a> {
         self.write_facets(out, total)?;
         out.extend_from_slice(b",\"requestUid\":");
         push_text(out, self.request.request_uid);
-        if let Some((part, metadata)) = bodies.iter().enumerate().find_map(|(i, b)| b.metadata.map(|m| (i, m))) {
-            out.extend_from_slice(b",\"metadata\":");
-            write_metadata(out, metadata, self.request.view).map_err(|e| e.of(&self.parts[part].shards))?;
-        }
+        push_metadata(out, self.request.metadata);
         // The slowest part's: phases that ran side by side have no sum.
         let slowest = bodies.iter().filter(|b| b.performance.is_some()).max_by_key(|b| b.processing_time_ms);
         if let Some(details) = slowest.and_then(|b| b.performance).filter(|_| self.request.query.shows_performance()) {
@@ -538,23 +537,12 @@ fn write_page(out: &mut Vec<u8>, page: Page, total: u64) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// Metadata names the index: by the client's name.
-fn write_metadata(out: &mut Vec<u8>, metadata: &[u8], view: &IndexView) -> Result<(), PartError> {
-    out.push(b'{');
-    for (i, member) in json::members(metadata, 0)?.enumerate() {
-        let m = member?;
-        if i > 0 {
-            out.push(b',');
-        }
-        out.extend_from_slice(&metadata[m.start..m.value_start]);
-        if m.is("indexUid") {
-            push_text(out, &view.uid);
-        } else {
-            out.extend_from_slice(m.value);
-        }
+/// `metadata` follows `requestUid`.
+fn push_metadata(out: &mut Vec<u8>, metadata: Option<&str>) {
+    if let Some(metadata) = metadata {
+        out.extend_from_slice(b",\"metadata\":");
+        out.extend_from_slice(metadata.as_bytes());
     }
-    out.push(b'}');
-    Ok(())
 }
 
 /// A partial answer says so in the body too, because SDKs show no headers.
@@ -607,6 +595,8 @@ mod tests {
             missing: &missing,
             processing_time_ms: 7,
             request_uid: "uid",
+            // A field that no search has.
+            metadata: q.get("metadata").and_then(Value::as_str),
         };
         merge(&request).map(|bytes| String::from_utf8(bytes).unwrap())
     }
@@ -637,7 +627,6 @@ mod tests {
             b["facetDistribution"] = json!({"c": {"x": 1}});
             b["facetStats"] = json!({});
             b["queryVector"] = json!([0.5]);
-            b["metadata"] = json!({"queryUid": "u", "indexUid": "packages__m00000001", "primaryKey": "id"});
             b["performanceDetails"] = json!({"search": "1ms"});
             b["semanticHitCount"] = json!(0);
             b
@@ -645,11 +634,11 @@ mod tests {
         let view = IndexView { uid: "packages".into(), ..IndexView::default() };
         let parts = [part(0, &b(&[hit("a", 1)])), part(1, &b(&[hit("b", 2)]))];
         assert_eq!(
-            text(&json!({"showPerformanceDetails": true}), &view, &parts).unwrap(),
+            text(&json!({"showPerformanceDetails": true, "metadata": "{\"queryUid\":\"u\"}"}), &view, &parts).unwrap(),
             concat!(
                 r#"{"hits":[{"id":"b"},{"id":"a"}],"query":"q","queryVector":[0.5],"processingTimeMs":7,"#,
                 r#""limit":20,"offset":0,"estimatedTotalHits":2,"facetDistribution":{"c":{"x":2}},"facetStats":{},"#,
-                r#""requestUid":"uid","metadata":{"queryUid":"u","indexUid":"packages","primaryKey":"id"},"#,
+                r#""requestUid":"uid","metadata":{"queryUid":"u"},"#,
                 r#""performanceDetails":{"search":"1ms"},"semanticHitCount":0}"#
             )
         );
@@ -776,6 +765,7 @@ mod tests {
                 missing: &missing,
                 processing_time_ms: 1,
                 request_uid: "u",
+                metadata: None,
             };
             keywords_suffice(&request).unwrap()
         };
@@ -798,6 +788,7 @@ mod tests {
                 missing: &missing,
                 processing_time_ms: 1,
                 request_uid: "u",
+                metadata: None,
             };
             let seen: Value = serde_json::from_slice(&merge(&request).unwrap()).unwrap();
             assert_eq!(seen["remoteErrors"]["shards 3,7"]["code"], "miroir_shards_unavailable");
@@ -939,7 +930,7 @@ mod tests {
                     let query = query(&json!({"distinct": "id"}));
                     let (view, missing) = (IndexView::default(), ShardSet::new());
                     let request = MergeRequest { query: &query, view: &view, parts: &[damaged], keywords_only: false, missing: &missing,
-                        processing_time_ms: 1, request_uid: "u" };
+                        processing_time_ms: 1, request_uid: "u", metadata: None };
                     let _ = merge(&request);
                 }
             }

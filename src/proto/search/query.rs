@@ -8,26 +8,16 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 use twox_hash::XxHash64;
 
-use super::SHARD_FIELD;
 use super::filter;
+use super::request::{Mistyped, Original, QueryError, Sent, boolean, filter_parameter, size, sort_parameter, words};
 pub use crate::proto::settings::FacetOrder;
+use crate::types::SHARD_FIELD;
 use crate::types::{PhysicalIndex, ShardId};
 
 /// Meilisearch's default of `limit` and `hitsPerPage`.
 const LIMIT_DEFAULT: usize = 20;
 /// Meilisearch's default of `hybrid.semanticRatio`.
 const SEMANTIC_RATIO_DEFAULT: f64 = 0.5;
-
-/// Why a search is refused by the mesh itself.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum QueryError {
-    /// 400 `miroir_reserved_field`.
-    #[error("the field `_miroir_shard` is reserved and can't be used in `{parameter}`")]
-    Reserved {
-        /// The parameter that names the field.
-        parameter: String,
-    },
-}
 
 /// What the client set on the index, as far as searches are concerned. Nodes hold some of it in another form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,21 +102,10 @@ impl Page {
     }
 }
 
-/// What came from the client, for a node that is to refuse it in its own words.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Original {
-    /// The body of a POST.
-    Body(Vec<u8>),
-    /// The parameters of a GET, decoded.
-    Parameters(Vec<(String, String)>),
-}
-
 /// One search.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SearchQuery {
-    fields: Map<String, Value>,
-    original: Original,
-    invalid: bool,
+    sent: Sent,
     page: Page,
     distinct: Option<String>,
     semantic_ratio: Option<f64>,
@@ -138,42 +117,6 @@ pub struct SearchQuery {
     show_matches: bool,
     retrieve_vectors: bool,
     show_performance: bool,
-}
-
-/// A field of the wrong type: the node refuses it better.
-struct Mistyped;
-
-fn number(fields: &Map<String, Value>, key: &str, null: bool) -> Result<Option<usize>, Mistyped> {
-    match fields.get(key) {
-        None => Ok(None),
-        Some(Value::Null) if null => Ok(None),
-        Some(v) => v.as_u64().and_then(|n| usize::try_from(n).ok()).map(Some).ok_or(Mistyped),
-    }
-}
-
-fn flag(fields: &Map<String, Value>, key: &str) -> Result<bool, Mistyped> {
-    match fields.get(key) {
-        None => Ok(false),
-        Some(v) => v.as_bool().ok_or(Mistyped),
-    }
-}
-
-fn text(fields: &Map<String, Value>, key: &str) -> Result<Option<String>, Mistyped> {
-    match fields.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(v) => v.as_str().map(|s| Some(s.to_owned())).ok_or(Mistyped),
-    }
-}
-
-fn list(fields: &Map<String, Value>, key: &str) -> Result<Option<Vec<String>>, Mistyped> {
-    match fields.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Array(items)) => {
-            let texts = items.iter().map(|v| v.as_str().map(str::to_owned));
-            texts.collect::<Option<_>>().map(Some).ok_or(Mistyped)
-        }
-        Some(_) => Err(Mistyped),
-    }
 }
 
 fn semantic_ratio(fields: &Map<String, Value>) -> Result<Option<f64>, Mistyped> {
@@ -198,35 +141,13 @@ const ATTRIBUTE_PARAMETERS: [&str; 7] = [
     "attributesToCrop",
 ];
 
-fn check_reserved(fields: &Map<String, Value>) -> Result<(), QueryError> {
-    let reserved = |parameter: &str| QueryError::Reserved { parameter: parameter.to_owned() };
-    if fields.get("filter").is_some_and(filter::names_shard_field) {
-        return Err(reserved("filter"));
-    }
-    for parameter in ATTRIBUTE_PARAMETERS {
-        let names = |v: &Value| v.as_str().is_some_and(filter::has_shard_word);
-        let found = match fields.get(parameter) {
-            Some(Value::Array(items)) => items.iter().any(names),
-            Some(v) => names(v),
-            None => false,
-        };
-        if found {
-            return Err(reserved(parameter));
-        }
-    }
-    Ok(())
-}
-
 impl SearchQuery {
     /// Takes the body of `POST /indexes/{uid}/search`.
     ///
     /// # Errors
     /// [`QueryError::Reserved`]; everything else that is wrong is left for a node to refuse.
     pub fn from_json(body: &[u8]) -> Result<Self, QueryError> {
-        match serde_json::from_slice::<Value>(body) {
-            Ok(Value::Object(fields)) => Self::of(fields, Original::Body(body.to_vec()), false),
-            _ => Self::of(Map::new(), Original::Body(body.to_vec()), true),
-        }
+        Ok(Self::of(Sent::from_json(body, &ATTRIBUTE_PARAMETERS)?))
     }
 
     /// Takes the decoded parameters of `GET /indexes/{uid}/search`.
@@ -236,24 +157,17 @@ impl SearchQuery {
     pub fn from_query_string<K: AsRef<str>, V: AsRef<str>>(
         pairs: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, QueryError> {
-        let pairs: Vec<_> = pairs.into_iter().map(|(k, v)| (k.as_ref().to_owned(), v.as_ref().to_owned())).collect();
-        let mut fields = Map::new();
-        let mut invalid = false;
-        for (key, value) in &pairs {
-            invalid |= get_parameter(&mut fields, key, value).is_err();
-        }
+        let mut sent = Sent::from_pairs(pairs, &ATTRIBUTE_PARAMETERS, get_parameter)?;
         // A ratio or a vector without an embedder is an error of its own; the node has the words for it.
+        let fields = &sent.fields;
         let no_embedder = fields.get("hybrid").is_some_and(|h| h.get("embedder").is_none());
-        invalid |= no_embedder || (fields.contains_key("vector") && !fields.contains_key("hybrid"));
-        Self::of(fields, Original::Parameters(pairs), invalid)
+        sent.invalid |= no_embedder || (fields.contains_key("vector") && !fields.contains_key("hybrid"));
+        Ok(Self::of(sent))
     }
 
-    fn of(fields: Map<String, Value>, original: Original, invalid: bool) -> Result<Self, QueryError> {
-        check_reserved(&fields)?;
+    fn of(sent: Sent) -> Self {
         let mut query = Self {
-            fields,
-            original,
-            invalid,
+            sent,
             page: Page::Offset { offset: 0, limit: LIMIT_DEFAULT },
             distinct: None,
             semantic_ratio: None,
@@ -267,41 +181,41 @@ impl SearchQuery {
             show_performance: false,
         };
         if query.understand().is_err() {
-            query.invalid = true;
+            query.sent.invalid = true;
         }
-        Ok(query)
+        query
     }
 
     fn understand(&mut self) -> Result<(), Mistyped> {
-        let f = &self.fields;
-        let offset = number(f, "offset", false)?.unwrap_or(0);
-        let limit = number(f, "limit", false)?.unwrap_or(LIMIT_DEFAULT);
-        self.page = match (number(f, "page", true)?, number(f, "hitsPerPage", true)?) {
+        let f = &self.sent;
+        let offset = f.number("offset", false)?.unwrap_or(0);
+        let limit = f.number("limit", false)?.unwrap_or(LIMIT_DEFAULT);
+        self.page = match (f.number("page", true)?, f.number("hitsPerPage", true)?) {
             (None, None) => Page::Offset { offset, limit },
             (page, hits) => Page::Numbered { page: page.unwrap_or(1), hits_per_page: hits.unwrap_or(LIMIT_DEFAULT) },
         };
-        self.distinct = text(f, "distinct")?;
-        self.semantic_ratio = semantic_ratio(f)?;
-        self.retrieve = list(f, "attributesToRetrieve")?;
-        self.highlight = list(f, "attributesToHighlight")?.unwrap_or_default();
-        self.crop = list(f, "attributesToCrop")?.unwrap_or_default();
-        self.show_score = flag(f, "showRankingScore")?;
-        self.show_details = flag(f, "showRankingScoreDetails")?;
-        self.show_matches = flag(f, "showMatchesPosition")?;
-        self.retrieve_vectors = flag(f, "retrieveVectors")?;
-        self.show_performance = flag(f, "showPerformanceDetails")?;
+        self.semantic_ratio = semantic_ratio(&f.fields)?;
+        self.distinct = f.text("distinct")?;
+        self.retrieve = f.list("attributesToRetrieve")?;
+        self.highlight = f.list("attributesToHighlight")?.unwrap_or_default();
+        self.crop = f.list("attributesToCrop")?.unwrap_or_default();
+        self.show_score = f.flag("showRankingScore")?;
+        self.show_details = f.flag("showRankingScoreDetails")?;
+        self.show_matches = f.flag("showMatchesPosition")?;
+        self.retrieve_vectors = f.flag("retrieveVectors")?;
+        self.show_performance = f.flag("showPerformanceDetails")?;
         Ok(())
     }
 
     /// Whether this query can't be merged because it is mistyped: one node gets [`SearchQuery::original`] and refuses it.
     /// A node that does not refuse it must not be believed.
     pub fn passthrough_invalid(&self) -> bool {
-        self.invalid
+        self.sent.invalid
     }
 
     /// What came from the client. After a node's 4xx, asking one node with this gives the error in the client's terms.
     pub fn original(&self) -> &Original {
-        &self.original
+        &self.sent.original
     }
 
     /// Which hits the client wants.
@@ -311,12 +225,12 @@ impl SearchQuery {
 
     /// The query's text, if there is one.
     pub fn q(&self) -> Option<&str> {
-        self.fields.get("q").and_then(Value::as_str)
+        self.sent.fields.get("q").and_then(Value::as_str)
     }
 
     /// The client's filter.
     pub fn filter(&self) -> Option<&Value> {
-        self.fields.get("filter").filter(|f| !f.is_null())
+        self.sent.fields.get("filter").filter(|f| !f.is_null())
     }
 
     /// The share of vectors in a search that mixes both, between 0 and 1 exclusively.
@@ -382,7 +296,7 @@ impl SearchQuery {
     /// The body for each of `parts` parts (POST `/indexes/{physical}/search`). One part gets the client's page, several
     /// return everything up to its end, with the details that the merge compares.
     pub fn part_body(&self, parts: usize, view: &IndexView) -> Vec<u8> {
-        let mut f = self.fields.clone();
+        let mut f = self.sent.fields.clone();
         let mut set = |key: &str, value: Value| {
             f.insert(key.to_owned(), value);
         };
@@ -434,7 +348,7 @@ impl SearchQuery {
             return None;
         }
         let mut keyword = self.clone();
-        keyword.fields.get_mut("hybrid")?.as_object_mut()?.insert("semanticRatio".into(), 0.into());
+        keyword.sent.fields.get_mut("hybrid")?.as_object_mut()?.insert("semanticRatio".into(), 0.into());
         Some(keyword.part_body(parts, view))
     }
 
@@ -442,7 +356,7 @@ impl SearchQuery {
     pub fn plan_hash(&self, physical: &PhysicalIndex) -> u64 {
         let mut bytes = physical.as_str().as_bytes().to_vec();
         let page = ["offset", "limit", "page", "hitsPerPage"];
-        let mut sorted: Vec<_> = self.fields.iter().filter(|(k, _)| !page.contains(&k.as_str())).collect();
+        let mut sorted: Vec<_> = self.sent.fields.iter().filter(|(k, _)| !page.contains(&k.as_str())).collect();
         sorted.sort_by_key(|(k, _)| *k);
         for (key, value) in sorted {
             bytes.push(0);
@@ -502,31 +416,27 @@ fn shown_crops(asked: &[String], displayed: &[String], view: &IndexView) -> Vec<
     out
 }
 
-/// One parameter of a GET, put where a POST has it. As on a node the last of several wins, and empty items of
-/// comma-separated lists are left out.
+/// One parameter of a GET, put where a POST has it. As on a node the last of several wins.
 fn get_parameter(fields: &mut Map<String, Value>, key: &str, value: &str) -> Result<(), Mistyped> {
-    let words = || -> Vec<&str> { value.split(',').filter(|s| !s.is_empty()).collect() };
     let parsed: Value = match key {
         "q" | "cropMarker" | "highlightPreTag" | "highlightPostTag" | "distinct" | "matchingStrategy" => value.into(),
-        "offset" | "limit" | "page" | "hitsPerPage" | "cropLength" => {
-            value.parse::<usize>().map_err(|_| Mistyped)?.into()
-        }
+        "offset" | "limit" | "page" | "hitsPerPage" | "cropLength" => size(value)?,
         "showMatchesPosition"
         | "showRankingScore"
         | "showRankingScoreDetails"
         | "showPerformanceDetails"
         | "retrieveVectors"
-        | "useNetwork" => value.parse::<bool>().map_err(|_| Mistyped)?.into(),
+        | "useNetwork" => boolean(value)?,
         "attributesToRetrieve"
         | "attributesToCrop"
         | "attributesToHighlight"
         | "attributesToSearchOn"
         | "facets"
-        | "locales" => words().into(),
+        | "locales" => words(value).into(),
         "sort" => sort_parameter(value).into(),
-        "filter" => serde_json::from_str(value).unwrap_or_else(|_| value.into()),
+        "filter" => filter_parameter(value),
         "rankingScoreThreshold" => finite(value)?,
-        "vector" => words().into_iter().map(finite).collect::<Result<Vec<_>, _>>()?.into(),
+        "vector" => words(value).into_iter().map(finite).collect::<Result<Vec<_>, _>>()?.into(),
         "hybridEmbedder" => return nested(fields, "hybrid", "embedder", value.into()),
         "hybridSemanticRatio" => return nested(fields, "hybrid", "semanticRatio", finite(value)?),
         "personalizeUserContext" => return nested(fields, "personalize", "userContext", value.into()),
@@ -545,26 +455,6 @@ fn nested(fields: &mut Map<String, Value>, outer: &str, inner: &str, value: Valu
     let entry = fields.entry(outer).or_insert_with(|| Map::new().into());
     entry.as_object_mut().ok_or(Mistyped)?.insert(inner.to_owned(), value);
     Ok(())
-}
-
-/// Splits `sort` at its commas, but not at those inside `_geoPoint(…)`.
-pub(super) fn sort_parameter(value: &str) -> Vec<String> {
-    let mut out: Vec<String> = Vec::new();
-    let mut open = false;
-    for piece in value.trim_matches('"').split(',').map(str::trim) {
-        match out.last_mut() {
-            Some(last) if open => {
-                last.push(',');
-                last.push_str(piece);
-                open = !(piece.ends_with("):asc") || piece.ends_with("):desc"));
-            }
-            _ => {
-                open = piece.starts_with("_geoPoint(");
-                out.push(piece.to_owned());
-            }
-        }
-    }
-    out
 }
 
 #[cfg(test)]
