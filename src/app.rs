@@ -246,6 +246,9 @@ fn services(
     let nodes = Nodes::new(cluster.clone(), members.clone());
     let secret = |s: &Option<crate::config::Secret>| s.as_ref().map(|s| s.expose().to_owned());
     let max_body = usize::try_from(config.http.max_body_bytes).unwrap_or(usize::MAX);
+    let topology = cluster.topology();
+    let groups: std::collections::BTreeSet<_> = topology.groups().into_values().collect();
+    let copies = topology.rf * groups.len();
     let (master, admin) = (secret(&config.access.master_key), secret(&config.access.admin_key));
     api::routes::Parts {
         cluster: cluster.clone(),
@@ -258,7 +261,7 @@ fn services(
         tasks: tasks.clone(),
         keys: Keys::new(master.as_deref(), admin.as_deref()),
         options: ApiOptions { max_body_bytes: max_body, body_timeout: Duration::from_secs(config.http.body_timeout_s) },
-        room: api::room::Room::new(config.http.max_concurrent_requests, max_body),
+        room: api::room::Room::new(config.http.max_concurrent_requests, max_body, copies),
         metrics: Arc::clone(metrics),
     }
 }

@@ -124,6 +124,13 @@ fn bodies_that_are_too_large_or_too_deep_are_refused_and_cost_little() {
         });
     }
 
+    // A table of which each short record repeats a long name as JSON.
+    let table = format!("id,{}\n{}", "n".repeat(100_000), (0..100_000).map(|i| format!("{i},\n")).collect::<String>());
+    assert!(table.len() < LIMIT);
+    client
+        .call("POST", documents, &[("content-type", "text/csv")], table.as_bytes())
+        .expect_error(413, "payload_too_large");
+
     let deep = format!("{}{}", "[".repeat(DEPTH), "]".repeat(DEPTH));
     let objects = format!("{}1{}", "{\"a\":".repeat(DEPTH), "}".repeat(DEPTH));
     for nested in [&deep, &objects] {

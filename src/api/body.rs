@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use super::room::Bodies;
 use super::routes::Api;
+use crate::services::Failure;
 use crate::services::documents::gunzip;
 use crate::types::ErrorCode;
 
@@ -39,20 +40,27 @@ pub async fn read(api: &Api, request: Request) -> Result<(HeaderMap, Bytes), Api
     let (parts, body) = request.into_parts();
     let limit = api.options.max_body_bytes;
     let bodies = parts.extensions.get::<Bodies>().cloned();
+    let grow = account_of(bodies.clone());
     let bytes = collect(body, limit, api, bodies.as_ref()).await?;
     let encoding = parts.headers.get(CONTENT_ENCODING).and_then(|v| v.to_str().ok()).unwrap_or("identity");
     let bytes = match encoding.trim().to_ascii_lowercase().as_str() {
         "identity" | "" => bytes,
-        "gzip" | "x-gzip" => {
-            let grow = move |bytes| hold(bodies.as_ref(), bytes).map_err(|e| e.0);
-            gunzip(bytes, limit, grow).await?
-        }
+        "gzip" | "x-gzip" => gunzip(bytes, limit, grow).await?,
         other => {
             let message = format!("The Content-Encoding `{other}` is not supported; send the body plain or as gzip.");
             return Err(ApiError::new(ErrorCode::BadRequest, message));
         }
     };
     Ok((parts.headers, bytes))
+}
+
+/// What is asked before a service holds so many bytes more for this request.
+pub fn account(request: &Request) -> impl Fn(usize) -> Result<(), Failure> + Clone + Send + use<> {
+    account_of(request.extensions().get::<Bodies>().cloned())
+}
+
+fn account_of(bodies: Option<Bodies>) -> impl Fn(usize) -> Result<(), Failure> + Clone + Send {
+    move |bytes| hold(bodies.as_ref(), bytes).map_err(|e| e.0)
 }
 
 /// Counts bytes as held by the request; a request that no server counts (in a test) holds what it likes.

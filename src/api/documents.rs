@@ -38,8 +38,9 @@ pub async fn add(
         primary_key: params.get("primaryKey").map(str::to_owned),
         custom_metadata: params.get("customMetadata").map(str::to_owned),
     };
+    let hold = body::account(&request);
     let (_, bytes) = body::read(&api, request).await?;
-    json_value(StatusCode::ACCEPTED, &api.documents.add(&uid, bytes, add, trace).await?)
+    json_value(StatusCode::ACCEPTED, &api.documents.add(&uid, bytes, add, hold, trace).await?)
 }
 
 fn skip_creation(value: Option<&str>) -> Result<bool, ApiError> {

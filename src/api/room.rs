@@ -15,8 +15,10 @@ use crate::types::ErrorCode;
 
 /// Bodies are counted in pieces of this size.
 const UNIT: usize = 1 << 10;
-/// Bodies of the configured size that fit at once.
+/// Bodies of the configured size that fit at once …
 const BODIES: usize = 4;
+/// … beside the copies for the replicas of so many.
+const COPIED: usize = 2;
 
 /// The member's room.
 #[derive(Debug, Clone)]
@@ -24,6 +26,7 @@ pub struct Room {
     requests: Arc<Semaphore>,
     most: u32,
     units: Arc<Semaphore>,
+    all_units: usize,
 }
 
 /// A request's place; its end gives back what the request holds.
@@ -66,18 +69,22 @@ impl http_body::Body for Placed {
 #[derive(Debug, Clone)]
 pub struct Bodies {
     units: Arc<Semaphore>,
+    all_units: usize,
     held: Arc<Mutex<Vec<OwnedSemaphorePermit>>>,
 }
 
 impl Room {
-    /// Room for so many requests, and for four bodies of the largest size (at least 64 MiB).
-    pub fn new(requests: usize, max_body_bytes: usize) -> Self {
-        let units = max_body_bytes.saturating_mul(BODIES).max(64 << 20) / UNIT;
+    /// Room for so many requests, and for four bodies of the largest size and the copies of two of them, of which each
+    /// document has `copies` (at least 64 MiB).
+    pub fn new(requests: usize, max_body_bytes: usize, copies: usize) -> Self {
+        let bodies = copies.saturating_mul(COPIED).saturating_add(BODIES);
+        let units = (max_body_bytes.saturating_mul(bodies).max(64 << 20) / UNIT).min(Semaphore::MAX_PERMITS);
         let most = u32::try_from(requests).unwrap_or(u32::MAX);
         Self {
             requests: Arc::new(Semaphore::new(most as usize)),
             most,
-            units: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            units: Arc::new(Semaphore::new(units)),
+            all_units: units,
         }
     }
 
@@ -98,7 +105,8 @@ impl Room {
             let message = "Too many requests are under way at this member; try again, or ask another member.";
             ApiError::new(ErrorCode::TooManySearchRequests, message)
         })?;
-        Ok(Place { _request: request, bodies: Bodies { units: Arc::clone(&self.units), held: Arc::default() } })
+        let (units, all_units) = (Arc::clone(&self.units), self.all_units);
+        Ok(Place { _request: request, bodies: Bodies { units, all_units, held: Arc::default() } })
     }
 }
 
@@ -113,14 +121,25 @@ impl Bodies {
     /// Counts `bytes` more as held by the request.
     ///
     /// # Errors
-    /// `too_many_search_requests` if the bodies of all requests would be too large together.
+    /// `too_many_search_requests` if the bodies of all requests would be too large together, `payload_too_large` if this
+    /// request would not even fit alone.
     pub fn hold(&self, bytes: usize) -> Result<(), ApiError> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_own: usize = held.iter().map(OwnedSemaphorePermit::num_permits).sum();
+        if of_own.saturating_add(units as usize) > self.all_units {
+            let message = format!(
+                "The request takes more room than this member has for all requests ({} MiB), as documents and their copies; \
+                 send fewer documents at once.",
+                (self.all_units * UNIT) >> 20
+            );
+            return Err(ApiError::new(ErrorCode::PayloadTooLarge, message));
+        }
         let permit = Arc::clone(&self.units).try_acquire_many_owned(units).map_err(|_| {
             let message = "The bodies of all requests under way at this member are too large together; try again.";
             ApiError::new(ErrorCode::TooManySearchRequests, message)
         })?;
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(permit);
+        held.push(permit);
         Ok(())
     }
 }
@@ -131,7 +150,7 @@ mod tests {
 
     #[test]
     fn what_a_request_held_is_free_after_it() {
-        let room = Room::new(2, 64 << 20);
+        let room = Room::new(2, 64 << 20, 0);
         let (first, second) = (room.enter().unwrap(), room.enter().unwrap());
         assert!(room.enter().is_err());
         first.bodies().hold(250 << 20).unwrap();
@@ -139,5 +158,18 @@ mod tests {
         drop(first);
         second.bodies().hold(10 << 20).unwrap();
         assert!(room.enter().is_ok());
+    }
+
+    #[test]
+    fn what_would_never_fit_is_too_large_and_not_a_matter_of_time() {
+        let room = Room::new(2, 64 << 20, 1);
+        let (first, second) = (room.enter().unwrap(), room.enter().unwrap());
+        let code = |r: Result<(), ApiError>| match r.unwrap_err().0 {
+            crate::services::Failure::Mesh { code, .. } => code,
+            other => panic!("{other:?}"),
+        };
+        first.bodies().hold(300 << 20).unwrap();
+        assert_eq!(code(first.bodies().hold(100 << 20)), ErrorCode::PayloadTooLarge);
+        assert_eq!(code(second.bodies().hold(100 << 20)), ErrorCode::TooManySearchRequests);
     }
 }

@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::indexes::{Index, Indexes};
 use super::tasks::{Subject, Summary, Tasks};
 use super::writes::{Order, Writes};
-use crate::proto::document::{self, DocumentError, Format, IdList, Payload};
+use crate::proto::document::{self, Batch, DocumentError, Format, IdList, Payload};
 use crate::proto::search::filter::names_shard_field;
 use crate::types::SHARD_FIELD;
 use crate::types::TraceId;
@@ -74,13 +74,22 @@ impl Documents {
         Self { cluster, indexes, tasks, writes }
     }
 
-    /// Adds or merges documents; an index that is not there is made.
+    /// Adds or merges documents; an index that is not there is made. Before so many bytes more than the body are held,
+    /// `hold` is asked.
     ///
     /// # Errors
     /// What is wrong with the body, or as for every write.
-    pub async fn add(&self, uid: &IndexUid, body: Bytes, add: Addition, trace: TraceId) -> Result<Summary, Failure> {
+    pub async fn add(
+        &self,
+        uid: &IndexUid,
+        body: Bytes,
+        add: Addition,
+        hold: impl Fn(usize) -> Result<(), Failure> + Clone + Send + 'static,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
         let format = add.format;
-        let payload = blocking(move || Payload::parse(body, format)).await?.map_err(|e| failure(&e))?;
+        let parse_hold = hold.clone();
+        let payload = blocking(move || Payload::parse_within(body, format, parse_hold)).await??;
         let received = payload.received();
         let subject = Subject::Documents { received, distinct: 0 };
         // As on a node, the index is there even if its first documents are refused.
@@ -101,6 +110,7 @@ impl Documents {
             None => None,
             Some(key) => {
                 let key = key.clone();
+                hold(Batch::size_of(received))?;
                 match blocking(move || payload.batch(&key, shards)).await? {
                     Ok(batch) => Some(batch),
                     Err(e) => return self.refuse(uid, subject, add, &e).await,
@@ -121,11 +131,12 @@ impl Documents {
         let owners = Owners::of(&index.value);
         let kind = WriteKind::AddDocuments { merge: add.merge, skip_creation: add.skip_creation };
         let orders = blocking(move || {
+            hold(batch.sizes(owners.members.len(), |shard| owners.of_shard(shard)).iter().sum())?;
             let parts = batch.split(owners.members.len(), |shard| owners.of_shard(shard));
             let filled = owners.members.into_iter().zip(parts).filter(|(_, part)| part.documents > 0);
-            filled.flat_map(|(member, part)| orders_of(member, part, &kind)).collect::<Vec<_>>()
+            Ok::<_, Failure>(filled.flat_map(|(member, part)| orders_of(member, part, &kind)).collect::<Vec<_>>())
         })
-        .await?;
+        .await??;
         self.writes.send(&index, subject, orders, add.custom_metadata, Instant::now() + PATIENCE, trace).await
     }
 

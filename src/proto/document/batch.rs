@@ -97,6 +97,11 @@ impl Payload {
 }
 
 impl Batch {
+    /// What [`Payload::batch`] holds for so many documents while it reads them, in bytes.
+    pub fn size_of(documents: usize) -> usize {
+        documents.saturating_mul(size_of::<Entry>() + size_of::<(u64, usize)>())
+    }
+
     /// The primary key under which the ids were found.
     pub fn primary_key(&self) -> &str {
         &self.primary_key
@@ -127,12 +132,7 @@ impl Batch {
     /// # Panics
     /// If `owners` names a number that is not below `members`.
     pub fn split<'o>(&self, members: usize, owners: impl Fn(ShardId) -> &'o [usize]) -> Vec<Part> {
-        let mut sizes = vec![0; members];
-        for entry in &self.entries {
-            for owner in owners(entry.shard) {
-                sizes[*owner] += (entry.end - entry.start) as usize + OPENING.len() + 6;
-            }
-        }
+        let sizes = self.sizes(members, &owners);
         let part = |size| Part { body: Vec::with_capacity(size), ..Part::default() };
         let mut parts: Vec<Part> = sizes.into_iter().map(part).collect();
         for entry in &self.entries {
@@ -145,6 +145,20 @@ impl Batch {
             }
         }
         parts
+    }
+
+    /// How large [`Self::split`] makes each body at most, in bytes.
+    ///
+    /// # Panics
+    /// As [`Self::split`].
+    pub fn sizes<'o>(&self, members: usize, owners: impl Fn(ShardId) -> &'o [usize]) -> Vec<usize> {
+        let mut sizes = vec![0; members];
+        for entry in &self.entries {
+            for owner in owners(entry.shard) {
+                sizes[*owner] += (entry.end - entry.start) as usize + OPENING.len() + 6;
+            }
+        }
+        sizes
     }
 
     fn slice(&self, start: u32, end: u32) -> &[u8] {

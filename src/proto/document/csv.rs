@@ -32,14 +32,20 @@ pub(super) struct Converted {
     pub(super) spans: Vec<(u32, u32)>,
 }
 
-/// Reads records and writes documents, at most `limit` bytes of them (and below 4 GiB).
-pub(super) fn to_json(input: &[u8], delimiter: u8, limit: usize) -> Result<Converted, DocumentError> {
+/// Reads records and writes documents, at most `limit` bytes of them (and below 4 GiB). Before so many bytes more are held,
+/// `hold` is asked.
+pub(super) fn to_json<E: From<DocumentError>>(
+    input: &[u8],
+    delimiter: u8,
+    limit: usize,
+    hold: &mut impl FnMut(usize) -> Result<(), E>,
+) -> Result<Converted, E> {
     let limit = limit.min(u32::MAX as usize);
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(input);
     let headers = reader.headers().map_err(DocumentError::malformed_csv)?.clone();
     let columns: Vec<_> = headers.iter().map(typed).collect();
     if columns.iter().any(|(name, _)| *name == SHARD_FIELD) {
-        return Err(DocumentError::reserved_field());
+        return Err(DocumentError::reserved_field().into());
     }
     // Of columns with one name, the first gives the place in the document and the last the value.
     let mut keys: Vec<Vec<u8>> = Vec::new();
@@ -57,28 +63,36 @@ pub(super) fn to_json(input: &[u8], delimiter: u8, limit: usize) -> Result<Conve
     let mut record = csv::StringRecord::new();
     let mut values = vec![Value::Null; keys.len()];
     let mut line = 0_usize;
+    let mut document = Vec::new();
     while reader.read_record(&mut record).map_err(DocumentError::malformed_csv)? {
         line += 1;
         for ((field, (_, kind)), slot) in record.iter().zip(&columns).zip(&slots) {
             values[*slot] = value(field, *kind, line)?;
         }
-        let start = out.text.len();
+        document.clear();
         for (i, (key, value)) in keys.iter().zip(&values).enumerate() {
-            out.text.push(if i == 0 { b'{' } else { b',' });
-            out.text.extend_from_slice(key);
-            out.text.push(b':');
-            serde_json::to_writer(&mut out.text, value).map_err(|e| DocumentError::malformed(Format::Ndjson, e))?;
-            if out.text.len() > limit {
-                return Err(DocumentError::too_large(limit));
-            }
+            document.push(if i == 0 { b'{' } else { b',' });
+            document.extend_from_slice(key);
+            document.push(b':');
+            serde_json::to_writer(&mut document, value).map_err(|e| DocumentError::malformed(Format::Ndjson, e))?;
         }
-        out.text.push(b'}');
-        let end = out.text.len();
+        document.extend_from_slice(b"}\n");
+        let start = out.text.len();
+        let total = start + document.len();
+        if total > limit {
+            return Err(DocumentError::too_large(limit).into());
+        }
+        if total > out.text.capacity() {
+            let capacity = total.max(out.text.capacity().saturating_mul(2)).min(limit);
+            hold(capacity - out.text.capacity())?;
+            out.text.reserve_exact(capacity - start);
+        }
+        out.text.extend_from_slice(&document);
+        let end = total - 1;
         match (u32::try_from(start), u32::try_from(end)) {
             (Ok(start), Ok(end)) => out.spans.push((start, end)),
-            _ => return Err(DocumentError::too_large(limit)),
+            _ => return Err(DocumentError::too_large(limit).into()),
         }
-        out.text.push(b'\n');
     }
     Ok(out)
 }

@@ -61,21 +61,35 @@ impl Payload {
     /// [`DocumentError::Sync`]: `missing_payload`, `malformed_payload`, `miroir_reserved_field`, or `payload_too_large`
     /// for a CSV body that grows beyond [`CALL_BODY_MAX_BYTES`] as JSON (each record repeats the header).
     pub fn parse(body: Bytes, format: Format) -> Result<Self, DocumentError> {
+        Self::parse_within(body, format, |_| Ok(()))
+    }
+
+    /// As [`Self::parse`]; before so many bytes more are held, `hold` is asked.
+    ///
+    /// # Errors
+    /// As [`Self::parse`], or what `hold` refuses with.
+    pub fn parse_within<E: From<DocumentError>>(
+        body: Bytes,
+        format: Format,
+        mut hold: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<Self, E> {
         if body.is_empty() {
-            return Err(DocumentError::missing_payload(format.name()));
+            return Err(DocumentError::missing_payload(format.name()).into());
         }
         // Positions are kept in 32 bits.
         if body.len() > CALL_BODY_MAX_BYTES {
-            return Err(DocumentError::too_large(CALL_BODY_MAX_BYTES));
+            return Err(DocumentError::too_large(CALL_BODY_MAX_BYTES).into());
         }
         let payload = match format {
             Format::Json => Self { spans: json_spans(&body)?, text: body, format },
             Format::Ndjson => Self { spans: ndjson_spans(&body)?, text: body, format },
             Format::Csv { delimiter } => {
-                let csv::Converted { text, spans } = csv::to_json(&body, delimiter, CALL_BODY_MAX_BYTES)?;
+                let csv::Converted { text, spans } = csv::to_json(&body, delimiter, CALL_BODY_MAX_BYTES, &mut hold)?;
+                hold(size_of_val(&*spans))?;
                 return Ok(Self { text: text.into(), spans, format });
             }
         };
+        hold(size_of_val(&*payload.spans))?;
         payload.check()?;
         Ok(payload)
     }

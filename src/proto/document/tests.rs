@@ -158,7 +158,8 @@ fn nesting_beyond_the_bound_is_malformed() {
 fn csv_that_grows_without_bound_is_refused() {
     let name = "n".repeat(1 << 20);
     let body = format!("id,{name}\n{}", "1,2\n".repeat(10_000));
-    let error = csv::to_json(body.as_bytes(), b',', 64 << 20).map(|_| ()).unwrap_err();
+    let error =
+        csv::to_json(body.as_bytes(), b',', 64 << 20, &mut |_| Ok::<(), DocumentError>(())).map(|_| ()).unwrap_err();
     assert_eq!(error.code(), ErrorCode::PayloadTooLarge);
 }
 
@@ -396,5 +397,32 @@ proptest! {
         let _ = IdList::parse(Bytes::from(body.clone()));
         let _ = strip_shard(&body);
         let _ = gunzip::<DocumentError>(&body, 1000, |_| Ok(()));
+    }
+}
+
+#[test]
+fn what_a_body_grows_to_is_asked_for_before_it_is_held() {
+    let names = "n".repeat(1_000);
+    let csv = format!("id,{names}\n{}", (0..500).map(|i| format!("{i},x\n")).collect::<String>());
+    let body = Bytes::from(csv.clone());
+    let mut held = 0;
+    let payload = Payload::parse_within(body.clone(), Format::Csv { delimiter: b',' }, |bytes| {
+        held += bytes;
+        Ok::<(), DocumentError>(())
+    })
+    .unwrap();
+    let grown: usize = payload.documents().map(<[u8]>::len).sum();
+    assert!(grown > 50 * csv.len() && held > grown && held < 3 * grown, "{held} {grown}");
+    let refused = Payload::parse_within(body, Format::Csv { delimiter: b',' }, |bytes| {
+        held = held.checked_sub(bytes).filter(|left| *left > grown).ok_or_else(|| DocumentError::too_large(7))?;
+        Ok::<(), DocumentError>(())
+    });
+    assert_eq!(refused.unwrap_err(), DocumentError::too_large(7));
+
+    let batch = payload.batch("id", 64).unwrap();
+    let owners: &[usize] = &[0, 1];
+    let sizes = batch.sizes(2, |_| owners);
+    for (part, size) in batch.split(2, |_| owners).into_iter().zip(sizes) {
+        assert!(part.body.len() <= size && size < part.body.len() + 600, "{} {size}", part.body.len());
     }
 }

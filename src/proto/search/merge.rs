@@ -835,7 +835,6 @@ mod tests {
             r#"{"hits":[],"estimatedTotalHits":-1}"#,
             r#"{"hits":[],"estimatedTotalHits":1,"facetDistribution":[]}"#,
             r#"{"hits":[],"estimatedTotalHits":1,"facetDistribution":{},"facetStats":7}"#,
-            r#"{"hits":[],"estimatedTotalHits":1,"metadata":7}"#,
             &good[..good.len() / 2],
         ] {
             let bad = PartAnswer { shards: shards(&[1]), alone: false, body: bad.to_owned().into() };
