@@ -8,28 +8,8 @@ mod common;
 use std::io::Read as _;
 use std::path::Path;
 
-use common::{Answer, Client, Dice, Engine, Mesh, NODE_KEY, Plan, Single, sample, say};
+use common::{Answer, Client, Dice, Engine, Mesh, NODE_KEY, Plan, RUN, Single, sample, say};
 use serde_json::{Value, json};
-
-/// Different in every run, or a matter of one node's disk.
-const RUN: [&str; 16] = [
-    "commitSha",
-    "commitDate",
-    "processingTimeMs",
-    "requestUid",
-    "enqueuedAt",
-    "startedAt",
-    "finishedAt",
-    "createdAt",
-    "updatedAt",
-    "duration",
-    "taskUid",
-    "batchUid",
-    "databaseSize",
-    "usedDatabaseSize",
-    "rawDocumentDbSize",
-    "avgDocumentSize",
-];
 
 /// What a rule's score is divided by depends on the documents that one node holds.
 const DENOMINATORS: [&str; 3] = ["maxTypoCount", "score", "_rankingScore"];

@@ -187,12 +187,21 @@ pub async fn json(api: &Api, request: Request) -> Result<Value, ApiError> {
 /// As [`json`], or `bad_request`.
 pub async fn json_object(api: &Api, request: Request, known: &[&str]) -> Result<Map<String, Value>, ApiError> {
     let map = object(json(api, request).await?)?;
+    self::known(&map, known)?;
+    Ok(map)
+}
+
+/// Checks that an object has only `known` fields.
+///
+/// # Errors
+/// `bad_request`.
+pub fn known(map: &Map<String, Value>, known: &[&str]) -> Result<(), ApiError> {
     if let Some(name) = map.keys().find(|k| !known.contains(&k.as_str())) {
         let list: Vec<_> = known.iter().map(|k| format!("`{k}`")).collect();
         let message = format!("Unknown field `{name}`: expected one of {}", list.join(", "));
         return Err(ApiError::new(ErrorCode::BadRequest, message));
     }
-    Ok(map)
+    Ok(())
 }
 
 /// A value that must be an object.

@@ -65,15 +65,13 @@ fn format(kind: &str, delimiter: Option<&str>) -> Result<Format, ApiError> {
                 Err(ApiError::new(ErrorCode::InvalidDocumentCsvDelimiter, message))
             }
             _ => {
-                let message = if text.chars().count() == 1 {
-                    format!("csv delimiter must be an ascii character. Found: `{text}`")
-                } else {
-                    let parts = text.chars().count();
-                    format!(
-                        "expected a string of one character, but found the following string of {parts} characters: `{text}`"
-                    )
+                let message = match text.chars().count() {
+                    1 => format!("csv delimiter must be an ascii character. Found: `{text}`"),
+                    parts => format!(
+                        "Invalid value in parameter `csvDelimiter`: expected a string of one character, but found the \
+                         following string of {parts} characters: `{text}`"
+                    ),
                 };
-                let message = format!("Invalid value in parameter `csvDelimiter`: {message}");
                 Err(ApiError::new(ErrorCode::InvalidDocumentCsvDelimiter, message))
             }
         },

@@ -42,7 +42,7 @@ pub async fn version(State(api): State<Api>) -> ApiResult {
 
 /// `GET /stats`
 pub async fn stats(State(api): State<Api>, trace: axum::Extension<TraceId>, request: Request) -> ApiResult<Response> {
-    Params::parse(request.uri().query(), &["sizeFormat", "showInternalDatabaseSizes"])?;
+    Params::parse(request.uri().query(), &["showInternalDatabaseSizes", "sizeFormat"])?;
     let (stats, missing) = api.stats.all(*trace).await?;
     Ok(marked(json_value(StatusCode::OK, &stats)?, &missing))
 }

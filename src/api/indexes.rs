@@ -5,7 +5,7 @@ use axum::extract::{Path, Request, State};
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::body::{json_object, optional_text};
+use super::body::{self, json_object, optional_text};
 use super::error::{ApiError, ApiResult, json_value};
 use super::params::{Params, index_uid, invalid_index_uid};
 use super::routes::Api;
@@ -63,7 +63,15 @@ pub async fn update(
     request: Request,
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
-    let map = json_object(&api, request, &["primaryKey", "uid"]).await?;
+    let map = body::object(body::json(&api, request).await?)?;
+    let immutable =
+        [("createdAt", ErrorCode::ImmutableIndexCreatedAt), ("updatedAt", ErrorCode::ImmutableIndexUpdatedAt)];
+    if let Some((field, code)) = immutable.into_iter().find(|(field, _)| map.contains_key(*field)) {
+        let message = format!("Immutable field `{field}`: expected one of `primaryKey`, `uid`");
+        return Err(ApiError::new(code, message));
+    }
+    body::known(&map, &["primaryKey", "uid"])?;
+    optional_text(&map, "uid", ErrorCode::InvalidIndexUid)?;
     if map.get("uid").is_some_and(|v| !v.is_null()) {
         let message =
             "Renaming an index (`uid` in PATCH /indexes/{indexUid}) is not supported by this version of miroir.";

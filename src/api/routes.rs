@@ -10,7 +10,8 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Router, middleware};
-use http::Method;
+use http::{Method, Uri};
+use tower::ServiceExt;
 use tower_http::cors::CorsLayer;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -112,11 +113,43 @@ pub fn router(api: Api) -> Router {
         .route("/multi-search", post(search::multi))
         .route("/tasks/{uid}", get(tasks::get))
         .route("/_miroir/topology", get(admin::topology));
-    unsupported::add(routes)
+    let routes = unsupported::add(routes)
         .route_layer(from_fn_with_state(api.clone(), require_key))
         .layer(middleware::from_fn_with_state(api.clone(), observe))
         .layer(CorsLayer::very_permissive().allow_credentials(false).allow_origin(tower_http::cors::Any))
-        .with_state(api)
+        .with_state(api);
+    // As on a node, several slashes are one, and one at the end is none.
+    let again = routes.clone();
+    routes.fallback(move |mut request: Request| {
+        let routes = again.clone();
+        async move {
+            if let Some(uri) = with_single_slashes(request.uri()) {
+                *request.uri_mut() = uri;
+            }
+            routes.oneshot(request).await
+        }
+    })
+}
+
+/// The address with its path written plainly, unless it is so already.
+fn with_single_slashes(uri: &Uri) -> Option<Uri> {
+    let path = uri.path();
+    if path == "/" || !(path.contains("//") || path.ends_with('/')) {
+        return None;
+    }
+    let mut plain = String::with_capacity(uri.path_and_query()?.as_str().len());
+    for step in path.split('/').filter(|step| !step.is_empty()) {
+        plain.push('/');
+        plain.push_str(step);
+    }
+    if plain.is_empty() {
+        plain.push('/');
+    }
+    if let Some(query) = uri.query() {
+        plain.push('?');
+        plain.push_str(query);
+    }
+    plain.parse().ok()
 }
 
 /// Whether the request may change something.

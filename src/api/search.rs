@@ -127,8 +127,9 @@ async fn one_of_many(api: &Api, query: &Value, asker: Asker) -> Result<Found, Ap
         None => return Err(ApiError::new(ErrorCode::MissingIndexUid, "Missing field `indexUid`")),
     };
     if fields.get("federationOptions").is_some_and(|f| !f.is_null()) {
-        let message = "Using `federationOptions` is not allowed in a non-federated search.\n Hint: remove `federationOptions` from the query.";
-        return Err(ApiError::new(ErrorCode::BadRequest, message));
+        let message = "Using `federationOptions` is not allowed in a non-federated search.\n - Hint: remove `federationOptions` \
+                       from the query or add `federation` to the request.";
+        return Err(ApiError::new(ErrorCode::InvalidMultiSearchFederationOptions, message));
     }
     let uid = IndexUid::new(uid.as_str()).map_err(|_| {
         let message = format!("Invalid value at `.indexUid`: {}", invalid_index_uid(&uid));

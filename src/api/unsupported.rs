@@ -15,6 +15,8 @@ pub const ROUTES: &[(&str, &[Method])] = &[
     ("/indexes/{uid}/documents/edit", &[Method::POST]),
     ("/indexes/{uid}/fields", &[Method::POST]),
     ("/indexes/{uid}/compact", &[Method::POST]),
+    ("/indexes/{uid}/settings/chat", &[Method::GET, Method::PATCH, Method::DELETE]),
+    ("/indexes/{uid}/settings/foreign-keys", &[Method::GET, Method::PUT, Method::DELETE]),
     ("/tasks", &[Method::GET, Method::DELETE]),
     ("/tasks/cancel", &[Method::POST]),
     ("/tasks/compact", &[Method::POST]),

@@ -297,6 +297,10 @@ pub fn to_client(node: &mut Map<String, Value>, client: &ClientSettings) {
 
 /// A node's message about the setting `key` in `PATCH …/settings`, as the setting's own route would word it.
 pub fn route_error_text(text: &str, key: &str) -> String {
+    // What a node finds out after it has read the body, it says of the whole settings on every route.
+    if text.starts_with("`.") {
+        return text.to_owned();
+    }
     let text = text.replace(&format!(" inside `.{key}`"), "").replace(&format!(" at `.{key}`"), "");
     text.replace(&format!("`.{key}."), "`.").replace(&format!("`.{key}["), "`[")
 }
@@ -641,6 +645,7 @@ mod tests {
                 "Invalid value type at `.maxValuesPerFacet`: expected",
             ),
             ("Unknown field `x` inside `.faceting`: expected one of", "faceting", "Unknown field `x`: expected one of"),
+            ("`.embedders.e`: Missing field `dimensions`", "embedders", "`.embedders.e`: Missing field `dimensions`"),
         ] {
             assert_eq!(route_error_text(text, key), expected);
         }

@@ -119,6 +119,24 @@ impl Local {
         answer
     }
 
+    /// As [`Self::send`], ended early when the node is found unusable: one that stalls would hold the read to its deadline,
+    /// while another replica could answer.
+    async fn send_read(
+        &self,
+        kind: &'static str,
+        request: NodeRequest,
+        deadline: Instant,
+    ) -> Result<NodeAnswer, NodeError> {
+        let mut health = self.health.clone();
+        tokio::select! {
+            biased;
+            answer = self.send(kind, request, deadline) => answer,
+            Ok(sick) = health.wait_for(|h| !h.healthy) => {
+                Err(NodeError::Down(sick.error.clone().unwrap_or_else(|| "the node is not healthy".into())))
+            }
+        }
+    }
+
     fn slot(&self, physical: &PhysicalIndex) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(slots.entry(physical.clone()).or_default())
@@ -160,18 +178,18 @@ impl Local {
         };
         let kind = kind_of(read.kind);
         if matches!(read.kind, ReadKind::Words { .. }) {
-            return node_answer(self.send(kind, request, call.deadline).await);
+            return node_answer(self.send_read(kind, request, call.deadline).await);
         }
         if slot.holds_only(&read.shards) {
             // Not had while somebody waits to give the node another shard: then the filter is used.
             if let Ok(_running) = slot.unfiltered.try_read()
                 && slot.holds_only(&read.shards)
             {
-                return node_answer(self.send(kind, request, call.deadline).await);
+                return node_answer(self.send_read(kind, request, call.deadline).await);
             }
         }
         request.body = search::with_shard_filter(&request.body, &read.shards, record.value.shard_count()).into();
-        let answer = self.send(kind, request, call.deadline).await;
+        let answer = self.send_read(kind, request, call.deadline).await;
         node_answer(answer)
     }
 
@@ -384,7 +402,6 @@ impl Local {
             return down;
         }
         let path = match question {
-            NodeQuestion::Index(i) => format!("/indexes/{i}"),
             NodeQuestion::Settings(i) => format!("/indexes/{i}/settings"),
             NodeQuestion::IndexStats(i) => format!("/indexes/{i}/stats"),
             NodeQuestion::Stats => "/stats".into(),

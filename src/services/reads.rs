@@ -104,7 +104,7 @@ impl Reads {
     ) -> Result<Vec<u8>, Failure> {
         let mut page = FarPage::new(query, &counted.parts, &counted.missing).map_err(malformed)?;
         loop {
-            let asks = match page.next().map_err(malformed)? {
+            let asks = match page.step().map_err(malformed)? {
                 Next::Done(body) => return Ok(body),
                 Next::Ask(asks) => asks,
             };

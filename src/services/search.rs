@@ -171,7 +171,7 @@ enum Ended {
     Refused(Failure),
     /// Try another replica; the error is kept in case there is none.
     Failed(Option<Failure>),
-    NotServed(ShardSet, u64),
+    NotServed(ShardSet),
 }
 
 impl Searches {
@@ -456,9 +456,9 @@ impl Searches {
                             kept = failure.or(kept);
                             Outcome::Failed
                         }
-                        Ended::NotServed(shards, version) => {
+                        Ended::NotServed(shards) => {
                             self.metrics.replans.with_label_values(&["not_served"]).inc();
-                            Outcome::NotServed { shards, version }
+                            Outcome::NotServed { shards }
                         }
                     };
                     actions = scatter.on(&input, ask, outcome);
@@ -557,7 +557,7 @@ impl Searches {
                     Ended::Failed(Some(failure))
                 }
             }
-            Ok(Answer { reply: Reply::NotServed(shards, version), .. }) => Ended::NotServed(shards, version),
+            Ok(Answer { reply: Reply::NotServed(shards, _), .. }) => Ended::NotServed(shards),
             Ok(Answer { reply, .. }) => failed(format!("{reply:?}")),
             Err(e) => failed(e.to_string()),
         }

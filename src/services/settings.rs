@@ -164,6 +164,7 @@ fn details(patch: &Map<String, Value>) -> Value {
             ("typoTolerance", Value::Object(map)) => {
                 map.into_iter().map(|(k, v)| (k.clone(), as_set(&k, v))).collect::<Map<_, _>>().into()
             }
+            ("filterableAttributes", Value::Array(list)) => list.into_iter().map(with_features).collect(),
             ("localizedAttributes", Value::Array(list)) => list.into_iter().map(patterns_first).collect(),
             (_, value) => as_set(key, value),
         };
@@ -176,6 +177,21 @@ fn details(patch: &Map<String, Value>) -> Value {
         }
     }
     Value::Object(shown)
+}
+
+/// An entry of `filterableAttributes` with the features that a node gives patterns by default.
+fn with_features(entry: Value) -> Value {
+    let Value::Object(mut map) = entry else { return entry };
+    let mut features = map.shift_remove("features").unwrap_or(Value::Null);
+    let own = |features: &mut Value, name: &str| features.as_object_mut().and_then(|f| f.shift_remove(name));
+    let facet_search = own(&mut features, "facetSearch").unwrap_or_else(|| false.into());
+    let mut filter = own(&mut features, "filter").unwrap_or(Value::Null);
+    let equality = own(&mut filter, "equality").unwrap_or_else(|| true.into());
+    let comparison = own(&mut filter, "comparison").unwrap_or_else(|| false.into());
+    let features =
+        serde_json::json!({"facetSearch": facet_search, "filter": {"equality": equality, "comparison": comparison}});
+    map.insert("features".into(), features);
+    patterns_first(Value::Object(map))
 }
 
 /// The keys of one entry of `localizedAttributes` in a node's order.
@@ -227,6 +243,11 @@ mod tests {
         assert_eq!(
             shown.to_string(),
             r#"{"searchableAttributes":["*"],"rankingRules":["b","a"],"stopWords":["a","the"]}"#
+        );
+        let patterns = serde_json::json!({"filterableAttributes": ["a", {"features": {"facetSearch": true}, "attributePatterns": ["x"]}]});
+        assert_eq!(
+            details(patterns.as_object().unwrap()).to_string(),
+            r#"{"filterableAttributes":["a",{"attributePatterns":["x"],"features":{"facetSearch":true,"filter":{"equality":true,"comparison":false}}}]}"#
         );
         let all = details(&settings::reset_all());
         assert_eq!(all.as_object().unwrap().len(), 22);

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal as _};
 
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
+use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 
 /// How a line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,41 +31,21 @@ pub enum LogError {
     /// The process already has a subscriber.
     #[error("logs are set up already")]
     AlreadySet,
-    /// The subscriber is gone.
-    #[error("the log filter can't be replaced: {0}")]
-    Reload(#[from] reload::Error),
-}
-
-/// Changes the filter of the running process.
-#[derive(Debug, Clone)]
-pub struct LogHandle {
-    filter: reload::Handle<EnvFilter, Registry>,
-}
-
-impl LogHandle {
-    /// Replaces the filter.
-    ///
-    /// # Errors
-    /// [`LogError::Filter`] if it is malformed; the old one then stays.
-    pub fn set_filter(&self, filter: &str) -> Result<(), LogError> {
-        Ok(self.filter.reload(parse(filter)?)?)
-    }
 }
 
 /// Sets up the process's logs; once.
 ///
 /// # Errors
 /// [`LogError::Filter`], or [`LogError::AlreadySet`] the second time.
-pub fn init(style: LogStyle, filter: &str) -> Result<LogHandle, LogError> {
-    let (filter, handle) = reload::Layer::new(parse(filter)?);
+pub fn init(style: LogStyle, filter: &str) -> Result<(), LogError> {
+    let filter = parse(filter)?;
     // A closed stderr must not end the process: the layer's own complaints would go there, too.
     let lines = fmt::layer().with_writer(io::stderr).log_internal_errors(false);
     let lines = match style {
         LogStyle::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
         LogStyle::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(true).boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(|_| LogError::AlreadySet)?;
-    Ok(LogHandle { filter: handle })
+    tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(|_| LogError::AlreadySet)
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, LogError> {
@@ -77,15 +57,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filter_is_replaced_only_by_a_sound_one() {
+    fn a_sound_filter_is_set_once() {
         assert!(matches!(init(LogStyle::Json, "info,,="), Err(LogError::Filter { .. })));
-        let handle = init(LogStyle::Json, "off").unwrap();
+        init(LogStyle::Json, "off").unwrap();
         assert!(!tracing::enabled!(tracing::Level::ERROR));
-        handle.set_filter("debug").unwrap();
-        assert!(tracing::enabled!(tracing::Level::DEBUG));
-        assert!(handle.set_filter("loud,,=").is_err());
-        assert!(tracing::enabled!(tracing::Level::DEBUG));
-        handle.set_filter("off").unwrap();
         assert!(matches!(init(LogStyle::Text, "info"), Err(LogError::AlreadySet)));
     }
 }

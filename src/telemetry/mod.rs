@@ -6,5 +6,5 @@ pub mod logs;
 pub mod metrics;
 mod process;
 
-pub use logs::{LogHandle, LogStyle};
+pub use logs::LogStyle;
 pub use metrics::Metrics;

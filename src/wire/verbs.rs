@@ -109,8 +109,6 @@ pub enum WriteKind {
 /// What a member may be asked about its node, without a body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeQuestion {
-    /// `GET /indexes/{i}`
-    Index(PhysicalIndex),
     /// `GET /indexes/{i}/settings`
     Settings(PhysicalIndex),
     /// `GET /indexes/{i}/stats`

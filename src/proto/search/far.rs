@@ -99,7 +99,7 @@ impl<'q> FarPage<'q> {
     ///
     /// # Errors
     /// [`MergeError::Malformed`].
-    pub fn next(&mut self) -> Result<Next, MergeError> {
+    pub fn step(&mut self) -> Result<Next, MergeError> {
         if let Some(Stage::Done(body)) = &self.stage {
             return Ok(Next::Done(body.clone()));
         }
@@ -137,7 +137,7 @@ impl<'q> FarPage<'q> {
         Ok(Next::Ask(asks))
     }
 
-    /// Takes the answers to what [`Self::next`] asked, in its order.
+    /// Takes the answers to what [`Self::step`] asked, in its order.
     ///
     /// # Errors
     /// [`MergeError::Malformed`].
@@ -280,7 +280,7 @@ mod tests {
         let mut page = FarPage::new(query, &counted, &ShardSet::new()).unwrap();
         let mut most = 0;
         for _ in 0..1_000 {
-            match page.next().unwrap() {
+            match page.step().unwrap() {
                 Next::Done(body) => return (serde_json::from_slice(&body).unwrap(), most),
                 Next::Ask(asks) => {
                     let answers: Vec<_> = asks
@@ -347,7 +347,7 @@ mod tests {
         let mut page = FarPage::new(&query, &counted, &ShardSet::new()).unwrap();
         let mut rounds = 0;
         let body = loop {
-            match page.next().unwrap() {
+            match page.step().unwrap() {
                 Next::Done(body) => break serde_json::from_slice::<Value>(&body).unwrap(),
                 Next::Ask(asks) => {
                     let lists = [&before, &after];

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use super::plan::{PlanInput, plan};
-use crate::types::{MemberId, RecordVersion, ShardSet};
+use crate::types::{MemberId, ShardSet};
 
 /// How often a shard's question moves on before it is given up.
 const ROUNDS_MAX: u8 = 4;
@@ -33,8 +33,6 @@ pub enum Action {
         shards: ShardSet,
         /// It covers all shards wanted, so it is asked for the client's page itself.
         alone: bool,
-        /// Shards of these that the member is known to be behind with.
-        degraded: ShardSet,
         /// It doubles a call that is late.
         hedge: bool,
     },
@@ -47,12 +45,10 @@ pub enum Action {
 pub enum Outcome {
     /// With a node's 200.
     Answered,
-    /// Nothing was read: these shards are not served, by the record of this version.
+    /// Nothing was read: these shards are not served.
     NotServed {
         /// The shards refused.
         shards: ShardSet,
-        /// The version that the member knows.
-        version: RecordVersion,
     },
     /// Without an answer, or with one that another replica might do better.
     Failed,
@@ -65,8 +61,6 @@ pub struct Finished {
     pub answers: Vec<AskId>,
     /// Shards without an answer.
     pub missing: ShardSet,
-    /// Shards answered by a copy that is behind.
-    pub degraded: ShardSet,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +74,6 @@ enum State {
 struct Ask {
     member: MemberId,
     shards: ShardSet,
-    degraded: ShardSet,
     slot: usize,
     state: State,
 }
@@ -105,7 +98,6 @@ pub struct Scatter {
     asks: Vec<Ask>,
     excluded: BTreeMap<MemberId, ShardSet>,
     missing: ShardSet,
-    newest: RecordVersion,
 }
 
 fn unite(set: &mut ShardSet, other: &ShardSet) {
@@ -123,7 +115,6 @@ impl Scatter {
             asks: Vec::new(),
             excluded: BTreeMap::new(),
             missing: ShardSet::new(),
-            newest: 0,
         };
         let actions = scatter.ask_for(input, wanted, 0);
         (scatter, actions)
@@ -140,7 +131,7 @@ impl Scatter {
         let mut actions = Vec::with_capacity(plan.parts.len());
         for (member, shards) in plan.parts {
             let slot = self.slots.len();
-            let (first, action) = self.ask(slot, member, shards, &plan.degraded, false);
+            let (first, action) = self.ask(slot, member, shards, false);
             let (hedge, answers) = (Vec::new(), Vec::new());
             self.slots.push(Slot { first, hedge, hedged: false, round, open: true, answers });
             actions.push(action);
@@ -148,26 +139,12 @@ impl Scatter {
         actions
     }
 
-    fn ask(
-        &mut self,
-        slot: usize,
-        member: MemberId,
-        shards: ShardSet,
-        behind: &ShardSet,
-        hedge: bool,
-    ) -> (AskId, Action) {
+    fn ask(&mut self, slot: usize, member: MemberId, shards: ShardSet, hedge: bool) -> (AskId, Action) {
         let ask = AskId(self.asks.len());
-        let degraded: ShardSet = shards.iter().filter(|s| behind.contains(*s)).collect();
-        let entry = Ask {
-            member: member.clone(),
-            shards: shards.clone(),
-            degraded: degraded.clone(),
-            slot,
-            state: State::Waiting,
-        };
+        let entry = Ask { member: member.clone(), shards: shards.clone(), slot, state: State::Waiting };
         self.asks.push(entry);
         let alone = shards == self.wanted;
-        (ask, Action::Ask { ask, member, shards, alone, degraded, hedge })
+        (ask, Action::Ask { ask, member, shards, alone, hedge })
     }
 
     /// Takes note of how a call ended; gives what to do now. `input` may know a newer record than before.
@@ -179,13 +156,12 @@ impl Scatter {
                 entry.state = State::Answered;
                 self.answered(slot)
             }
-            Outcome::NotServed { shards, version } => {
+            Outcome::NotServed { shards } => {
                 entry.state = State::Ended;
                 let member = entry.member.clone();
                 // A refusal that names nothing asked for could come again for ever.
                 let refused: ShardSet = entry.shards.iter().filter(|s| shards.contains(*s)).collect();
                 let refused = if refused.is_empty() { entry.shards.clone() } else { refused };
-                self.newest = self.newest.max(version);
                 unite(self.excluded.entry(member).or_default(), &refused);
                 self.ended(input, ask)
             }
@@ -271,7 +247,7 @@ impl Scatter {
         self.slots[slot].hedged = true;
         let mut actions = Vec::with_capacity(plan.parts.len());
         for (member, shards) in plan.parts {
-            let (piece, action) = self.ask(slot, member, shards, &ShardSet::new(), true);
+            let (piece, action) = self.ask(slot, member, shards, true);
             self.slots[slot].hedge.push(piece);
             actions.push(action);
         }
@@ -305,18 +281,12 @@ impl Scatter {
         self.slots.iter().all(|s| !s.open)
     }
 
-    /// The newest record version that a refusal named; a copy older than this is to be fetched before the next [`Self::on`].
-    pub fn newest_version(&self) -> RecordVersion {
-        self.newest
-    }
-
     /// The answers to merge, and what is missing.
     pub fn finish(&self) -> Finished {
         let mut finished = Finished { missing: self.missing.clone(), ..Finished::default() };
         for slot in &self.slots {
             for ask in &slot.answers {
                 finished.answers.push(*ask);
-                unite(&mut finished.degraded, &self.asks[ask.0].degraded);
             }
         }
         finished
@@ -386,9 +356,8 @@ mod tests {
         let [(ask, member, shards)] = &asks(&actions)[..] else { panic!("one part") };
         assert_eq!(*shards, mesh.all());
         let refused: ShardSet = [ShardId(3)].into_iter().collect();
-        let outcome = Outcome::NotServed { shards: refused.clone(), version: 9 };
+        let outcome = Outcome::NotServed { shards: refused.clone() };
         let again = asks(&scatter.on(&mesh.input(1), *ask, outcome));
-        assert_eq!(scatter.newest_version(), 9);
         assert_eq!(again.iter().map(|(_, _, s)| s.len()).sum::<usize>(), 8);
         let other = again.iter().find(|(_, m, _)| m != member).unwrap();
         assert!(other.2.contains(ShardId(3)));
@@ -478,7 +447,7 @@ mod tests {
                         _ => {
                             let named: ShardSet = refused.iter().copied().map(ShardId).collect();
                             banned.extend(shards.iter().filter(|s| named.contains(*s)).map(|s| (member.clone(), s)));
-                            Outcome::NotServed { shards: named, version: 1 }
+                            Outcome::NotServed { shards: named }
                         }
                     };
                     scatter.on(&input, ask, outcome)
