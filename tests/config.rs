@@ -183,7 +183,7 @@ fn missing_keys_name_the_file_and_the_variable() {
     assert_eq!(faults.len(), 2, "{faults:?}");
     assert!(faults.iter().all(|f| f.starts_with("miroir.toml: [")), "{faults:?}");
     assert!(faults[0].starts_with("miroir.toml: [mesh] bootstrap is missing: expected a list such as"));
-    assert!(faults[1].ends_with("inner hyphens (or MIROIR_NODE__ID in the environment)"), "{}", faults[1]);
+    assert!(faults[1].ends_with("in a certificate) (or MIROIR_NODE__ID in the environment)"), "{}", faults[1]);
     let case = Case::new("");
     let errors = case.load_at(None, &[]).unwrap_err().to_string();
     assert!(errors.starts_with("configuration: [mesh] bootstrap is missing"), "{errors}");

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Client, Mesh, Plan, SAMPLE_SIZE, exit_code, load_sample, package_settings, wait_until};
 use serde_json::{Value, json};
@@ -245,6 +245,29 @@ fn with_two_copies_a_draining_member_fails_no_search_and_exits_in_time() {
     mesh.start_sidecar(2);
     Load::during(&expected, &clients[..2], |_| mesh.wait_whole());
     assert_counts(&mesh, SAMPLE_SIZE);
+}
+
+#[test]
+fn with_two_copies_a_node_that_stands_still_holds_no_search_to_its_deadline() {
+    // Without hedges, nothing but the node's health can end a read that it does not answer.
+    let (mut mesh, clients) = loaded(Plan::of(3, 2).env("MIROIR_SEARCH__HEDGE", "false"));
+    let expected = Expected::of(&clients[0]);
+    for node in [1, 2] {
+        mesh.node(node).pause();
+        std::thread::scope(|scope| {
+            for (i, expected) in expected.iter().cycle().take(24).enumerate() {
+                let client = &clients[i % 2];
+                scope.spawn(move || {
+                    let began = Instant::now();
+                    assert_eq!(expected.fault(client), None);
+                    // A search may take 30 s.
+                    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+                });
+            }
+        });
+        mesh.node(node).resume();
+        mesh.wait_whole();
+    }
 }
 
 #[test]

@@ -124,6 +124,15 @@ impl Process {
         self.signal(libc::SIGTERM);
     }
 
+    /// Stands still from now on: its sockets stay open, and it answers nothing.
+    pub fn pause(&mut self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    pub fn resume(&mut self) {
+        self.signal(libc::SIGCONT);
+    }
+
     /// How it ended, if it has.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
