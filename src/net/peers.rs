@@ -311,7 +311,7 @@ impl Mesh {
         outgoing.retain(|(peer, _)| peer.id != config.member);
 
         let tls = Arc::new(TlsStore::load(config.tls.clone(), config.member.clone())?);
-        let thread = endpoint::start(config.listen, &config.reset_secret, tls.current().server.clone())?;
+        let thread = endpoint::start(config.listen, &config.reset_secret, tls.current().server.clone(), &main)?;
         let (gossip_in, taken_in) = mpsc::channel(GOSSIP_IN_MAX);
         let shared = Arc::new(Shared {
             suspects: watch::Sender::new(peers.keys().cloned().collect()),
@@ -348,8 +348,8 @@ impl Mesh {
         on.spawn(server::accept(self.shared.clone(), self.thread.endpoint.clone()));
         on.spawn(link::watch_certificates(self.shared.clone(), self.thread.endpoint.clone()));
         for (peer, waiting) in outgoing {
-            for kind in [Kind::Control, Kind::Data] {
-                on.spawn(link::keep(self.shared.clone(), self.thread.endpoint.clone(), peer.clone(), kind));
+            for (kind, endpoint) in [(Kind::Control, &self.thread.endpoint), (Kind::Data, &self.thread.calls)] {
+                on.spawn(link::keep(self.shared.clone(), endpoint.clone(), peer.clone(), kind));
             }
             on.spawn(link::probe(self.shared.clone(), peer.clone()));
             on.spawn(link::send_gossip(self.shared.clone(), peer, waiting));

@@ -28,7 +28,7 @@ use crate::wire::codec;
 use crate::wire::frame::{
     AnswerHead, HELLO_MAX_BYTES, Hello, PROTOCOL_VERSION, REQUEST_HEAD_BYTES, RequestHead, Welcome,
 };
-use crate::wire::verbs::{Class, Refusal, Reply, Request};
+use crate::wire::verbs::{Class, READ, Refusal, Reply, Request};
 
 /// Handshakes under way at once, of anybody.
 const HANDSHAKES_MAX: usize = 128;
@@ -277,6 +277,10 @@ async fn serve_stream(shared: Arc<Shared>, peer: Arc<Peer>, kind: Kind, mut stre
         return answer(&shared, &peer, streams, Answer::of(Reply::Done)).await;
     }
     let received = Instant::now();
+    if head.verb == READ {
+        // Little more than passing bytes on: a change of threads would cost more.
+        return serve_call(shared, peer, kind, streams, head, received).await;
+    }
     // Lost only when the main runtime is gone, and then nobody is there to answer.
     drop(shared.main.clone().spawn(serve_call(shared, peer, kind, streams, head, received)));
 }

@@ -291,6 +291,9 @@ verbs! {
     9 Task(payload),
 }
 
+/// The number of [`Request::Read`].
+pub const READ: u16 = 6;
+
 impl Request {
     /// The traffic class that a call of this verb belongs to.
     pub fn class(&self) -> Class {

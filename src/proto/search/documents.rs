@@ -207,8 +207,8 @@ fn place(query: &DocumentsQuery, lists: &[Listed<'_>], end: usize) -> Result<Vec
             return Ok(Some(Rules::new()));
         }
         let read = || -> Result<Rules, PartError> {
-            let federation = hit.federation.clone().ok_or(PartError::Lacks("_federation"))?;
-            for member in json::members(&part.body, federation.start)? {
+            let federation = hit.federation.as_ref().ok_or(PartError::Lacks("_federation"))?;
+            for member in json::members(&part.body, federation.value.start)? {
                 let m = member?;
                 if m.is("weightedScoreValues") {
                     return Ok(order::parse_sort_values(m.value)?);
