@@ -268,8 +268,8 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Binds the port, starts the mesh thread and dials all other members. Calls of peers are answered by `handler` on
-    /// the runtime `main`; without one (see [`Mesh::set_handler`]) they are refused until it is there.
+    /// Binds the port, starts the mesh thread and dials all other members. Calls of peers are answered by `handler`, reads
+    /// on the mesh thread and all others on the runtime `main`; without one (see [`Mesh::set_handler`]) they are refused until it is there.
     ///
     /// # Errors
     /// [`MeshError`]; nothing is left running then.

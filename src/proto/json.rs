@@ -363,6 +363,20 @@ mod tests {
     }
 
     #[test]
+    fn strings_of_any_length_end_at_their_quote() {
+        for length in 0..150 {
+            for special in ["", "\\\"", "\\\\", "é"] {
+                for at in 0..=length {
+                    let text = format!("\"{}{special}{}\",1", "x".repeat(at), "\u{1}".repeat(length - at));
+                    assert_eq!(skip_value(text.as_bytes(), 0), Ok(text.len() - 2), "{text}");
+                }
+            }
+        }
+        assert!(skip_value(b"\"open", 0).is_err());
+        assert!(skip_value(b"\"open\\", 0).is_err());
+    }
+
+    #[test]
     fn depth_is_bounded() {
         let deep = |n: usize| [vec![b'['; n], vec![b']'; n]].concat();
         assert!(skip_value(&deep(JSON_DEPTH_MAX), 0).is_ok());

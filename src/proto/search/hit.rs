@@ -416,6 +416,41 @@ mod tests {
     }
 
     #[test]
+    fn hits_moved_in_pieces_are_as_those_written_member_by_member() {
+        let members = [
+            r#""_miroir_shard":"ꀀ""#,
+            r#""a":{"_rankingScore":",}"}"#,
+            r#""_rankingScore":0.5"#,
+            r#""_rankingScoreDetails":{"words":{"order":0}}"#,
+            r#""_federation":{}"#,
+        ];
+        // Every choice of members, in the order given and in reverse, under every style.
+        for choice in 0..32_usize {
+            let mut chosen: Vec<&str> = (0..5).filter(|i| choice >> i & 1 == 1).map(|i| members[i]).collect();
+            for _ in 0..2 {
+                chosen.reverse();
+                let text = format!("[{{{}}}]", chosen.join(","));
+                for style in 0..8_usize {
+                    let cut = |bit: usize| style >> bit & 1 == 1;
+                    let style = HitStyle {
+                        cut_score: cut(0),
+                        cut_details: cut(1),
+                        cut_federation: cut(2),
+                        ..HitStyle::default()
+                    };
+                    let mut hit = scan_hits(text.as_bytes(), 0, 9).unwrap().0.remove(0);
+                    let (mut moved, mut written) = (Vec::new(), Vec::new());
+                    assert!(hit.plain);
+                    write_hit(&mut moved, text.as_bytes(), &hit, &style).unwrap();
+                    hit.plain = false;
+                    write_hit(&mut written, text.as_bytes(), &hit, &style).unwrap();
+                    assert_eq!(String::from_utf8(moved), String::from_utf8(written), "{text} {style:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_peer_can_not_make_the_list_longer_than_asked() {
         assert_eq!(scan_hits(b"[{},{},{}]", 0, 2).unwrap().0.len(), 2);
     }
