@@ -76,7 +76,7 @@ fn run(config: Config) -> ExitCode {
     for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match crate::app::runtime() {
         Ok(runtime) => runtime,
         Err(e) => {
             eprintln!("miroir: the runtime could not be started: {e}");

@@ -1,16 +1,25 @@
-//! The UDP socket, the thread that drives it, and QUIC's parameters.
+//! The UDP sockets, the thread that drives them, and QUIC's parameters.
 //!
-//! Rule: the endpoint and all connections are driven by one thread of their own, so that probes are answered while the
-//! rest of the process is busy. The keys of stateless resets and of connection ids come from the store: a restarted
+//! Rule: the endpoint that listens, and all connections over it, are driven by one thread of their own, so that probes are
+//! answered while the rest of the process is busy. The data connections that this member dials have a socket of their own
+//! on the main runtime: who calls a peer then sends the packets and takes the answer itself. The keys of stateless resets and of connection ids come from the store: a restarted
 //! process answers packets of its former connections with a reset. Must not know: calls.
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    AckFrequencyConfig, ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
+    TransportConfig, VarInt,
+};
 // `quinn` re-exports the trait of connection id generators, but not the generators.
 use quinn_proto::HashedConnectionIdGenerator;
 use tokio::runtime;
@@ -41,6 +50,13 @@ const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 const CONTROL_STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONTROL_WINDOW_BYTES: u32 = 16 << 20;
+/// Largest packet that is tried where the network carries it (loopback, jumbo frames): fewer packets are less work. A send
+/// joins up to ten, and ten of them still fit what UDP carries at once.
+const PACKET_MAX_BYTES: u16 = 6_400;
+/// Packets that a peer may take in before it confirms them; a confirmation costs a packet of its own.
+const ACK_AFTER: u32 = 20;
+/// The longest that a peer may wait to confirm fewer.
+const ACK_DELAY: Duration = Duration::from_millis(5);
 /// Between two stateless resets. A reset is smaller than the packet that it answers, and few but former peers can make
 /// a packet that is answered.
 const RESET_INTERVAL_MIN: Duration = Duration::from_millis(1);
@@ -87,27 +103,38 @@ impl From<ResetCode> for VarInt {
     }
 }
 
+/// What both sides of a connection have in common.
+fn transport() -> TransportConfig {
+    let mut t = TransportConfig::default();
+    t.initial_rtt(INITIAL_RTT).datagram_receive_buffer_size(None);
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(PACKET_MAX_BYTES);
+    t.mtu_discovery_config(Some(mtu));
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_AFTER)).max_ack_delay(Some(ACK_DELAY));
+    t.ack_frequency_config(Some(acks));
+    t
+}
+
 fn idle(timeout: Duration) -> Option<IdleTimeout> {
     IdleTimeout::try_from(timeout).ok()
 }
 
 fn server_transport() -> TransportConfig {
-    let mut t = TransportConfig::default();
+    let mut t = transport();
     // Before its hello a peer may open the one stream for it; then `server` raises both.
     t.max_concurrent_bidi_streams(VarInt::from_u32(1)).max_concurrent_uni_streams(VarInt::from_u32(0));
-    t.max_idle_timeout(idle(DATA_IDLE)).initial_rtt(INITIAL_RTT);
+    t.max_idle_timeout(idle(DATA_IDLE));
     t.stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES));
     t.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES)).send_window(CONNECTION_WINDOW_BYTES.into());
-    t.datagram_receive_buffer_size(None);
     t
 }
 
 /// A peer never opens streams on a connection that this member dialled.
 fn client_transport(control: bool) -> TransportConfig {
-    let mut t = TransportConfig::default();
+    let mut t = transport();
     t.max_concurrent_bidi_streams(VarInt::from_u32(0)).max_concurrent_uni_streams(VarInt::from_u32(0));
-    t.keep_alive_interval(Some(KEEP_ALIVE)).initial_rtt(INITIAL_RTT);
-    t.datagram_receive_buffer_size(None);
+    t.keep_alive_interval(Some(KEEP_ALIVE));
     let (idle_timeout, stream, connection) = if control {
         (CONTROL_IDLE, CONTROL_STREAM_WINDOW_BYTES, CONTROL_WINDOW_BYTES)
     } else {
@@ -143,6 +170,9 @@ fn endpoint_config(secret: &[u8; RESET_SECRET_BYTES]) -> EndpointConfig {
     config.min_reset_interval(RESET_INTERVAL_MIN);
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid_key)));
     config
+        .max_udp_payload_size(PACKET_MAX_BYTES)
+        .expect("a constant between QUIC's least and greatest size of a packet");
+    config
 }
 
 /// How the thread is to end.
@@ -162,12 +192,15 @@ pub struct MeshThread {
     pub runtime: runtime::Handle,
     /// The endpoint; its driver lives on the mesh thread.
     pub endpoint: Endpoint,
+    /// For the data connections that this member dials; takes none. Its driver lives on the main runtime.
+    pub calls: Endpoint,
     /// Where it listens.
     pub local_addr: SocketAddr,
     /// Segments that one send may carry (1: no offload).
     pub gso_segments: usize,
     stop: watch::Sender<Stop>,
     done: watch::Receiver<bool>,
+    vanished: Arc<AtomicBool>,
 }
 
 impl MeshThread {
@@ -185,6 +218,7 @@ impl MeshThread {
 
     /// Ends the thread without a word to anyone, as a kill does.
     pub async fn vanish(&self) {
+        self.vanished.store(true, Ordering::SeqCst);
         self.stop.send_replace(Stop::Vanish);
         self.ended().await;
     }
@@ -207,7 +241,39 @@ impl Drop for MeshThread {
     }
 }
 
-/// Binds the port and starts the thread.
+/// quinn on the main runtime, wherever it is called.
+#[derive(Debug)]
+struct OnMain {
+    main: runtime::Handle,
+    /// Nothing is driven any more.
+    vanished: Arc<AtomicBool>,
+}
+
+impl quinn::Runtime for OnMain {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn quinn::AsyncTimer>> {
+        let _on_it = self.main.enter();
+        quinn::TokioRuntime.new_timer(at)
+    }
+
+    fn spawn(&self, mut driver: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        let vanished = self.vanished.clone();
+        drop(self.main.spawn(poll_fn(move |cx| match vanished.load(Ordering::Relaxed) {
+            true => Poll::Ready(()),
+            false => driver.as_mut().poll(cx),
+        })));
+    }
+
+    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
+        let _on_it = self.main.enter();
+        quinn::TokioRuntime.wrap_udp_socket(socket)
+    }
+
+    fn now(&self) -> Instant {
+        quinn::TokioRuntime.now()
+    }
+}
+
+/// Binds the port and starts the thread; what this member dials for its calls is driven on `main`.
 ///
 /// # Errors
 /// [`MeshError::Listen`] or [`MeshError::Thread`].
@@ -215,21 +281,28 @@ pub fn start(
     listen: SocketAddr,
     secret: &[u8; RESET_SECRET_BYTES],
     crypto: Arc<QuicServerConfig>,
+    main: &runtime::Handle,
 ) -> Result<MeshThread, MeshError> {
     let socket = UdpSocket::bind(listen).map_err(|source| MeshError::Listen { listen, source })?;
     let runtime =
         runtime::Builder::new_current_thread().enable_all().build().map_err(|source| MeshError::Thread { source })?;
     let (endpoint, gso_segments) = {
         let _on_it = runtime.enter();
-        endpoint(socket, endpoint_config(secret), server_config(crypto))
+        endpoint_on(socket, endpoint_config(secret), Some(server_config(crypto)), Arc::new(quinn::TokioRuntime))
     }
     .map_err(|source| MeshError::Listen { listen, source })?;
+    let vanished = Arc::new(AtomicBool::new(false));
+    let on_main = Arc::new(OnMain { main: main.clone(), vanished: vanished.clone() });
+    let any_port = SocketAddr::new(listen.ip(), 0);
+    let (calls, _) = UdpSocket::bind(any_port)
+        .and_then(|socket| endpoint_on(socket, endpoint_config(secret), None, on_main))
+        .map_err(|source| MeshError::Listen { listen: any_port, source })?;
     let local_addr = endpoint.local_addr().map_err(|source| MeshError::Listen { listen, source })?;
 
     let (stop, mut stopped) = watch::channel(Stop::Run);
     let (ended, done) = watch::channel(false);
     let handle = runtime.handle().clone();
-    let on_thread = endpoint.clone();
+    let on_thread = [endpoint.clone(), calls.clone()];
     let body = move || {
         runtime.block_on(async {
             let stop = match stopped.wait_for(|s| *s != Stop::Run).await {
@@ -237,9 +310,12 @@ pub fn start(
                 Err(_) => Stop::Close("the member is gone".to_owned()),
             };
             if let Stop::Close(reason) = stop {
-                on_thread.close(CloseCode::Shutdown.into(), reason.as_bytes());
+                for endpoint in &on_thread {
+                    endpoint.close(CloseCode::Shutdown.into(), reason.as_bytes());
+                }
                 // Who has not heard by then finds out by its probes.
-                let _ = tokio::time::timeout(CLOSE_WAIT, on_thread.wait_idle()).await;
+                let idle = join_all(on_thread.iter().map(Endpoint::wait_idle));
+                let _ = tokio::time::timeout(CLOSE_WAIT, idle).await;
             }
         });
         drop(on_thread);
@@ -250,12 +326,15 @@ pub fn start(
         .name("miroir-mesh".to_owned())
         .spawn(body)
         .map_err(|source| MeshError::Thread { source })?;
-    Ok(MeshThread { runtime: handle, endpoint, local_addr, gso_segments, stop, done })
+    Ok(MeshThread { runtime: handle, endpoint, calls, local_addr, gso_segments, stop, done, vanished })
 }
 
-fn endpoint(socket: UdpSocket, config: EndpointConfig, server: ServerConfig) -> io::Result<(Endpoint, usize)> {
-    use quinn::Runtime as _;
-
+fn endpoint_on(
+    socket: UdpSocket,
+    config: EndpointConfig,
+    server: Option<ServerConfig>,
+    runtime: Arc<dyn quinn::Runtime>,
+) -> io::Result<(Endpoint, usize)> {
     let state = quinn::udp::UdpSocketState::new((&socket).into())?;
     for asked in [
         state.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER_BYTES),
@@ -265,9 +344,8 @@ fn endpoint(socket: UdpSocket, config: EndpointConfig, server: ServerConfig) -> 
             tracing::debug!(%error, "the system keeps its own size of the socket's buffers");
         }
     }
-    let runtime = Arc::new(quinn::TokioRuntime);
     let socket = runtime.wrap_udp_socket(socket)?;
     let gso_segments = socket.max_transmit_segments();
-    let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)?;
+    let endpoint = Endpoint::new_with_abstract_socket(config, server, socket, runtime)?;
     Ok((endpoint, gso_segments))
 }

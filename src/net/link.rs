@@ -1,4 +1,4 @@
-//! Keeping the connections to one peer open, probing it, and sending it gossip; all on the mesh thread.
+//! Keeping the connections to one peer open, probing it, and sending it gossip; the tasks for it run on the mesh thread.
 //!
 //! Rule: a connection that is lost is dialled again, with a pause that grows and differs between members, and with the
 //! peer's name looked up anew; a peer that is heard of is dialled at once. Must not know: calls.

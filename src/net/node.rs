@@ -16,6 +16,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::runtime;
 
 use super::resolve::Names;
 use crate::types::limits::CALL_BODY_MAX_BYTES;
@@ -94,7 +95,8 @@ struct Line {
 /// A pool of connections to the node; cheap to clone.
 #[derive(Clone)]
 pub struct NodeClient {
-    idle: Arc<Mutex<Vec<Line>>>,
+    // For each runtime its own: a connection wakes whoever waits for it from the thread that it was made on.
+    idle: Arc<Mutex<Vec<(runtime::Id, Vec<Line>)>>>,
     names: Names,
     base: String,
     host: HeaderValue,
@@ -191,12 +193,27 @@ impl NodeClient {
 
     /// An idle connection that the node has not closed, the one used last first.
     async fn take_idle(&self) -> Option<Line> {
+        let here = runtime::Handle::current().id();
         loop {
-            let mut line = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            let mut line = {
+                let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+                idle.iter_mut().find(|(of, _)| *of == here).and_then(|(_, lines)| lines.pop())?
+            };
             let ended = poll_fn(|cx| Poll::Ready(line.connection.as_mut().poll(cx).is_ready())).await;
             if !ended && line.used.elapsed() < IDLE_FOR && line.sender.is_ready() {
                 return Some(line);
             }
+        }
+    }
+
+    /// Puts a connection aside for the next request from this runtime.
+    fn keep(&self, line: Line) {
+        let here = runtime::Handle::current().id();
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        match idle.iter_mut().find(|(of, _)| *of == here) {
+            Some((_, lines)) if lines.len() < IDLE_MAX => lines.push(line),
+            Some(_) => {}
+            None => idle.push((here, vec![line])),
         }
     }
 
@@ -237,10 +254,7 @@ impl NodeClient {
         })
         .await?;
         if !ended {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            if idle.len() < IDLE_MAX {
-                idle.push(Line { sender, connection, used: Instant::now() });
-            }
+            self.keep(Line { sender, connection, used: Instant::now() });
         }
         Ok(answer)
     }

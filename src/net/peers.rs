@@ -323,8 +323,8 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Binds the port, starts the mesh thread and dials all other members. Calls of peers are answered by `handler` on
-    /// the runtime `main`; without one (see [`Mesh::set_handler`]) they are refused until it is there.
+    /// Binds the port, starts the mesh thread and dials all other members. Calls of peers are answered by `handler`, reads
+    /// on the mesh thread and all others on the runtime `main`; without one (see [`Mesh::set_handler`]) they are refused until it is there.
     ///
     /// # Errors
     /// [`MeshError`]; nothing is left running then.
@@ -336,7 +336,7 @@ impl Mesh {
     ) -> Result<Self, MeshError> {
         let members = check_members(&config.member, members)?;
         let tls = Arc::new(TlsStore::load(config.tls.clone(), config.member.clone())?);
-        let thread = endpoint::start(config.listen, &config.reset_secret, tls.current().server.clone())?;
+        let thread = endpoint::start(config.listen, &config.reset_secret, tls.current().server.clone(), &main)?;
         let (gossip_in, taken_in) = mpsc::channel(GOSSIP_IN_MAX);
         let shared = Arc::new(Shared {
             suspects: watch::Sender::default(),

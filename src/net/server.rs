@@ -2,8 +2,9 @@
 //!
 //! Rules: nothing is served before the hello is checked against the certificate, the mesh and the list of members; a
 //! handler runs only after the whole request has been read; whatever a peer claims, memory is used only for bytes that
-//! have arrived. Probes are answered here on the mesh thread, everything else by the handler on the main runtime. Must
-//! not know: what calls are for.
+//! have arrived. Probes are answered here on the mesh thread, reads by the handler on it as well, because a read only
+//! passes bytes between peer and node; everything else by the handler on the main runtime. Must not know: what calls are
+//! for.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +29,7 @@ use crate::wire::codec;
 use crate::wire::frame::{
     AnswerHead, HELLO_MAX_BYTES, Hello, PROTOCOL_VERSION, REQUEST_HEAD_BYTES, RequestHead, Welcome,
 };
-use crate::wire::verbs::{Class, Refusal, Reply, Request};
+use crate::wire::verbs::{Class, READ, Refusal, Reply, Request};
 
 /// Handshakes under way at once, of anybody.
 const HANDSHAKES_MAX: usize = 128;
@@ -293,6 +294,10 @@ async fn serve_stream(shared: Arc<Shared>, peer: Arc<Peer>, kind: Kind, mut stre
         return answer(&shared, &peer, streams, Answer::of(Reply::Done)).await;
     }
     let received = Instant::now();
+    if head.verb == READ {
+        // To change threads twice would cost more than the read itself.
+        return serve_call(shared, peer, kind, streams, head, received).await;
+    }
     // Lost only when the main runtime is gone, and then nobody is there to answer.
     drop(shared.main.clone().spawn(serve_call(shared, peer, kind, streams, head, received)));
 }
@@ -324,7 +329,7 @@ async fn write_answer(streams: &mut Streams, answer: Answer) -> Result<(), Strin
     streams.send.finish().map_err(|e| e.to_string())
 }
 
-/// A call that is not a probe, on the main runtime, until its deadline.
+/// A call that is not a probe, until its deadline.
 async fn serve_call(
     shared: Arc<Shared>,
     peer: Arc<Peer>,

@@ -31,6 +31,17 @@ pub struct Member<'a> {
     pub end: usize,
 }
 
+/// The key of a member whose value has not been looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key<'a> {
+    /// The key between its quotes, escapes left as they are.
+    pub raw_key: &'a [u8],
+    /// Position of the key's opening quote.
+    pub start: usize,
+    /// Position of the value's first byte.
+    pub value_start: usize,
+}
+
 impl Member<'_> {
     /// Whether the key, unescaped, is `name`.
     pub fn is(&self, name: &str) -> bool {
@@ -58,15 +69,38 @@ pub fn skip_space(text: &[u8], mut at: usize) -> usize {
     at
 }
 
+/// The high bit of each byte of `word` that is zero; bits above the lowest one set may be wrong.
+const fn zero_bytes(word: u64) -> u64 {
+    word.wrapping_sub(u64::from_ne_bytes([0x01; 8])) & !word & u64::from_ne_bytes([0x80; 8])
+}
+
+/// Strings up to this length are looked through here, longer ones by `memchr`, whose call costs as much as a short string.
+const SHORT: usize = 48;
+
+/// Position of the first quote or backslash from `at` on.
+fn quote_or_backslash(text: &[u8], at: usize) -> Option<usize> {
+    let mut i = at;
+    while i < at + SHORT {
+        let Some(eight) = text.get(i..).and_then(|rest| rest.first_chunk::<8>()) else { break };
+        let word = u64::from_le_bytes(*eight);
+        let found =
+            zero_bytes(word ^ u64::from_ne_bytes([b'"'; 8])) | zero_bytes(word ^ u64::from_ne_bytes([b'\\'; 8]));
+        if found != 0 {
+            return Some(i + found.trailing_zeros() as usize / 8);
+        }
+        i += 8;
+    }
+    memchr::memchr2(b'"', b'\\', text.get(i..)?).map(|found| i + found)
+}
+
 /// Position behind the string that begins with the quote at `at`.
 fn skip_string(text: &[u8], at: usize) -> Result<usize, ScanError> {
     let mut i = at + 1;
-    while let Some(found) = text.get(i..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
-        i += found;
-        if text[i] == b'"' {
-            return Ok(i + 1);
+    while let Some(found) = quote_or_backslash(text, i) {
+        if text[found] == b'"' {
+            return Ok(found + 1);
         }
-        i += 2;
+        i = found + 2;
     }
     Err(ScanError::Unexpected(text.len()))
 }
@@ -206,7 +240,12 @@ impl<'a> Members<'a> {
         (self.state == State::Done).then_some(self.at)
     }
 
-    fn step(&mut self) -> Result<Option<Member<'a>>, ScanError> {
+    /// The next member's key alone. Whoever looks at the value tells its end to [`Members::resume`]; without that the walk
+    /// can't go on.
+    ///
+    /// # Errors
+    /// [`ScanError`] where the object breaks.
+    pub fn next_key(&mut self) -> Result<Option<Key<'a>>, ScanError> {
         let Some(start) = advance(self.text, &mut self.at, &mut self.state, b'}')? else { return Ok(None) };
         if self.text.get(start) != Some(&b'"') {
             return Err(ScanError::Unexpected(start));
@@ -217,15 +256,20 @@ impl<'a> Members<'a> {
             return Err(ScanError::Unexpected(colon));
         }
         let value_start = skip_space(self.text, colon + 1);
-        let end = skip_value(self.text, value_start)?;
+        self.at = value_start;
+        Ok(Some(Key { raw_key: &self.text[start + 1..key_end - 1], start, value_start }))
+    }
+
+    /// Goes on behind the value that ends at `end`.
+    pub fn resume(&mut self, end: usize) {
         self.at = end;
-        Ok(Some(Member {
-            raw_key: &self.text[start + 1..key_end - 1],
-            start,
-            value: &self.text[value_start..end],
-            value_start,
-            end,
-        }))
+    }
+
+    fn step(&mut self) -> Result<Option<Member<'a>>, ScanError> {
+        let Some(Key { raw_key, start, value_start }) = self.next_key()? else { return Ok(None) };
+        let end = skip_value(self.text, value_start)?;
+        self.resume(end);
+        Ok(Some(Member { raw_key, start, value: &self.text[value_start..end], value_start, end }))
     }
 }
 
@@ -316,6 +360,20 @@ mod tests {
             if let Ok(e) = elements(&text, 0) { let _ = e.count(); }
             let _ = skip_value(&text, 0);
         }
+    }
+
+    #[test]
+    fn strings_of_any_length_end_at_their_quote() {
+        for length in 0..150 {
+            for special in ["", "\\\"", "\\\\", "é"] {
+                for at in 0..=length {
+                    let text = format!("\"{}{special}{}\",1", "x".repeat(at), "\u{1}".repeat(length - at));
+                    assert_eq!(skip_value(text.as_bytes(), 0), Ok(text.len() - 2), "{text}");
+                }
+            }
+        }
+        assert!(skip_value(b"\"open", 0).is_err());
+        assert!(skip_value(b"\"open\\", 0).is_err());
     }
 
     #[test]

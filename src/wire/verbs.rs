@@ -289,6 +289,9 @@ verbs! {
     9 Task(payload),
 }
 
+/// The number of [`Request::Read`].
+pub const READ: u16 = 6;
+
 impl Request {
     /// Whether a member that belongs to no mesh yet may be asked by, or may ask, one that does.
     pub fn before_mesh(verb: u16) -> bool {

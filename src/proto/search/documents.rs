@@ -175,8 +175,8 @@ impl<'a> Listed<'a> {
     pub(super) fn values(&self, at: usize) -> Result<Option<Rules>, MergeError> {
         let Some(hit) = self.hits.get(at) else { return Ok(None) };
         let read = || -> Result<Rules, PartError> {
-            let federation = hit.federation.clone().ok_or(PartError::Lacks("_federation"))?;
-            for member in json::members(&self.part.body, federation.start)? {
+            let federation = hit.federation.as_ref().ok_or(PartError::Lacks("_federation"))?;
+            for member in json::members(&self.part.body, federation.value.start)? {
                 let m = member?;
                 if m.is("weightedScoreValues") {
                     return Ok(order::parse_sort_values(m.value)?);

@@ -8,17 +8,30 @@ use super::query::{IndexView, is_within};
 use crate::proto::json::{self, Member, ScanError};
 use crate::types::SHARD_FIELD;
 
+/// What a node, or the mesh, has added to a hit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extra {
+    /// Position of the key's opening quote.
+    start: usize,
+    /// The value.
+    pub value: Range<usize>,
+}
+
 /// One hit inside a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawHit {
     /// The object, braces included.
     pub span: Range<usize>,
-    /// The value of `_rankingScoreDetails`.
-    pub details: Option<Range<usize>>,
-    /// The value of `_rankingScore`.
-    pub score: Option<Range<usize>>,
-    /// The value of `_federation`.
-    pub federation: Option<Range<usize>>,
+    /// `_rankingScoreDetails`
+    pub details: Option<Extra>,
+    /// `_rankingScore`
+    pub score: Option<Extra>,
+    /// `_federation`
+    pub federation: Option<Extra>,
+    /// The reserved field.
+    shard: Option<Extra>,
+    /// Nothing else of it tells of other fields.
+    plain: bool,
 }
 
 /// Finds the hits of the array at `at`, at most `max` of them, and the position behind the array.
@@ -50,18 +63,21 @@ pub fn scan_hits(text: &[u8], at: usize, max: usize) -> Result<(Vec<RawHit>, usi
 }
 
 fn scan_hit(text: &[u8], start: usize) -> Result<RawHit, ScanError> {
-    let mut hit = RawHit { span: start..start, details: None, score: None, federation: None };
+    let mut hit = RawHit { span: start..start, details: None, score: None, federation: None, shard: None, plain: true };
     let mut members = json::members(text, start)?;
     for member in members.by_ref() {
         let m = member?;
         // A document may have fields of these names; the node's own come last.
         if m.raw_key.first() == Some(&b'_') {
-            let value = Some(m.value_start..m.end);
+            let extra = Extra { start: m.start, value: m.value_start..m.end };
             match m.raw_key {
-                b"_rankingScoreDetails" => hit.details = value,
-                b"_rankingScore" => hit.score = value,
-                b"_federation" => hit.federation = value,
-                _ => {}
+                b"_rankingScoreDetails" => hit.details = Some(extra),
+                b"_rankingScore" => hit.score = Some(extra),
+                b"_federation" => hit.federation = Some(extra),
+                b"_formatted" | b"_matchesPosition" => hit.plain = false,
+                key if key == SHARD_FIELD.as_bytes() && hit.shard.is_none() => hit.shard = Some(extra),
+                // A second one, or one behind escapes.
+                _ => hit.plain &= !m.is(SHARD_FIELD),
             }
         }
     }
@@ -128,7 +144,12 @@ impl<'a> Object<'a> {
 /// # Errors
 /// [`ScanError`] if an extra is not what it should be.
 pub fn write_hit(out: &mut Vec<u8>, text: &[u8], hit: &RawHit, style: &HitStyle<'_>) -> Result<(), ScanError> {
-    let is = |m: &Member<'_>, span: &Option<Range<usize>>| span.as_ref().is_some_and(|s| s.start == m.value_start);
+    let shows_details = hit.details.is_some() && !style.cut_details;
+    if hit.plain && style.extra.is_none() && !(shows_details && style.view.is_some()) {
+        write_plain(out, text, hit, style);
+        return Ok(());
+    }
+    let is = |m: &Member<'_>, extra: &Option<Extra>| extra.as_ref().is_some_and(|e| e.start == m.start);
     let mut object = Object::open(out);
     for member in json::members(text, hit.span.start)? {
         let m = member?;
@@ -163,6 +184,50 @@ pub fn write_hit(out: &mut Vec<u8>, text: &[u8], hit: &RawHit, style: &HitStyle<
     }
     out.push(b'}');
     Ok(())
+}
+
+/// Writes a hit of which at most whole members are cut: what lies between them is moved as it is.
+fn write_plain(out: &mut Vec<u8>, text: &[u8], hit: &RawHit, style: &HitStyle<'_>) {
+    let cut = |extra: &Option<Extra>, cut: bool| {
+        extra.as_ref().filter(|_| cut).map_or(hit.span.end..hit.span.end, |e| e.start..e.value.end)
+    };
+    // The last one is always empty and stands for the end.
+    let mut cuts = [
+        cut(&None, true),
+        cut(&hit.shard, true),
+        cut(&hit.score, style.cut_score),
+        cut(&hit.details, style.cut_details),
+        cut(&hit.federation, style.cut_federation),
+    ];
+    cuts.sort_unstable_by_key(|c| c.start);
+    out.push(b'{');
+    let (mut at, mut first) = (hit.span.start + 1, true);
+    for cut in cuts {
+        let piece = trim(&text[at..cut.start.min(hit.span.end - 1)]);
+        if !piece.is_empty() {
+            if !first {
+                out.push(b',');
+            }
+            first = false;
+            out.extend_from_slice(piece);
+        }
+        if cut.is_empty() {
+            break;
+        }
+        at = cut.end;
+    }
+    out.push(b'}');
+}
+
+/// Members without the commas and the white space around them.
+fn trim(mut members: &[u8]) -> &[u8] {
+    while let [b',' | b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = members {
+        members = rest;
+    }
+    while let [rest @ .., b',' | b' ' | b'\t' | b'\n' | b'\r'] = members {
+        members = rest;
+    }
+    members
 }
 
 /// Copies a member, but not what lies at `path` in it.
@@ -348,6 +413,41 @@ mod tests {
             assert!(scan_hits(bad.as_bytes(), 0, 9).is_err(), "{bad}");
         }
         assert_eq!(scan_hits(b"[]", 0, 9).unwrap(), (vec![], 2));
+    }
+
+    #[test]
+    fn hits_moved_in_pieces_are_as_those_written_member_by_member() {
+        let members = [
+            r#""_miroir_shard":"ꀀ""#,
+            r#""a":{"_rankingScore":",}"}"#,
+            r#""_rankingScore":0.5"#,
+            r#""_rankingScoreDetails":{"words":{"order":0}}"#,
+            r#""_federation":{}"#,
+        ];
+        // Every choice of members, in the order given and in reverse, under every style.
+        for choice in 0..32_usize {
+            let mut chosen: Vec<&str> = (0..5).filter(|i| choice >> i & 1 == 1).map(|i| members[i]).collect();
+            for _ in 0..2 {
+                chosen.reverse();
+                let text = format!("[{{{}}}]", chosen.join(","));
+                for style in 0..8_usize {
+                    let cut = |bit: usize| style >> bit & 1 == 1;
+                    let style = HitStyle {
+                        cut_score: cut(0),
+                        cut_details: cut(1),
+                        cut_federation: cut(2),
+                        ..HitStyle::default()
+                    };
+                    let mut hit = scan_hits(text.as_bytes(), 0, 9).unwrap().0.remove(0);
+                    let (mut moved, mut written) = (Vec::new(), Vec::new());
+                    assert!(hit.plain);
+                    write_hit(&mut moved, text.as_bytes(), &hit, &style).unwrap();
+                    hit.plain = false;
+                    write_hit(&mut written, text.as_bytes(), &hit, &style).unwrap();
+                    assert_eq!(String::from_utf8(moved), String::from_utf8(written), "{text} {style:?}");
+                }
+            }
+        }
     }
 
     #[test]

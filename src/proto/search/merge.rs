@@ -84,7 +84,6 @@ impl PartError {
 /// The fields of one body.
 #[derive(Debug, Default)]
 struct Body<'a> {
-    hits_at: Option<usize>,
     hits: Vec<RawHit>,
     query: Option<&'a [u8]>,
     query_vector: Option<&'a [u8]>,
@@ -102,23 +101,34 @@ fn count(value: &[u8]) -> Option<u64> {
 
 fn read_body(text: &[u8], hits_max: usize) -> Result<Body<'_>, PartError> {
     let mut body = Body::default();
-    for member in json::members(text, 0)? {
-        let m = member?;
-        match m.raw_key {
-            b"hits" => body.hits_at = Some(m.value_start),
-            b"query" => body.query = Some(m.value),
-            b"queryVector" => body.query_vector = Some(m.value),
-            b"processingTimeMs" => body.processing_time_ms = count(m.value).unwrap_or(0),
-            b"estimatedTotalHits" | b"totalHits" => body.total = count(m.value),
-            b"facetDistribution" => body.distribution = Some(m.value),
-            b"facetStats" => body.stats = Some(m.value),
-            b"performanceDetails" => body.performance = Some(m.value),
-            b"semanticHitCount" => body.semantic = count(m.value),
+    let mut members = json::members(text, 0)?;
+    let mut found = false;
+    while let Some(key) = members.next_key()? {
+        let start = key.value_start;
+        if key.raw_key == b"hits" {
+            let (hits, end) = hit::scan_hits(text, start, hits_max)?;
+            (body.hits, found) = (hits, true);
+            members.resume(end);
+            continue;
+        }
+        let end = json::skip_value(text, start)?;
+        let value = &text[start..end];
+        match key.raw_key {
+            b"query" => body.query = Some(value),
+            b"queryVector" => body.query_vector = Some(value),
+            b"processingTimeMs" => body.processing_time_ms = count(value).unwrap_or(0),
+            b"estimatedTotalHits" | b"totalHits" => body.total = count(value),
+            b"facetDistribution" => body.distribution = Some(value),
+            b"facetStats" => body.stats = Some(value),
+            b"performanceDetails" => body.performance = Some(value),
+            b"semanticHitCount" => body.semantic = count(value),
             _ => {}
         }
+        members.resume(end);
     }
-    let at = body.hits_at.ok_or(PartError::Lacks("hits"))?;
-    body.hits = hit::scan_hits(text, at, hits_max)?.0;
+    if !found {
+        return Err(PartError::Lacks("hits"));
+    }
     body.total.ok_or(PartError::Lacks("estimatedTotalHits"))?;
     Ok(body)
 }
@@ -173,30 +183,36 @@ fn strip(request: &MergeRequest<'_>, part: &PartAnswer) -> Result<Vec<u8>, PartE
     out.push(b'{');
     let mut has_hits = false;
     let mut members = json::members(text, 0)?;
-    for (i, member) in members.by_ref().enumerate() {
-        let m = member?;
-        if i > 0 {
+    let mut first = true;
+    while let Some(key) = members.next_key()? {
+        let start = key.value_start;
+        if !first {
             out.push(b',');
         }
-        out.extend_from_slice(&text[m.start..m.value_start]);
-        match m.raw_key {
-            b"hits" => {
-                has_hits = true;
-                if has_shard || style.changes() {
-                    let (hits, _) = hit::scan_hits(text, m.value_start, usize::MAX)?;
-                    write_hits(&mut out, hits.iter().map(|h| (text, h)), &style)?;
-                } else {
-                    out.extend_from_slice(m.value);
-                }
-            }
+        first = false;
+        out.extend_from_slice(&text[key.start..start]);
+        if key.raw_key == b"hits" && (has_shard || style.changes()) {
+            has_hits = true;
+            let (hits, end) = hit::scan_hits(text, start, usize::MAX)?;
+            write_hits(&mut out, hits.iter().map(|h| (text, h)), &style)?;
+            members.resume(end);
+            continue;
+        }
+        let end = json::skip_value(text, start)?;
+        let value = &text[start..end];
+        match key.raw_key {
             b"processingTimeMs" => push_number(&mut out, request.processing_time_ms),
             b"requestUid" => {
                 push_text(&mut out, request.request_uid);
                 push_metadata(&mut out, request.metadata);
             }
-            b"facetDistribution" => facets::write_cut(&mut out, m.value, request.view.max_values_per_facet)?,
-            _ => out.extend_from_slice(m.value),
+            b"facetDistribution" => facets::write_cut(&mut out, value, request.view.max_values_per_facet)?,
+            other => {
+                has_hits |= other == b"hits";
+                out.extend_from_slice(value);
+            }
         }
+        members.resume(end);
     }
     members.end().ok_or(PartError::Lacks("its end"))?;
     if !has_hits {
@@ -257,10 +273,12 @@ impl<'a> Merger<'a> {
     fn head(&self, part: usize, rank: usize) -> Result<Head, MergeError> {
         let hit = &self.bodies[part].hits[rank];
         let read = || -> Result<Head, PartError> {
-            let details = hit.details.clone().ok_or(PartError::Lacks("_rankingScoreDetails"))?;
-            let rules = order::parse_details(&self.text(part)[details])?;
+            let details = hit.details.as_ref().ok_or(PartError::Lacks("_rankingScoreDetails"))?;
+            let rules = order::parse_details(&self.text(part)[details.value.clone()])?;
             let score = match &hit.score {
-                Some(span) => std::str::from_utf8(&self.text(part)[span.clone()]).ok().and_then(|s| s.parse().ok()),
+                Some(score) => {
+                    std::str::from_utf8(&self.text(part)[score.value.clone()]).ok().and_then(|s| s.parse().ok())
+                }
                 None => None,
             };
             Ok(Head { rank, rules, score: score.filter(|s: &f64| s.is_finite()).unwrap_or(0.0) })

@@ -144,9 +144,11 @@ struct Fields {
 }
 
 impl Fields {
-    fn read(text: &[u8]) -> Result<Self, ScanError> {
+    /// Reads the object at `at`; also the position behind it.
+    fn read(text: &[u8], at: usize) -> Result<(Self, usize), ScanError> {
         let mut f = Self::default();
-        for member in json::members(text, 0)? {
+        let mut members = json::members(text, at)?;
+        for member in members.by_ref() {
             let m = member?;
             match m.raw_key {
                 b"order" => f.order = count(&m),
@@ -171,20 +173,21 @@ impl Fields {
                 _ => {}
             }
         }
-        Ok(f)
+        let end = members.end().ok_or(ScanError::Unexpected(at))?;
+        Ok((f, end))
     }
 
-    fn rule(self, name: &Member<'_>) -> Result<Rule, DetailsError> {
+    fn rule(self, name: &[u8]) -> Result<Rule, DetailsError> {
         let lacks = DetailsError::Lacks;
         let score = self.score.ok_or(lacks("score"));
-        let asc = name.raw_key.ends_with(b":asc");
-        if asc || name.raw_key.ends_with(b":desc") {
+        let asc = name.ends_with(b":asc");
+        if asc || name.ends_with(b":desc") {
             return match self.distance {
                 Some(distance) => Ok(Rule::Geo { asc, distance }),
                 None => Ok(Rule::Sort { asc, value: self.value.ok_or(lacks("value"))? }),
             };
         }
-        Ok(match name.raw_key {
+        Ok(match name {
             b"words" => Rule::Words {
                 matching: self.matching.ok_or(lacks("matchingWords"))?,
                 max: self.max_matching.ok_or(lacks("maxMatchingWords"))?,
@@ -218,11 +221,12 @@ impl Fields {
 /// [`DetailsError`].
 pub fn parse_details(text: &[u8]) -> Result<Rules, DetailsError> {
     let mut rules: Vec<(u64, Rule)> = Vec::with_capacity(8);
-    for member in json::members(text, 0)? {
-        let member = member?;
-        let fields = Fields::read(member.value)?;
+    let mut members = json::members(text, 0)?;
+    while let Some(key) = members.next_key()? {
+        let (fields, end) = Fields::read(text, key.value_start)?;
         let order = fields.order.ok_or(DetailsError::Lacks("order"))?;
-        rules.push((order, fields.rule(&member)?));
+        rules.push((order, fields.rule(key.raw_key)?));
+        members.resume(end);
     }
     rules.sort_by_key(|(order, _)| *order);
     Ok(rules.into_iter().map(|(_, rule)| rule).collect())

@@ -6,6 +6,7 @@
 //! Must not know: what was asked before in this search (`retry`), where scores come from (`stats`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use twox_hash::XxHash64;
 
@@ -119,29 +120,35 @@ pub fn plan(input: &PlanInput<'_>, wanted: &ShardSet, excluded: &BTreeMap<Member
             weight: weight(input.query_hash, member.as_str()),
         })
         .collect();
-    // For each shard wanted, the candidates that hold it.
     let by_member: BTreeMap<&MemberId, usize> = candidates.iter().enumerate().map(|(i, c)| (c.member, i)).collect();
-    let holders: Vec<(ShardId, Vec<usize>)> = wanted
-        .iter()
-        .map(|shard| {
-            let replicas = input.index.shards.get(usize::from(shard.0)).map_or(&[][..], |s| &s.replicas[..]);
-            let full = replicas.iter().filter(|r| r.state != ReplicaState::Learner);
-            let mut holders: Vec<usize> = full.filter_map(|r| by_member.get(&r.member).copied()).collect();
-            // Those of one group stand together.
-            holders.sort_by_key(|i| candidates[*i].group_at);
-            (shard, holders)
-        })
-        .collect();
-    Planner { input, candidates, holders }.plan()
+    let (mut holders, mut shards) = (Vec::new(), Vec::new());
+    for shard in wanted.iter() {
+        let first = holders.len();
+        let replicas = input.index.shards.get(usize::from(shard.0)).map_or(&[][..], |s| &s.replicas[..]);
+        let full = replicas.iter().filter(|r| r.state != ReplicaState::Learner);
+        holders.extend(full.filter_map(|r| by_member.get(&r.member).copied()));
+        // Those of one group stand together.
+        holders[first..].sort_by_key(|i: &usize| candidates[*i].group_at);
+        shards.push((shard, first..holders.len()));
+    }
+    Planner { input, candidates, holders, shards }.plan()
 }
 
 struct Planner<'a> {
     input: &'a PlanInput<'a>,
     candidates: Vec<Candidate<'a>>,
-    holders: Vec<(ShardId, Vec<usize>)>,
+    /// The candidates that hold each shard wanted, one shard after the other.
+    holders: Vec<usize>,
+    /// The shards wanted, and where their holders stand.
+    shards: Vec<(ShardId, Range<usize>)>,
 }
 
 impl Planner<'_> {
+    /// Each shard wanted with the candidates that hold it.
+    fn held(&self) -> impl Iterator<Item = (&ShardId, &[usize])> {
+        self.shards.iter().map(|(shard, range)| (shard, &self.holders[range.clone()]))
+    }
+
     /// The best of a shard's holders that `fits` lets through.
     fn pick(&self, holders: &[usize], fits: impl Fn(&Candidate<'_>) -> bool + Clone) -> Option<usize> {
         let fitting = holders.iter().copied().filter(|i| fits(&self.candidates[*i]));
@@ -153,7 +160,7 @@ impl Planner<'_> {
         // Shards covered, and the score of the slowest member that would be asked.
         let mut rated: BTreeMap<usize, (&GroupId, usize, f64)> =
             self.candidates.iter().filter_map(|c| c.group.map(|g| (c.group_at, (g, 0, 0.0)))).collect();
-        for (shard, holders) in &self.holders {
+        for (shard, holders) in self.held() {
             let place = |i: &usize| self.candidates[*i].group_at;
             for of_one in holders.chunk_by(|a, b| place(a) == place(b)) {
                 let Some(chosen) = self.pick(of_one, |c| c.serves(*shard)).map(|i| &self.candidates[i]) else {
@@ -174,7 +181,7 @@ impl Planner<'_> {
         let group = self.group();
         let mut plan = Plan::default();
         let mut shards: Vec<ShardSet> = vec![ShardSet::new(); self.candidates.len()];
-        for (shard, holders) in &self.holders {
+        for (shard, holders) in self.held() {
             let in_group = |c: &Candidate<'_>| group.is_some() && c.group == group && c.serves(*shard);
             let anywhere = |c: &Candidate<'_>| c.serves(*shard);
             let behind = |c: &Candidate<'_>| c.may(*shard);
