@@ -152,7 +152,7 @@ async fn processes(t: &mut Trial) -> anyhow::Result<()> {
     t.members.kill(killed).await?;
     t.seen().await?;
     t.step("the killed one is started again", &t.others(&[killed]))?;
-    t.members.restart(killed)?;
+    t.restart(killed)?;
     t.seen().await?;
 
     t.step("one is told to end", &t.others(&[stopped]))?;
@@ -161,7 +161,7 @@ async fn processes(t: &mut Trial) -> anyhow::Result<()> {
     t.measure("from SIGTERM to its end", began.elapsed());
     t.seen().await?;
     t.step("the one that ended is started again", &t.others(&[stopped]))?;
-    t.members.restart(stopped)?;
+    t.restart(stopped)?;
     t.seen().await?;
 
     t.step("all are killed and started again", &[])?;
@@ -169,7 +169,7 @@ async fn processes(t: &mut Trial) -> anyhow::Result<()> {
         t.members.kill(member).await?;
     }
     for member in t.all() {
-        t.members.restart(member)?;
+        t.restart(member)?;
     }
     t.seen().await
 }
@@ -284,7 +284,7 @@ async fn leader_killed(t: &mut Trial) -> anyhow::Result<()> {
     t.measure("killed: the others lead everything", began.elapsed());
     t.seen().await?;
     t.step("the old leader is started again", &others)?;
-    t.members.restart(leader)?;
+    t.restart(leader)?;
     t.seen().await?;
     let all = t.all();
     t.one_leader_each(&all, TTL * 2).await?;
@@ -301,7 +301,7 @@ async fn all_restarted(t: &mut Trial) -> anyhow::Result<()> {
         t.members.kill(member).await?;
     }
     for member in t.all() {
-        t.members.restart(member)?;
+        t.restart(member)?;
     }
     t.members.whole().await?;
     t.measure("from the kill to a whole mesh", began.elapsed());
@@ -327,7 +327,7 @@ async fn release(t: &mut Trial) -> anyhow::Result<()> {
     t.measure("from its end to the next leaders", took);
     t.seen().await?;
     t.step("the old leader is started again", &others)?;
-    t.members.restart(leader)?;
+    t.restart(leader)?;
     t.seen().await?;
     let all = t.all();
     t.one_leader_each(&all, TTL * 2).await.map(drop)

@@ -58,6 +58,16 @@ struct Step {
     what: String,
     searches: Option<Searches>,
     began: Instant,
+    /// A member was started again: others may take it for alive by what its earlier process said, until they hear that
+    /// there is another, and then know nothing of it for a moment.
+    heard_anew: bool,
+}
+
+/// When a change had been seen.
+struct Times {
+    first: Option<Duration>,
+    all: Duration,
+    answered: Duration,
 }
 
 impl Trial {
@@ -123,14 +133,20 @@ impl Trial {
     pub fn step(&mut self, what: &str, asked: &[usize]) -> anyhow::Result<()> {
         let expected = self.expected.as_ref().context("an index was filled")?;
         let searches = (!asked.is_empty()).then(|| Searches::begin(&self.members, asked, expected));
-        self.step = Some(Step { what: what.to_owned(), searches, began: Instant::now() });
+        self.step = Some(Step { what: what.to_owned(), searches, began: Instant::now(), heard_anew: false });
         Ok(())
+    }
+
+    /// Within a step: starts a member's sidecar again.
+    pub fn restart(&mut self, member: usize) -> anyhow::Result<()> {
+        self.step.as_mut().context("a step was begun")?.heard_anew = true;
+        self.members.restart(member)
     }
 
     /// Ends a step: waits until every member that runs sees what there is, holds that for a while, and ends the searches.
     pub async fn seen(&mut self) -> anyhow::Result<()> {
-        let Some(Step { what, searches, began }) = self.step.take() else { bail!("a step was begun") };
-        let seen = self.wait_until_seen(&what, began).await;
+        let Some(Step { what, searches, began, heard_anew }) = self.step.take() else { bail!("a step was begun") };
+        let seen = self.wait_until_seen(&what, began, heard_anew).await;
         // What is wrong with searches tells more.
         let tally = match searches {
             Some(searches) => Some(searches.end().await.with_context(|| what.clone())?),
@@ -144,62 +160,86 @@ impl Trial {
         Ok(())
     }
 
-    async fn wait_until_seen(&mut self, what: &str, began: Instant) -> anyhow::Result<()> {
+    async fn wait_until_seen(&mut self, what: &str, began: Instant, heard_anew: bool) -> anyhow::Result<()> {
         let pictures = self.members.pictures();
         let seen = pictures.read();
         let (now, before) = (seen.now.clone(), seen.before.first().cloned().unwrap_or_default());
         let grew = self.all().iter().any(|m| !now.suspects(*m, self.members.count()).is_empty());
-        let within = if grew { NOTICED } else { HEALED };
-        let mut first = None;
-        loop {
-            let views = self.views().await;
-            if first.is_none()
-                && views.iter().any(|(m, view)| view.as_ref().is_ok_and(|v| self.differs(*m, v, &before)))
-            {
-                first = Some(began.elapsed());
+        let until = began + if grew { NOTICED } else { HEALED };
+        let times = loop {
+            let times = self.first_seen(what, began, until, &now, &before).await?;
+            if !heard_anew {
+                pictures.settled();
             }
-            match self.unlike(&views, &now) {
-                None => break,
-                Some(why) if began.elapsed() > within => bail!("{what}: not seen within {} s: {why}", within.as_secs()),
-                Some(_) => sleep(LOOK_INTERVAL).await,
+            match self.stays_seen(&now).await {
+                None => break times,
+                Some(_) if heard_anew && Instant::now() < until => {}
+                Some(why) => bail!("{what}: no longer seen, after it was seen by all: {why}"),
             }
-        }
-        let all = began.elapsed();
-        // A member that is no suspect any more may not be asked yet: its data connection is still to come.
-        while let Err(why) = self.answers_match(&now).await {
-            ensure!(began.elapsed() < within, "{what}: not answered so within {} s: {why:#}", within.as_secs());
-            sleep(LOOK_INTERVAL).await;
-        }
-        let answered = began.elapsed();
+        };
         pictures.settled();
-        if before != now {
-            if let Some(first) = first {
+        if before != now || heard_anew {
+            if let Some(first) = times.first {
                 self.measure(format!("{what}: seen by the first member"), first);
             }
-            self.measure(format!("{what}: seen by every member"), all);
-            self.measure(format!("{what}: answered accordingly by every member"), answered);
-        }
-        let steady = Instant::now();
-        while steady.elapsed() < STEADY {
-            let views = self.views().await;
-            if let Some(why) = self.unlike(&views, &now) {
-                bail!("{what}: {:?} after it was seen by all: {why}", steady.elapsed());
-            }
-            sleep(LOOK_INTERVAL).await;
+            self.measure(format!("{what}: seen by every member"), times.all);
+            self.measure(format!("{what}: answered accordingly by every member"), times.answered);
         }
         let dead = self.members.found_dead();
         ensure!(dead.is_empty(), "{what}: {}", dead.join("; "));
         Ok(())
     }
 
+    /// Waits until every member that runs sees what there is, and answers accordingly.
+    async fn first_seen(
+        &self,
+        what: &str,
+        began: Instant,
+        until: Instant,
+        now: &Picture,
+        before: &Picture,
+    ) -> anyhow::Result<Times> {
+        let within = (until - began).as_secs();
+        let mut first = None;
+        loop {
+            let views = self.views().await;
+            let changed = |(m, view): (&usize, &anyhow::Result<BTreeSet<usize>>)| {
+                view.as_ref().is_ok_and(|view| *view != before.suspects(*m, self.members.count()))
+            };
+            if first.is_none() && views.iter().any(changed) {
+                first = Some(began.elapsed());
+            }
+            match self.unlike(&views, now) {
+                None => break,
+                Some(why) if Instant::now() > until => bail!("{what}: not seen within {within} s: {why}"),
+                Some(_) => sleep(LOOK_INTERVAL).await,
+            }
+        }
+        let all = began.elapsed();
+        // A member that is no suspect any more may not be asked yet: its data connection is still to come.
+        while let Err(why) = self.answers_match(now).await {
+            ensure!(Instant::now() < until, "{what}: not answered so within {within} s: {why:#}");
+            sleep(LOOK_INTERVAL).await;
+        }
+        Ok(Times { first, all, answered: began.elapsed() })
+    }
+
+    /// Whether it stays so for a while; otherwise what a member sees instead.
+    async fn stays_seen(&self, now: &Picture) -> Option<String> {
+        let steady = Instant::now();
+        while steady.elapsed() < STEADY {
+            if let Some(why) = self.unlike(&self.views().await, now) {
+                return Some(format!("{why} ({:?} later)", steady.elapsed()));
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+        None
+    }
+
     /// Whom each member that runs suspects.
     async fn views(&self) -> BTreeMap<usize, anyhow::Result<BTreeSet<usize>>> {
         let running = self.members.running();
         join_all(running.iter().map(async |m| (*m, self.members.suspects(*m).await))).await.into_iter().collect()
-    }
-
-    fn differs(&self, member: usize, view: &BTreeSet<usize>, picture: &Picture) -> bool {
-        *view != picture.suspects(member, self.members.count())
     }
 
     /// The first member that sees something else than what there is.
