@@ -19,7 +19,7 @@ pub const STANDING: [&str; 3] = ["membership", "shard_leaders", "task_ids"];
 const INTERVAL: Duration = Duration::from_millis(100);
 const LOOK_PATIENCE: Duration = Duration::from_millis(300);
 /// Where less of the looks had an answer from every member that runs, nothing can be said.
-const WHOLE_LOOKS_MIN_PERCENT: usize = 50;
+const WHOLE_LOOKS_MIN_PERCENT: usize = 30;
 
 /// One look at all members.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -160,7 +160,7 @@ pub fn longest_gap(looks: &[Look]) -> Duration {
             .filter(|(a, b)| looks.iter().any(|look| look.from > a.from && look.from < b.from));
         gaps.map(|(a, b)| b.from.saturating_sub(a.to)).max().unwrap_or_default()
     };
-    STANDING.iter().map(|scope| gap(scope)).max().unwrap_or_default()
+    STANDING.iter().map(gap).max().unwrap_or_default()
 }
 
 #[cfg(test)]
