@@ -1,11 +1,12 @@
-//! `netsim`: trials for Miroir. `demo` runs a mesh of real processes, `bench` compares one with a single node, `node` is
-//! the stand-in for Meilisearch.
+//! `netsim`: trials for Miroir. `demo` runs a mesh of real processes, `bench` compares one with a single node, `live`
+//! puts one under real faults, `node` is the stand-in for Meilisearch.
 //!
-//! The hidden subcommand `sidecar` is `miroir`'s own `main`: the demo runs this same executable again, so that nothing
+//! The hidden subcommand `sidecar` is `miroir`'s own `main`: meshes run this same executable again, so that nothing
 //! stale runs.
 
 mod bench;
 mod demo;
+mod live;
 mod mesh;
 
 use std::ffi::OsString;
@@ -28,6 +29,8 @@ enum Command {
     Demo(demo::DemoArguments),
     /// Compares meshes of 1 and 3 members with a single node.
     Bench(bench::BenchArguments),
+    /// Tries a mesh of real processes in network namespaces under faults of links and processes.
+    Live(live::LiveArguments),
     /// Runs a stand-in for a Meilisearch node.
     #[command(hide = true)]
     Node(node::Args),
@@ -40,12 +43,13 @@ fn main() -> ExitCode {
         return miroir::cli::main_from(arguments);
     }
     let result = match Arguments::parse_from(arguments).command {
-        Command::Demo(arguments) => run(demo::run(arguments)),
-        Command::Bench(arguments) => run(bench::run(arguments)),
-        Command::Node(arguments) => run(node::run(arguments)),
+        Command::Demo(arguments) => run(demo::run(arguments)).map(|()| ExitCode::SUCCESS),
+        Command::Bench(arguments) => run(bench::run(arguments)).map(|()| ExitCode::SUCCESS),
+        Command::Live(arguments) => run(live::run(arguments)),
+        Command::Node(arguments) => run(node::run(arguments)).map(|()| ExitCode::SUCCESS),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             eprintln!("netsim: {e:#}");
             ExitCode::FAILURE
@@ -54,6 +58,6 @@ fn main() -> ExitCode {
 }
 
 /// Runs on the main thread: children die with the thread that started them.
-fn run(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn run<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(command)
 }

@@ -155,6 +155,7 @@ impl Bench {
             http_port: None,
             master_key: None,
             node: self.node.clone(),
+            more_config: String::new(),
         };
         let mut mesh = Mesh::prepare(dir, &options)?;
         mesh.start().await?;

@@ -7,13 +7,12 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use tempfile::TempDir;
+use anyhow::Context as _;
 use tokio::time::interval;
 
 use super::progress::Bar;
 use super::show;
-use crate::mesh::{Documents, Mesh, MeshOptions, NodeChoice, Stop, create_index, load, say};
+use crate::mesh::{Dir, Documents, Mesh, MeshOptions, NodeChoice, Stop, create_index, load, say};
 
 const INDEX: &str = "packages";
 
@@ -64,12 +63,13 @@ pub async fn run(arguments: DemoArguments) -> anyhow::Result<()> {
         http_port: Some(arguments.http_port),
         master_key: arguments.master_key.clone(),
         node: NodeChoice::of(arguments.node.as_deref())?,
+        more_config: String::new(),
     };
     options.check()?;
     let documents = Documents::of(arguments.docs.clone());
     let count = documents.count()?;
     // Kept until the end: dropping it removes the directory.
-    let dir = Dir::make(arguments.dir.as_deref())?;
+    let dir = Dir::make(arguments.dir.as_deref(), "miroir-demo-")?;
 
     let mut mesh = Mesh::prepare(dir.path(), &options)?;
     let work = work(&arguments, &options, &mut mesh, &documents, count, dir.path());
@@ -138,57 +138,5 @@ async fn watch<T>(mesh: &mut Mesh, work: impl Future<Output = T>) -> T {
             done = &mut work => return done,
             _ = look.tick() => mesh.found_dead().iter().for_each(|sentence| say(sentence)),
         }
-    }
-}
-
-/// A given directory is kept, a temporary one removed.
-enum Dir {
-    Given(PathBuf),
-    Temporary(TempDir),
-}
-
-impl Dir {
-    fn make(given: Option<&Path>) -> anyhow::Result<Self> {
-        let Some(path) = given else {
-            return Ok(Self::Temporary(tempfile::Builder::new().prefix("miroir-demo-").tempdir()?));
-        };
-        std::fs::create_dir_all(path).with_context(|| format!("--dir: can't make {}", path.display()))?;
-        let path = path.canonicalize().with_context(|| format!("--dir: can't use {}", path.display()))?;
-        let mut entries = std::fs::read_dir(&path).with_context(|| format!("--dir: can't read {}", path.display()))?;
-        if entries.next().is_some() {
-            bail!("--dir: {} is not empty: give a new or an empty directory", path.display());
-        }
-        Ok(Self::Given(path))
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Self::Given(path) => path,
-            Self::Temporary(dir) => dir.path(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn given_directory_is_made_and_kept_and_must_be_empty() {
-        let outer = tempfile::tempdir().unwrap();
-        let path = outer.path().join("a/b");
-        drop(Dir::make(Some(&path)).unwrap());
-        assert!(path.is_dir());
-        std::fs::write(path.join("x"), "").unwrap();
-        assert!(Dir::make(Some(&path)).err().unwrap().to_string().starts_with("--dir: "));
-    }
-
-    #[test]
-    fn temporary_directory_is_removed() {
-        let dir = Dir::make(None).unwrap();
-        let path = dir.path().to_owned();
-        assert!(path.is_dir());
-        drop(dir);
-        assert!(!path.exists());
     }
 }

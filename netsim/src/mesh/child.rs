@@ -1,9 +1,9 @@
 //! Child processes that never outlive this one.
 //!
 //! Each is in a process group of its own, so that a terminal's Ctrl-C reaches only the parent, which ends them in order;
-//! and each dies with the parent even if that is killed. The one file with `unsafe`. Must not know: what the children do.
+//! and each dies with the parent even if that is killed. Must not know: what the children do.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -23,12 +23,22 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts a child whose output goes to `log`. Must be called on the main thread: the kernel ends children when the
+    /// Starts a child whose output is added to `log`. Must be called on the main thread: the kernel ends children when the
     /// *thread* that started them ends.
     pub fn start(name: String, mut command: Command, log: PathBuf) -> anyhow::Result<Self> {
+        let output = open_log(&log).with_context(|| format!("can't write {}", log.display()))?;
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        Self::spawn(name, command, log)
+    }
+
+    /// Starts a child that writes where this process does, and reads what `command` says. On the main thread, too.
+    pub fn attached(name: String, command: Command) -> anyhow::Result<Self> {
+        Self::spawn(name, command, PathBuf::from("stderr"))
+    }
+
+    fn spawn(name: String, mut command: Command, log: PathBuf) -> anyhow::Result<Self> {
         assert_eq!(std::thread::current().name(), Some("main"), "children are started on the main thread");
-        let output = File::create(&log).with_context(|| format!("can't write {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0).kill_on_drop(true);
+        command.process_group(0).kill_on_drop(true);
         let parent = std::process::id();
         // SAFETY: between fork and exec only async-signal-safe calls are made: prctl and getppid.
         unsafe {
@@ -85,6 +95,16 @@ impl Child {
         tail().unwrap_or_else(|e| format!("(its log can't be read: {e})"))
     }
 
+    /// Stops it where it is, as a host does that swaps or is moved, until [`Child::resume`].
+    pub fn pause(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
     /// Asks it to end.
     pub fn terminate(&self) {
         self.signal(libc::SIGTERM);
@@ -95,6 +115,13 @@ impl Child {
         self.signal(libc::SIGKILL);
     }
 
+    /// Waits until it has ended.
+    pub async fn wait(&mut self) -> anyhow::Result<ExitStatus> {
+        let status = self.process.wait().await.with_context(|| format!("can't wait for {}", self.name))?;
+        self.ended = Some(status);
+        Ok(status)
+    }
+
     fn signal(&self, signal: i32) {
         // `id` is `None` once the child has been waited for: its number may be another process's by then.
         let group = self.process.id().and_then(|pid| i32::try_from(pid).ok());
@@ -103,6 +130,20 @@ impl Child {
             unsafe { libc::kill(-group, signal) };
         }
     }
+}
+
+/// Opens a log for adding. What an earlier process was killed in the middle of must not take in the next line.
+fn open_log(path: &Path) -> io::Result<File> {
+    let mut file = OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    let mut last = [b'\n'];
+    if file.metadata()?.len() > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    if last != *b"\n" {
+        file.write_all(b"\n")?;
+    }
+    Ok(file)
 }
 
 /// Ends children: asks all, waits for at most `patience`, then kills those that are left and waits for them.
@@ -130,4 +171,19 @@ pub async fn end(children: &mut [&mut Child], patience: Duration) {
 /// A line on stderr. A closed stderr must not end this process and with it all children, as `eprintln!` would.
 pub fn say(text: &str) {
     writeln!(io::stderr(), "{text}").ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_are_added_to_and_a_broken_last_line_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("x.log");
+        open_log(&log).unwrap().write_all(b"whole\nhal").unwrap();
+        open_log(&log).unwrap().write_all(b"next\n").unwrap();
+        open_log(&log).unwrap().write_all(b"more\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "whole\nhal\nnext\nmore\n");
+    }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Method, Request};
+use hyper::{HeaderMap, Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -20,6 +20,8 @@ const ANSWER_MAX_BYTES: usize = 256 << 20;
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
+    /// The headers.
+    pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
 }
@@ -28,6 +30,11 @@ impl Answer {
     /// The body as JSON.
     pub fn json(&self) -> anyhow::Result<Value> {
         serde_json::from_slice(&self.body).with_context(|| format!("not JSON: {}", self.text()))
+    }
+
+    /// A header's value, if it is there and text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
     }
 
     /// The beginning of the body, for people.
@@ -111,10 +118,10 @@ impl Client {
             request = request.header("authorization", format!("Bearer {key}"));
         }
         let answer = connection.send_request(request.body(Full::new(body))?).await?;
-        let status = answer.status().as_u16();
-        let body = Limited::new(answer.into_body(), ANSWER_MAX_BYTES).collect().await;
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, ANSWER_MAX_BYTES).collect().await;
         let body = body.map_err(|e| anyhow::anyhow!(e))?.to_bytes();
         self.connection = Some(connection);
-        Ok(Answer { status, body })
+        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
     }
 }

@@ -6,6 +6,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep};
 
 use super::child::{self, Child};
 use super::http::Client;
+use super::network::Network;
 use super::options::{MeshOptions, NodeChoice};
 use super::ports::{Ports, is_free};
 
@@ -30,6 +32,20 @@ const DRAIN_S: u64 = 6;
 const SIDECAR_PATIENCE: Duration = Duration::from_secs(DRAIN_S + 4);
 const NODE_PATIENCE: Duration = Duration::from_secs(6);
 const CERTIFICATE_DAYS: u32 = 365;
+
+/// Where a member's processes listen, and in which network.
+pub struct Place {
+    /// The Meilisearch API.
+    pub http: SocketAddr,
+    /// The Prometheus exposition.
+    pub metrics: SocketAddr,
+    /// The mesh port.
+    pub mesh: SocketAddr,
+    /// The node.
+    pub node: SocketAddr,
+    /// A network of its own; `None`: this process's.
+    pub network: Option<Arc<Network>>,
+}
 
 /// One member: where it listens and what runs.
 pub struct Member {
@@ -45,6 +61,7 @@ pub struct Member {
     pub mesh: SocketAddr,
     /// Its node.
     pub node: SocketAddr,
+    network: Option<Arc<Network>>,
     sidecar: Option<Child>,
     node_process: Option<Child>,
 }
@@ -73,7 +90,7 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Chooses ports and writes certificates, keys and configs.
+    /// Chooses ports on loopback and writes certificates, keys and configs.
     pub fn prepare(dir: &Path, options: &MeshOptions) -> anyhow::Result<Self> {
         options.check()?;
         let wanted: Vec<Option<u16>> =
@@ -82,23 +99,44 @@ impl Mesh {
             ensure!(is_free(*port), "port {port} is taken: choose others with --http-port");
         }
         let mut ports = Ports::new(wanted.iter().flatten().copied());
-        let mut members = Vec::new();
-        for (i, http_port) in (1..).zip(wanted) {
+        let mut places = Vec::new();
+        for http_port in wanted {
             let http = match http_port {
                 Some(port) => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
                 None => ports.free()?,
             };
-            members.push(Member {
-                id: format!("m{i}"),
-                dir: dir.join(format!("m{i}")),
+            places.push(Place {
                 http,
                 metrics: ports.free()?,
                 mesh: ports.free()?,
                 node: ports.free()?,
-                sidecar: None,
-                node_process: None,
+                network: None,
             });
         }
+        Self::prepare_at(dir, options, places)
+    }
+
+    /// Writes certificates, keys and configs for members at these places, one for each.
+    pub fn prepare_at(dir: &Path, options: &MeshOptions, places: Vec<Place>) -> anyhow::Result<Self> {
+        options.check()?;
+        ensure!(
+            places.len() == usize::from(options.members),
+            "{} places for {} members",
+            places.len(),
+            options.members
+        );
+        let member = |(i, place): (usize, Place)| Member {
+            id: format!("m{i}"),
+            dir: dir.join(format!("m{i}")),
+            http: place.http,
+            metrics: place.metrics,
+            mesh: place.mesh,
+            node: place.node,
+            network: place.network,
+            sidecar: None,
+            node_process: None,
+        };
+        let members = (1..).zip(places).map(member).collect();
         let mesh = Self { members, admin_key: random_key(), node_key: random_key(), options: options.clone() };
         mesh.write_files(dir)?;
         Ok(mesh)
@@ -152,7 +190,7 @@ impl Mesh {
              key_file = {key}\n\n\
              [metrics]\nlisten = \"{metrics}\"\n\n\
              [access]\n{master_key}admin_key_file = {admin_key}\n\n\
-             [index]\nshards = {shards}\n",
+             [index]\nshards = {shards}\n\n{more}",
             id = member.id,
             store = path("store")?,
             node = member.node,
@@ -166,6 +204,7 @@ impl Mesh {
             metrics = member.metrics,
             admin_key = path("admin.key")?,
             shards = self.options.shards,
+            more = self.options.more_config,
         ))
     }
 
@@ -173,28 +212,56 @@ impl Mesh {
     /// if dropped, [`Mesh::end`] ends what was started.
     pub async fn start(&mut self) -> anyhow::Result<()> {
         for member in &mut self.members {
-            let child = start_node(
+            member.node_process = Some(start_node(
                 &format!("member {}: the node", member.id),
                 &self.options.node,
                 member.node,
                 &self.node_key,
                 &member.dir,
-            )?;
-            member.node_process = Some(child);
+                member.network.as_deref(),
+            )?);
         }
-        let nodes: Vec<SocketAddr> = self.members.iter().map(|m| m.node).collect();
+        // One in a network of its own listens on a loopback that is not this process's.
+        let nodes: Vec<SocketAddr> = self.members.iter().filter(|m| m.network.is_none()).map(|m| m.node).collect();
         for node in nodes {
             self.wait_for("every node to answer", async || is_healthy(node).await).await?;
         }
-        for member in &mut self.members {
-            member.sidecar = Some(start_sidecar(member)?);
+        for member in 0..self.members.len() {
+            self.start_sidecar(member)?;
         }
+        self.wait_whole().await
+    }
+
+    /// Waits until every sidecar sees the whole mesh with healthy nodes.
+    pub async fn wait_whole(&mut self) -> anyhow::Result<()> {
         let (count, key) = (self.members.len(), self.admin_key.clone());
         let sidecars: Vec<SocketAddr> = self.members.iter().map(|m| m.http).collect();
         for http in sidecars {
             self.wait_for("the mesh to be whole", async || sees_all(http, &key, count).await).await?;
         }
         Ok(())
+    }
+
+    /// Starts one member's sidecar, at first or again.
+    pub fn start_sidecar(&mut self, member: usize) -> anyhow::Result<()> {
+        let member = &mut self.members[member];
+        member.sidecar = Some(start_sidecar(member)?);
+        Ok(())
+    }
+
+    /// One member's sidecar, if it was started.
+    pub fn sidecar(&self, member: usize) -> Option<&Child> {
+        self.members[member].sidecar.as_ref()
+    }
+
+    /// Takes one member's sidecar: the mesh no longer minds it, and whoever has it ends it.
+    pub fn take_sidecar(&mut self, member: usize) -> Option<Child> {
+        self.members[member].sidecar.take()
+    }
+
+    /// A client of one member's `/_miroir/*`.
+    pub fn admin(&self, member: usize) -> Client {
+        Client::new(self.members[member].http, Some(&self.admin_key))
     }
 
     /// A client of one member's API, with the mesh's key if there is one.
@@ -257,7 +324,7 @@ impl SingleNode {
     pub async fn start(dir: &Path, node: &NodeChoice) -> anyhow::Result<Self> {
         make_dir(&dir.join("node"))?;
         let (address, key) = (Ports::new([]).free()?, random_key());
-        let mut process = start_node("the single node", node, address, &key, dir)?;
+        let mut process = start_node("the single node", node, address, &key, dir, None)?;
         let began = Instant::now();
         while !is_healthy(address).await {
             if let Some(sentence) = process.found_dead() {
@@ -289,7 +356,14 @@ impl SingleNode {
     }
 }
 
-fn start_node(name: &str, node: &NodeChoice, at: SocketAddr, key: &str, dir: &Path) -> anyhow::Result<Child> {
+fn start_node(
+    name: &str,
+    node: &NodeChoice,
+    at: SocketAddr,
+    key: &str,
+    dir: &Path,
+    network: Option<&Network>,
+) -> anyhow::Result<Child> {
     let mut command = match node {
         NodeChoice::Meilisearch(path) => Command::new(path),
         NodeChoice::Builtin => {
@@ -303,6 +377,7 @@ fn start_node(name: &str, node: &NodeChoice, at: SocketAddr, key: &str, dir: &Pa
     let data = dir.join("node");
     command.arg("--http-addr").arg(at.to_string()).arg("--db-path").arg(data.join("data.ms"));
     command.env("MEILI_MASTER_KEY", key).env("MEILI_NO_ANALYTICS", "true").current_dir(data);
+    network.map_or(Ok(()), |network| network.enter(&mut command))?;
     Child::start(name.to_owned(), command, dir.join("node.log"))
 }
 
@@ -311,6 +386,7 @@ fn start_sidecar(member: &Member) -> anyhow::Result<Child> {
     without(&mut command, "MIROIR_");
     command.arg0("miroir").arg(SIDECAR_COMMAND).arg("--config").arg(member.dir.join("miroir.toml"));
     command.current_dir(&member.dir);
+    member.network.as_ref().map_or(Ok(()), |network| network.enter(&mut command))?;
     Child::start(format!("member {}: the sidecar", member.id), command, member.dir.join("sidecar.log"))
 }
 
@@ -363,6 +439,7 @@ mod tests {
             http_port: None,
             master_key: Some("sixteen-bytes-or-more".into()),
             node: NodeChoice::Builtin,
+            more_config: "[log]\nformat = \"json\"\n".into(),
         }
     }
 
@@ -383,6 +460,7 @@ mod tests {
             assert!(config.access.admin_key.unwrap().is(&mesh.admin_key));
             assert!(config.meilisearch.key.unwrap().is(&mesh.node_key));
             assert_eq!(config.node.data_dir, member.dir.join("store"));
+            assert_eq!(config.log.format, miroir::config::LogFormat::Json);
         }
     }
 

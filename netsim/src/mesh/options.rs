@@ -67,6 +67,8 @@ pub struct MeshOptions {
     pub master_key: Option<String>,
     /// The nodes.
     pub node: NodeChoice,
+    /// Further sections for each member's config, TOML.
+    pub more_config: String,
 }
 
 impl MeshOptions {
@@ -114,6 +116,7 @@ mod tests {
             http_port: Some(7780),
             master_key: None,
             node: NodeChoice::Builtin,
+            more_config: String::new(),
         }
     }
 

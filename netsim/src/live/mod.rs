@@ -1,0 +1,18 @@
+//! `netsim live`: a mesh of real processes, each member on a host of its own (a network namespace), under faults of links
+//! and processes.
+//!
+//! Must not know: the members' insides. They are judged by what anybody could ask them, and by their logs.
+
+mod faults;
+mod holdings;
+mod lab;
+mod leaders;
+mod members;
+mod outside;
+mod report;
+mod run;
+mod scenarios;
+mod searches;
+mod trial;
+
+pub use run::{LiveArguments, run};

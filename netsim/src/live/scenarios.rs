@@ -1,0 +1,350 @@
+//! The scenarios, each as it would be told.
+//!
+//! Must not know: how faults are made, how members are asked.
+
+use std::time::Duration;
+
+use futures_util::future::LocalBoxFuture;
+use tokio::time::{Instant, sleep};
+
+use super::faults::Faults;
+use super::trial::{FAILOVER, TTL, Trial, boottime_us};
+
+/// A scenario.
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    /// What it tries.
+    pub about: &'static str,
+    /// Whether it belongs to `ci`.
+    pub ci: bool,
+    /// Whether it is about leases.
+    pub leases: bool,
+    /// It.
+    pub run: for<'a> fn(&'a mut Trial) -> LocalBoxFuture<'a, anyhow::Result<()>>,
+}
+
+/// All, in the order in which `all` runs them.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "links",
+        about: "cut in many ways, every member suspects exactly whom it must, and searches go on",
+        ci: true,
+        leases: false,
+        run: |t| Box::pin(links(t)),
+    },
+    Scenario {
+        name: "processes",
+        about: "a member is paused, killed, stopped; all are killed at once: suspected, searched around, back",
+        ci: true,
+        leases: false,
+        run: |t| Box::pin(processes(t)),
+    },
+    Scenario {
+        name: "majority",
+        about: "halves are cut apart: the majority leads everything, the minority nothing",
+        ci: true,
+        leases: true,
+        run: |t| Box::pin(majority(t)),
+    },
+    Scenario {
+        name: "one-way",
+        about: "a leader hears everybody, but nobody hears it: it is replaced",
+        ci: true,
+        leases: true,
+        run: |t| Box::pin(one_way(t)),
+    },
+    Scenario {
+        name: "pause",
+        about: "a leader is stopped for longer than its lease and goes on: it leads nothing any more",
+        ci: true,
+        leases: true,
+        run: |t| Box::pin(pause(t)),
+    },
+    Scenario {
+        name: "triangle",
+        about: "a leader and another member don't reach each other, both reach the rest: nothing changes",
+        ci: false,
+        leases: true,
+        run: |t| Box::pin(triangle(t)),
+    },
+    Scenario {
+        name: "leader-cut",
+        about: "a leader's host is cut off: it is replaced, and one leads after healing",
+        ci: false,
+        leases: true,
+        run: |t| Box::pin(leader_cut(t)),
+    },
+    Scenario {
+        name: "udp",
+        about: "UDP is blocked between halves, TCP is not: as if they were cut apart",
+        ci: false,
+        leases: true,
+        run: |t| Box::pin(udp(t)),
+    },
+    Scenario {
+        name: "loss",
+        about: "one packet in ten is lost: leaders stay",
+        ci: false,
+        leases: true,
+        run: |t| Box::pin(loss(t)),
+    },
+    Scenario {
+        name: "leader-killed",
+        about: "a leader is killed, replaced, and started again",
+        ci: false,
+        leases: true,
+        run: |t| Box::pin(leader_killed(t)),
+    },
+    Scenario {
+        name: "all-restarted",
+        about: "all members are killed at once and started again: everything is led again",
+        ci: false,
+        leases: true,
+        run: |t| Box::pin(all_restarted(t)),
+    },
+    Scenario {
+        name: "release",
+        about: "a leader is told to end: it hands over before its lease is over",
+        ci: false,
+        leases: true,
+        run: |t| Box::pin(release(t)),
+    },
+];
+
+async fn links(t: &mut Trial) -> anyhow::Result<()> {
+    let (a, b) = (0, 1);
+    let (majority, minority) = t.halves(t.members.count() - 1);
+    let (left, right) = (majority[0], minority[0]);
+    t.under("nothing is wrong", Faults::none()).await?;
+    t.tcp_passes(left, right, true)?;
+
+    t.under("two cut apart, both see the rest", Faults::none().between(&[a], &[b])).await?;
+    t.heal().await?;
+    t.under("one is not heard by another", Faults::none().one_way(a, &[b])).await?;
+    t.heal().await?;
+    t.under("one is heard by nobody", Faults::none().one_way(a, &t.others(&[a]))).await?;
+    t.heal().await?;
+    t.under("one host is cut off", Faults::none().between(&[b], &t.others(&[b]))).await?;
+    t.heal().await?;
+    t.under("halves are cut apart", Faults::none().between(&majority, &minority)).await?;
+    t.tcp_passes(left, right, false)?;
+    t.under("the cut moves to another member", Faults::none().between(&[a], &t.others(&[a]))).await?;
+    t.heal().await?;
+    t.tcp_passes(left, right, true)?;
+    t.under("halves without UDP between them", Faults::none().udp_between(&majority, &minority)).await?;
+    t.tcp_passes(left, right, true)?;
+    t.heal().await?;
+    t.under("one packet in ten is lost", Faults::none().loss(10)).await?;
+    t.heal().await
+}
+
+async fn processes(t: &mut Trial) -> anyhow::Result<()> {
+    let (paused, killed, stopped) = (1, 2, t.members.count() - 1);
+    t.step("one is paused", &t.others(&[paused]))?;
+    t.members.pause(paused)?;
+    t.seen().await?;
+    t.step("the paused one goes on", &t.others(&[paused]))?;
+    t.members.resume(paused)?;
+    t.seen().await?;
+
+    t.step("one is killed", &t.others(&[killed]))?;
+    t.members.kill(killed).await?;
+    t.seen().await?;
+    t.step("the killed one is started again", &t.others(&[killed]))?;
+    t.restart(killed)?;
+    t.seen().await?;
+
+    t.step("one is told to end", &t.others(&[stopped]))?;
+    let began = Instant::now();
+    t.members.stop(stopped).await?;
+    t.measure("from SIGTERM to its end", began.elapsed());
+    t.seen().await?;
+    t.step("the one that ended is started again", &t.others(&[stopped]))?;
+    t.restart(stopped)?;
+    t.seen().await?;
+
+    t.step("all are killed and started again", &[])?;
+    for member in t.all() {
+        t.members.kill(member).await?;
+    }
+    for member in t.all() {
+        t.restart(member)?;
+    }
+    t.seen().await
+}
+
+async fn majority(t: &mut Trial) -> anyhow::Result<()> {
+    t.watch_leaders().await?;
+    let (majority, minority) = t.halves(t.leader("membership")?);
+    apart(t, "halves are cut apart", Faults::none().between(&majority, &minority), &majority, &minority).await
+}
+
+async fn udp(t: &mut Trial) -> anyhow::Result<()> {
+    t.watch_leaders().await?;
+    let (majority, minority) = t.halves(t.leader("membership")?);
+    let faults = Faults::none().udp_between(&majority, &minority);
+    apart(t, "halves without UDP between them", faults, &majority, &minority).await
+}
+
+async fn leader_cut(t: &mut Trial) -> anyhow::Result<()> {
+    t.watch_leaders().await?;
+    let leader = t.leader("membership")?;
+    let others = t.others(&[leader]);
+    apart(t, "the leader is cut off", Faults::none().between(&[leader], &others), &others, &[leader]).await
+}
+
+async fn one_way(t: &mut Trial) -> anyhow::Result<()> {
+    t.watch_leaders().await?;
+    let leader = t.leader("membership")?;
+    let others = t.others(&[leader]);
+    apart(t, "nobody hears the leader", Faults::none().one_way(leader, &others), &others, &[leader]).await
+}
+
+/// Those left in the majority lead everything soon; the rest leads nothing after its leases, and elects nobody; after
+/// healing all agree again.
+async fn apart(
+    t: &mut Trial,
+    what: &str,
+    faults: Faults,
+    majority: &[usize],
+    minority: &[usize],
+) -> anyhow::Result<()> {
+    t.gap(FAILOVER)?;
+    let (from, from_us) = (t.now()?, boottime_us()?);
+    t.under(what, faults).await?;
+    t.one_leader_each(majority, FAILOVER).await?;
+    let agreed = t.now()?.saturating_sub(from);
+    t.measure(format!("{what}: the majority leads everything"), agreed);
+    anyhow::ensure!(agreed < FAILOVER, "{what}: it took {agreed:?} until the majority led everything");
+    t.leaders_stay(TTL * 2).await?;
+    t.led_nothing(minority, from + TTL)?;
+    t.became_nothing(minority, from_us, boottime_us()?)?;
+    t.heal().await?;
+    let all = t.all();
+    let took = t.one_leader_each(&all, TTL * 2).await?;
+    t.measure("healed: all agree who leads", took);
+    t.leaders_stay(TTL).await
+}
+
+async fn triangle(t: &mut Trial) -> anyhow::Result<()> {
+    t.watch_leaders().await?;
+    let leader = t.leader("membership")?;
+    let other = t.others(&[leader])[0];
+    let all = t.all();
+    t.under("the leader and another are cut apart", Faults::none().between(&[leader], &[other])).await?;
+    t.leaders_stay(TTL * 3).await?;
+    t.one_leader_each(&all, TTL).await?;
+    t.heal().await?;
+    t.leaders_stay(TTL).await?;
+    t.one_leader_each(&all, TTL).await.map(drop)
+}
+
+async fn pause(t: &mut Trial) -> anyhow::Result<()> {
+    t.watch_leaders().await?;
+    let leader = t.leader("membership")?;
+    let others = t.others(&[leader]);
+    t.gap(FAILOVER)?;
+    let began = Instant::now();
+    t.step("the leader is paused", &others)?;
+    t.members.pause(leader)?;
+    t.seen().await?;
+    t.one_leader_each(&others, FAILOVER).await?;
+    t.measure("paused: the others lead everything", began.elapsed());
+    anyhow::ensure!(began.elapsed() < FAILOVER, "it took {:?} until the others led everything", began.elapsed());
+    sleep((TTL * 2).saturating_sub(began.elapsed())).await;
+    let from = t.now()?;
+    t.step("the old leader goes on", &others)?;
+    t.members.resume(leader)?;
+    t.seen().await?;
+    t.led_nothing(&[leader], from)?;
+    let all = t.all();
+    t.one_leader_each(&all, TTL * 2).await?;
+    t.leaders_stay(TTL).await
+}
+
+async fn loss(t: &mut Trial) -> anyhow::Result<()> {
+    t.watch_leaders().await?;
+    t.under("one packet in ten is lost", Faults::none().loss(10)).await?;
+    t.leaders_stay(TTL * 5).await?;
+    let all = t.all();
+    t.one_leader_each(&all, TTL).await?;
+    t.heal().await
+}
+
+async fn leader_killed(t: &mut Trial) -> anyhow::Result<()> {
+    t.watch_leaders().await?;
+    let leader = t.leader("membership")?;
+    let others = t.others(&[leader]);
+    t.gap(FAILOVER)?;
+    let began = Instant::now();
+    t.step("the leader is killed", &others)?;
+    t.members.kill(leader).await?;
+    t.one_leader_each(&others, FAILOVER).await?;
+    t.measure("killed: the others lead everything", began.elapsed());
+    t.seen().await?;
+    t.step("the old leader is started again", &others)?;
+    t.restart(leader)?;
+    t.seen().await?;
+    let all = t.all();
+    t.one_leader_each(&all, TTL * 2).await?;
+    t.leaders_stay(TTL).await
+}
+
+async fn all_restarted(t: &mut Trial) -> anyhow::Result<()> {
+    t.watch_leaders().await?;
+    // Until they all run again there is no bound; what counts begins there.
+    t.gap(Duration::from_secs(60))?;
+    t.step("all are killed and started again", &[])?;
+    let began = Instant::now();
+    for member in t.all() {
+        t.members.kill(member).await?;
+    }
+    for member in t.all() {
+        t.restart(member)?;
+    }
+    t.members.whole().await?;
+    t.measure("from the kill to a whole mesh", began.elapsed());
+    let all = t.all();
+    let took = t.one_leader_each(&all, FAILOVER).await?;
+    t.measure("from there to leaders of all standing scopes", took);
+    t.gap_is_over()?;
+    t.seen().await?;
+    t.leaders_stay(TTL).await
+}
+
+async fn release(t: &mut Trial) -> anyhow::Result<()> {
+    t.watch_leaders().await?;
+    let leader = t.leader("membership")?;
+    let others = t.others(&[leader]);
+    t.gap(FAILOVER)?;
+    t.step("the leader is told to end", &others)?;
+    let began = Instant::now();
+    t.members.stop(leader).await?;
+    t.measure("from SIGTERM to its end", began.elapsed());
+    // A lease that was not released would last for TTL more.
+    let took = t.one_leader_each(&others, TTL / 2).await?;
+    t.measure("from its end to the next leaders", took);
+    t.seen().await?;
+    t.step("the old leader is started again", &others)?;
+    t.restart(leader)?;
+    t.seen().await?;
+    let all = t.all();
+    t.one_leader_each(&all, TTL * 2).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_different_and_none_is_a_group_of_scenarios() {
+        let names: BTreeSet<&str> = SCENARIOS.iter().map(|s| s.name).collect();
+        assert_eq!(names.len(), SCENARIOS.len());
+        assert!(!names.contains("all") && !names.contains("ci"));
+        let ci: Vec<&str> = SCENARIOS.iter().filter(|s| s.ci).map(|s| s.name).collect();
+        assert_eq!(ci, ["links", "processes", "majority", "one-way", "pause"]);
+    }
+}
