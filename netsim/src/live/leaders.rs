@@ -217,6 +217,6 @@ mod tests {
     fn who_does_not_answer_may_lead_but_not_for_long() {
         let silent = |at| Look { silent: BTreeSet::from([0]), ..look(at, &[]) };
         assert!(faults(&[look(0, &[0]), silent(100), look(200, &[0])], &[]).is_empty());
-        assert_eq!(faults(&[look(0, &[0]), silent(100), silent(200)], &[]).len(), 1);
+        assert_eq!(faults(&[look(0, &[0]), silent(100), silent(200), silent(300)], &[]).len(), 1);
     }
 }

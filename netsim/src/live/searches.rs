@@ -22,6 +22,9 @@ use crate::mesh::Client;
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
 const FAULTS_KEPT: usize = 5;
+/// A step is not over before each member asked has had so many.
+const SEARCHES_MIN: usize = 10;
+const ENOUGH_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a whole answer is.
 #[derive(Clone)]
@@ -98,16 +101,20 @@ impl Searches {
         searches
     }
 
-    /// Ends them.
+    /// Ends them, when each member asked has answered some.
     ///
     /// # Errors
-    /// Some were not answered as they must be, or a member answered hardly any.
+    /// Some were not answered as they must be, or a member answers hardly any.
     pub async fn end(mut self) -> anyhow::Result<Tally> {
+        let began = Instant::now();
+        let read = |tally: &Arc<Mutex<Tally>>| tally.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        while let Some(few) = self.tallies.iter().map(read).find(|tally| tally.done + tally.wrong < SEARCHES_MIN) {
+            ensure!(began.elapsed() < ENOUGH_PATIENCE, "searches stand still: {} at one member", few.done + few.wrong);
+            sleep(PAUSE).await;
+        }
         self.tasks.shutdown().await;
         let mut all = Tally::default();
-        for tally in &self.tallies {
-            let tally = tally.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            ensure!(tally.done + tally.wrong >= 10, "searches stood still: {} in all", tally.done);
+        for tally in self.tallies.iter().map(read) {
             all.done += tally.done;
             all.partial += tally.partial;
             all.slowest = all.slowest.max(tally.slowest);
