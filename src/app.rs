@@ -110,7 +110,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let about = MemberGossip {
         http: http.local_addr()?.to_string(),
         mesh: config.mesh.entry(&config.node.id).map(|m| m.address.to_string()).unwrap_or_default(),
-        group: cluster.topology().groups().get(&config.node.id).cloned(),
+        group: cluster.groups().get(&config.node.id).cloned(),
         version: env!("CARGO_PKG_VERSION").into(),
         protocol: PROTOCOL_VERSION,
         started_at: clock::now_rfc3339(),
@@ -266,7 +266,7 @@ fn services(
 /// Fetches what the others know before this member may make records; who does not answer in time is not waited for.
 async fn learn_records(records: &Records, cluster: &Cluster) {
     let deadline = Instant::now() + RECORDS_PATIENCE;
-    let others: Vec<_> = cluster.others().cloned().collect();
+    let others: Vec<_> = cluster.topology().others().cloned().collect();
     let asks = others.iter().map(|member| async move {
         loop {
             match records.sync_with(member, true).await {
@@ -395,7 +395,7 @@ async fn keep_gauges(metrics: Arc<Metrics>, mesh: Arc<Mesh>, cluster: Cluster, r
         let seen = cluster.seen();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         metrics.node_healthy.set(i64::from(seen.get(cluster.own()).is_some_and(|s| s.node.healthy)));
-        metrics.peers_suspect.set(count(cluster.others().filter(|m| seen[*m].suspect).count()));
+        metrics.peers_suspect.set(count(cluster.topology().others().filter(|m| seen[*m].suspect).count()));
         for state in [MemberState::Joining, MemberState::Active, MemberState::Draining, MemberState::Removed] {
             let members = seen.values().filter(|s| s.state == Some(state)).count();
             metrics.gossip_members.with_label_values(&[state.as_str()]).set(count(members));

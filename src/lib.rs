@@ -14,7 +14,8 @@
 //! | L6 | [`api`] | the Meilisearch HTTP API |
 //! | L7 | [`app`], [`cli`] | wiring, and the command line |
 //!
-//! Side rooms: [`config`], [`rt`], [`telemetry`], [`pki`]. They know `types` only.
+//! Side rooms: [`config`], [`rt`], [`telemetry`], [`pki`]. They know `types` only. [`ctl`], the operator's client, knows
+//! `types` and `config`.
 #![forbid(unsafe_code)]
 
 pub mod types;
@@ -35,6 +36,7 @@ pub mod app;
 pub mod cli;
 
 pub mod config;
+pub mod ctl;
 pub mod pki;
 pub mod rt;
 pub mod telemetry;

@@ -9,7 +9,7 @@ const SIDE: [&str; 4] = ["config", "pki", "rt", "telemetry"];
 
 /// Every room with the rooms that it may use, lowest first. `types`, `wire` and `proto` never enter a side room, `store`
 /// and `net` never meet, and `api` sees neither.
-const ROOMS: [(&str, &[&str], bool); 13] = [
+const ROOMS: [(&str, &[&str], bool); 14] = [
     ("types", &[], false),
     ("wire", &["types"], false),
     ("proto", &["types", "wire"], false),
@@ -20,6 +20,7 @@ const ROOMS: [(&str, &[&str], bool); 13] = [
     ("app", &["types", "wire", "proto", "store", "net", "services", "api"], true),
     ("cli", &["types", "wire", "proto", "store", "net", "services", "api", "app"], true),
     ("config", &["types"], false),
+    ("ctl", &["types", "config"], false),
     ("pki", &["types"], false),
     ("rt", &["types"], false),
     ("telemetry", &["types"], false),

@@ -276,6 +276,48 @@ async fn calls_carry_large_bodies_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn members_come_and_go_while_the_mesh_runs() {
+    let net = Net::new(&["m1", "m2", "m3"]);
+    let only = |ids: &[&str]| net.addresses().into_iter().filter(|p| ids.contains(&p.id.as_str())).collect::<Vec<_>>();
+    let m1 = start_when_free(&net.config("m1", 1), &only(&["m1", "m2"]), &echo());
+    let m2 = net.start("m2", 1, echo());
+    let m3 = net.start("m3", 1, echo());
+    within("connected", m1.connected(&m("m2"))).await;
+    assert!(matches!(m1.call(&m("m3"), call(query())).await, Err(CallError::NotSent { .. })), "not a member yet");
+    wait_suspects(&m3, &["m1"]).await;
+
+    m1.set_members(net.addresses()).unwrap();
+    within("connected", m1.connected(&m("m3"))).await;
+    within("connected", m3.connected(&m("m1"))).await;
+    within("an answer", m3.call(&m("m1"), call(query()))).await.unwrap();
+
+    m1.set_members(only(&["m1", "m2"])).unwrap();
+    assert!(m1.set_members([only(&["m2"]), only(&["m2"])].concat()).is_err(), "twice the same");
+    assert!(matches!(m1.call(&m("m3"), call(query())).await, Err(CallError::NotSent { .. })), "no member any more");
+    // Its connections are closed, and new ones are refused.
+    wait_suspects(&m3, &["m1"]).await;
+    assert!(m3.call(&m("m1"), call(query())).await.is_err());
+    wait_suspects(&m1, &[]).await;
+    within("an answer", m1.call(&m("m2"), call(query()))).await.unwrap();
+    drop(m2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_without_a_mesh_may_connect_but_not_call() {
+    let net = Net::new(&["m1", "m2"]);
+    let m1 = net.start("m1", 1, echo());
+    let m2 = net.start_with(MeshConfig { mesh_id: MeshId::NONE, ..net.config("m2", 1) }, echo());
+    within("connected", m1.connected(&m("m2"))).await;
+    within("connected", m2.connected(&m("m1"))).await;
+    wait_suspects(&m1, &[]).await;
+    let refused = within("an answer", m2.call(&m("m1"), call(query()))).await;
+    assert!(matches!(refused, Err(CallError::Refused { refusal: Refusal::WrongMesh, .. })), "{refused:?}");
+    m2.set_mesh_id(MESH);
+    within("an answer", m2.call(&m("m1"), call(query()))).await.unwrap();
+    within("an answer", m1.call(&m("m2"), call(query()))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn strangers_are_refused() {
     let net = Net::new(&["m1", "m2"]);
     let handled = Arc::new(AtomicUsize::new(0));

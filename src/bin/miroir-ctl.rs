@@ -3,12 +3,15 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use miroir::ctl::{self, Client, Target};
 use miroir::pki;
 
 /// Looks after a mesh of Miroir sidecars.
 #[derive(Parser)]
 #[command(name = "miroir-ctl", version, arg_required_else_help = true)]
 struct Cli {
+    #[command(flatten)]
+    target: Target,
     #[command(subcommand)]
     command: Command,
 }
@@ -18,11 +21,18 @@ enum Command {
     /// The mesh's certificate authority.
     #[command(subcommand)]
     Ca(pki::CaCommand),
+    /// Shows the members, their nodes, and what of each index is served.
+    Status,
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
-        Command::Ca(command) => pki::run(&command),
+    let cli = Cli::parse();
+    let asked = |ask: fn(&Client, bool) -> Result<String, ctl::ClientError>| {
+        Client::new(&cli.target).and_then(|client| ask(&client, cli.target.json)).map_err(|e| e.to_string())
+    };
+    let done = match &cli.command {
+        Command::Ca(command) => pki::run(command).map_err(|e| e.to_string()),
+        Command::Status => asked(ctl::status),
     };
     match done {
         Ok(text) => {

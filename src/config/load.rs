@@ -95,8 +95,11 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
     })
 }
 
-/// Reads a small text file.
-pub(super) fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<String> {
+/// Reads a text file of at most `max_bytes`.
+///
+/// # Errors
+/// What the system says; `FileTooLarge` for a larger one.
+pub fn read_bounded(path: &Path, max_bytes: u64) -> io::Result<String> {
     let mut text = String::new();
     let read = std::fs::File::open(path)?.take(max_bytes + 1).read_to_string(&mut text)?;
     if read as u64 > max_bytes {

@@ -13,8 +13,8 @@ mod sections;
 mod values;
 
 pub use errors::{ConfigError, ConfigErrors, Place};
-pub use load::{Config, environment};
-pub use secret::Secret;
+pub use load::{Config, environment, read_bounded};
+pub use secret::{SECRET_MAX_BYTES, Secret};
 pub use sections::{
     AccessConfig, HttpConfig, IndexConfig, KEYS, Key, KeyDefault, LogConfig, MeilisearchConfig, MeshConfig,
     MetricsConfig, NodeConfig, SearchConfig,

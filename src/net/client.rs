@@ -233,7 +233,7 @@ fn request_head(shared: &Shared, verb: u16, left_ms: u32, trace: TraceId, header
     RequestHead {
         version: PROTOCOL_VERSION,
         verb,
-        mesh: shared.config.mesh_id,
+        mesh: shared.mesh_id(),
         deadline_ms: left_ms,
         trace: trace.0,
         // Checked against the limit when it was encoded.

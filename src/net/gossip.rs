@@ -24,8 +24,8 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::peers::{Mesh, MeshCounters, Shared};
-use crate::types::MemberId;
 use crate::types::limits::GOSSIP_MESSAGE_MAX_BYTES;
+use crate::types::{MemberId, MeshId};
 use crate::wire::gossip::{GossipTooLarge, MemberGossip, Pairs};
 
 /// Incarnations that are silent for so long are forgotten; after half of it they are no longer passed on.
@@ -126,14 +126,21 @@ pub fn gossip_address(id: &MemberId) -> SocketAddr {
 /// Runs chitchat, again and again.
 async fn keep(port: Port, config: GossipConfig, mut own: watch::Receiver<Pairs>, tell: watch::Sender<Members>) {
     let mut start = config.start;
+    let mut mesh = port.shared.mesh_id.subscribe();
     loop {
+        let id = *mesh.borrow_and_update();
         let pairs = own.borrow_and_update().clone();
-        match chitchat::spawn_chitchat(port.chitchat_config(&config, start), owned(&pairs), &port).await {
+        match chitchat::spawn_chitchat(port.chitchat_config(&config, id, start), owned(&pairs), &port).await {
             Ok(handle) => {
-                let reason = serve(&port, &handle, pairs, &mut own, &tell).await;
+                let ended = serve(&handle, &port, pairs, &mut own, &mut mesh, &tell).await;
                 handle.abort();
-                let Some(reason) = reason else { return };
-                tracing::error!(reason, start, "gossip ended and is begun anew");
+                match ended {
+                    Ended::Unwanted => return,
+                    Ended::OtherMesh => {
+                        tracing::info!(mesh = %*mesh.borrow(), "gossip is begun anew in its mesh")
+                    }
+                    Ended::Failed(reason) => tracing::error!(reason, start, "gossip ended and is begun anew"),
+                }
             }
             Err(error) => tracing::error!(%error, start, "gossip did not start"),
         }
@@ -154,23 +161,40 @@ fn owned(pairs: &Pairs) -> Vec<(String, String)> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect()
 }
 
-/// Carries changes in and out until chitchat ends, and says why; `None` if nobody wants gossip any more.
+/// Why chitchat is not used any longer.
+enum Ended {
+    /// Nobody wants gossip any more.
+    Unwanted,
+    /// The mesh has another id now; chitchat knows one mesh only.
+    OtherMesh,
+    /// Its task ended.
+    Failed(String),
+}
+
+/// Carries changes in and out until chitchat ends.
 async fn serve(
-    port: &Port,
     handle: &ChitchatHandle,
+    port: &Port,
     mut said: Pairs,
     own: &mut watch::Receiver<Pairs>,
+    mesh: &mut watch::Receiver<MeshId>,
     tell: &watch::Sender<Members>,
-) -> Option<String> {
+) -> Ended {
     let chitchat = handle.chitchat();
     let mut live = chitchat.lock().await.live_nodes_watcher();
     let ended = handle.termination_watcher();
     tokio::pin!(ended);
     loop {
         tokio::select! {
-            end = &mut ended => return Some(end.err().map_or_else(|| "it stopped".to_owned(), |e| e.to_string())),
+            end = &mut ended => {
+                return Ended::Failed(end.err().map_or_else(|| "it stopped".to_owned(), |e| e.to_string()));
+            }
+            // Its sender lives as long as `port`.
+            _ = mesh.changed() => return Ended::OtherMesh,
             changed = live.changed() => {
-                changed.ok()?;
+                if changed.is_err() {
+                    return Ended::Failed("it no longer tells who is alive".to_owned());
+                }
                 let _ = live.borrow_and_update();
                 let members = port.members(&*chitchat.lock().await);
                 tell.send_if_modified(|before| {
@@ -180,7 +204,9 @@ async fn serve(
                 });
             }
             changed = own.changed() => {
-                changed.ok()?;
+                if changed.is_err() {
+                    return Ended::Unwanted;
+                }
                 let pairs = own.borrow_and_update().clone();
                 let mut chitchat = chitchat.lock().await;
                 let state = chitchat.self_node_state();
@@ -200,35 +226,30 @@ async fn serve(
 #[derive(Clone)]
 struct Port {
     shared: Arc<Shared>,
-    /// All members of the mesh, this one among them, and the addresses by which chitchat knows them.
-    addresses: Arc<BTreeMap<MemberId, SocketAddr>>,
-    by_address: Arc<BTreeMap<SocketAddr, MemberId>>,
     incoming: Arc<Mutex<mpsc::Receiver<(MemberId, Bytes)>>>,
 }
 
 impl Port {
     fn new(shared: Arc<Shared>, incoming: mpsc::Receiver<(MemberId, Bytes)>) -> Self {
-        let all = shared.peers.keys().chain([&shared.config.member]);
-        let addresses: BTreeMap<_, _> = all.map(|id| (id.clone(), gossip_address(id))).collect();
-        let by_address = addresses.iter().map(|(id, address)| (*address, id.clone())).collect();
-        Self {
-            shared,
-            addresses: Arc::new(addresses),
-            by_address: Arc::new(by_address),
-            incoming: Arc::new(Mutex::new(incoming)),
-        }
+        Self { shared, incoming: Arc::new(Mutex::new(incoming)) }
     }
 
-    fn chitchat_config(&self, config: &GossipConfig, start: u64) -> ChitchatConfig {
+    /// The address by which chitchat knows a member; `None` for strangers.
+    fn address(&self, id: &MemberId) -> Option<SocketAddr> {
+        let member = *id == self.shared.config.member || self.shared.peer(id).is_some();
+        member.then(|| gossip_address(id))
+    }
+
+    fn chitchat_config(&self, config: &GossipConfig, mesh: MeshId, start: u64) -> ChitchatConfig {
         let own = &self.shared.config.member;
         let address = gossip_address(own);
         ChitchatConfig {
             chitchat_id: ChitchatId::new(own.as_str(), start, address),
-            cluster_id: self.shared.config.mesh_id.to_string(),
+            cluster_id: mesh.to_string(),
             gossip_interval: config.interval,
             listen_addr: address,
             // Numeric, because chitchat looks names up by the C library.
-            seed_nodes: self.shared.peers.keys().map(|id| gossip_address(id).to_string()).collect(),
+            seed_nodes: self.shared.peers().keys().map(|id| gossip_address(id).to_string()).collect(),
             failure_detector_config: FailureDetectorConfig {
                 // A member is dead after about 8 intervals of silence.
                 initial_interval: config.interval * 2,
@@ -246,7 +267,7 @@ impl Port {
     fn members(&self, chitchat: &chitchat::Chitchat) -> Members {
         let mut members = Members::new();
         for id in latest_alive(chitchat.node_states().keys(), chitchat.live_nodes()) {
-            let member = MemberId::new(&*id.node_id).ok().filter(|m| self.addresses.contains_key(m));
+            let member = MemberId::new(&*id.node_id).ok().filter(|m| self.address(m).is_some());
             let (Some(member), Some(state)) = (member, chitchat.node_state(id)) else { continue };
             let (gossip, malformed) = MemberGossip::from_pairs(state.key_values());
             if malformed > 0 {
@@ -274,7 +295,8 @@ impl Socket for Port {
     /// Only enqueues. What finds no room is dropped: the next round says it again.
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
         // An address that is no member's comes from a message; nobody is there.
-        let peer = self.by_address.get(&to).and_then(|id| self.shared.peers.get(id));
+        let peers = self.shared.peers();
+        let peer = peers.values().find(|peer| gossip_address(&peer.id) == to);
         let bytes = message.serialize_to_vec();
         match peer {
             Some(peer) if bytes.len() <= GOSSIP_MESSAGE_MAX_BYTES => {
@@ -292,9 +314,10 @@ impl Socket for Port {
         let mut incoming = self.incoming.lock().await;
         loop {
             let Some((from, bytes)) = incoming.recv().await else { anyhow::bail!("the mesh has ended") };
-            let message = sieve(&bytes, &self.addresses).and_then(|b| ChitchatMessage::deserialize(&mut &b[..]).ok());
-            match (message, self.addresses.get(&from)) {
-                (Some(message), Some(address)) => return Ok((*address, message)),
+            let sieved = sieve(&bytes, |id| self.address(id));
+            let message = sieved.and_then(|b| ChitchatMessage::deserialize(&mut &b[..]).ok());
+            match (message, self.address(&from)) {
+                (Some(message), Some(address)) => return Ok((address, message)),
                 _ => {
                     MeshCounters::add(&self.shared.counters.gossip_malformed);
                     tracing::debug!(%from, "a gossip message makes no sense");
@@ -323,7 +346,7 @@ fn latest_alive<'a>(
 /// `None` for what is no message. The form is that of chitchat 0.11: magic number (2 bytes), version, type; a digest is
 /// a count (2 bytes, little-endian) of entries of id (length, text), generation (8), address (4 or 6, the IP address,
 /// port) and three numbers of 8 bytes; a delta is a row of blocks of type, length (2 bytes) and bytes, ended by type 0.
-fn sieve(message: &[u8], members: &BTreeMap<MemberId, SocketAddr>) -> Option<Vec<u8>> {
+fn sieve(message: &[u8], address: impl Fn(&MemberId) -> Option<SocketAddr>) -> Option<Vec<u8>> {
     const SYN: u8 = 0;
     const SYN_ACK: u8 = 1;
     const ACK: u8 = 2;
@@ -338,7 +361,7 @@ fn sieve(message: &[u8], members: &BTreeMap<MemberId, SocketAddr>) -> Option<Vec
         let mut kept = 0_u16;
         for _ in 0..count {
             let entry = rest;
-            let known = digest_entry(&mut rest, members)?;
+            let known = digest_entry(&mut rest, &address)?;
             if known {
                 out.extend_from_slice(&entry[..entry.len() - rest.len()]);
                 kept += 1;
@@ -360,22 +383,22 @@ fn take<'a>(bytes: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {
 }
 
 /// Takes one entry of a digest; whether it is a member's, under its own address.
-fn digest_entry(bytes: &mut &[u8], members: &BTreeMap<MemberId, SocketAddr>) -> Option<bool> {
+fn digest_entry(bytes: &mut &[u8], address: &impl Fn(&MemberId) -> Option<SocketAddr>) -> Option<bool> {
     let len = u16::from_le_bytes(*take(bytes, 2)?.first_chunk()?);
     let id = take(bytes, len.into())?;
     take(bytes, 8)?;
-    let address = *bytes;
+    let said = *bytes;
     let ip_len = match take(bytes, 1)? {
         [4] => 4,
         [6] => 16,
         _ => return None,
     };
     take(bytes, ip_len + 2)?;
-    let address = &address[..address.len() - bytes.len()];
+    let said = &said[..said.len() - bytes.len()];
     take(bytes, 24)?;
     let member = std::str::from_utf8(id).ok().and_then(|id| MemberId::new(id).ok());
-    let known = member.and_then(|m| members.get(&m).map(Serializable::serialize_to_vec));
-    Some(known.is_some_and(|k| k == address))
+    let known = member.and_then(|m| address(&m)).map(|a| a.serialize_to_vec());
+    Some(known.is_some_and(|k| k == said))
 }
 
 fn check_delta(mut rest: &[u8]) -> Option<()> {
@@ -397,8 +420,8 @@ mod tests {
 
     use super::*;
 
-    fn members() -> BTreeMap<MemberId, SocketAddr> {
-        ["m1", "m2"].map(|id| MemberId::new(id).unwrap()).map(|id| (id.clone(), gossip_address(&id))).into()
+    fn member(id: &MemberId) -> Option<SocketAddr> {
+        ["m1", "m2"].contains(&id.as_str()).then(|| gossip_address(id))
     }
 
     fn digest(entries: &[(&str, SocketAddr)]) -> Vec<u8> {
@@ -428,7 +451,7 @@ mod tests {
         ]);
         let want = digest(&[("m1", address("m1")), ("m2", address("m2"))]);
         let cluster = "c".to_owned().serialize_to_vec();
-        let sieved = sieve(&message(0, &given, &cluster), &members()).unwrap();
+        let sieved = sieve(&message(0, &given, &cluster), member).unwrap();
         assert_eq!(sieved, message(0, &want, &cluster));
         ChitchatMessage::deserialize(&mut &sieved[..]).unwrap();
     }
@@ -448,16 +471,16 @@ mod tests {
     fn delta_of_too_many_pieces_is_refused() {
         let block = [[1_u8].as_slice(), &2_u16.to_le_bytes(), &[0, 0]].concat();
         let delta = |n| [block.repeat(n), vec![0]].concat();
-        assert!(sieve(&message(2, &[], &delta(DELTA_BLOCKS_MAX)), &members()).is_some());
-        assert!(sieve(&message(2, &[], &delta(DELTA_BLOCKS_MAX + 1)), &members()).is_none());
-        assert!(sieve(&message(2, &[], &block), &members()).is_none(), "without an end");
+        assert!(sieve(&message(2, &[], &delta(DELTA_BLOCKS_MAX)), member).is_some());
+        assert!(sieve(&message(2, &[], &delta(DELTA_BLOCKS_MAX + 1)), member).is_none());
+        assert!(sieve(&message(2, &[], &block), member).is_none(), "without an end");
     }
 
     proptest! {
         #[test]
         fn garbage_never_panics(bytes: Vec<u8>, kind in 0_u8..4, rest: Vec<u8>) {
-            sieve(&bytes, &members());
-            if let Some(sieved) = sieve(&message(kind, &[], &rest), &members()) {
+            sieve(&bytes, member);
+            if let Some(sieved) = sieve(&message(kind, &[], &rest), member) {
                 let _ = ChitchatMessage::deserialize(&mut &sieved[..]);
             }
         }

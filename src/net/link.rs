@@ -179,7 +179,7 @@ async fn dial_address(
 async fn say_hello(shared: &Shared, connection: &Connection) -> Result<Welcome, String> {
     let config = &shared.config;
     let hello =
-        Hello { version: PROTOCOL_VERSION, mesh: config.mesh_id, start: config.start, member: config.member.clone() };
+        Hello { version: PROTOCOL_VERSION, mesh: shared.mesh_id(), start: config.start, member: config.member.clone() };
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| client::connection_reason(&e))?;
     send.write_all(&hello.encode()).await.map_err(|e| e.to_string())?;
     send.finish().map_err(|e| e.to_string())?;

@@ -1,13 +1,14 @@
 //! The mesh as the rest of the process sees it: start, calls to peers, who is suspected, shutdown.
 //!
 //! Each member dials two connections to each peer and keeps them open; the peer's own pair serves the peer's calls.
-//! Who belongs to the mesh is given; everybody else is refused. Must not know: what calls are for.
+//! Who belongs to the mesh is given, at the start and again whenever it changes; everybody else is refused. Must not
+//! know: what calls are for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use quinn::Connection;
 use tokio::runtime;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::task::AbortHandle;
 
 use super::classes::{ClassGates, ClassLimits, Kind};
 use super::endpoint::{self, CloseCode, MeshThread, RESET_SECRET_BYTES};
@@ -37,7 +39,7 @@ const GOSSIP_OUT_MAX: usize = 32;
 pub struct MeshConfig {
     /// The own id.
     pub member: MemberId,
-    /// The mesh; peers of another are refused.
+    /// The mesh, or [`MeshId::NONE`] until it is known; peers of another are refused.
     pub mesh_id: MeshId,
     /// The UDP address to listen on.
     pub listen: SocketAddr,
@@ -162,9 +164,43 @@ pub(super) struct Peer {
     pub(super) served: ClassGates,
     pub(super) probe: Mutex<link::ProbeState>,
     pub(super) gossip_out: mpsc::Sender<Bytes>,
+    /// What keeps its connections; ends when it is no member any more.
+    pub(super) tasks: Mutex<Vec<AbortHandle>>,
 }
 
 impl Peer {
+    fn new(id: MemberId, address: String, served: &ClassLimits) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
+        let (gossip_out, waiting) = mpsc::channel(GOSSIP_OUT_MAX);
+        let down = || watch::Sender::new(LinkState::Down("not connected yet".to_owned()));
+        let peer = Self {
+            id,
+            address,
+            control: down(),
+            data: down(),
+            poke_control: Notify::new(),
+            poke_data: Notify::new(),
+            calls: ClassGates::new(&ClassLimits::CALLED),
+            served: ClassGates::new(served),
+            probe: Mutex::default(),
+            gossip_out,
+            tasks: Mutex::default(),
+        };
+        (Arc::new(peer), waiting)
+    }
+
+    /// It is no member any more, or is one at another address: nothing is kept open to it.
+    fn dismiss(&self) {
+        for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
+        for kind in [Kind::Control, Kind::Data] {
+            let gone = LinkState::Down("it is no member of the mesh any more".to_owned());
+            if let LinkState::Up { connection, .. } = self.link(kind).send_replace(gone) {
+                connection.close(CloseCode::Refused.into(), b"no member of this mesh");
+            }
+        }
+    }
+
     pub(super) fn link(&self, kind: Kind) -> &watch::Sender<LinkState> {
         match kind {
             Kind::Control => &self.control,
@@ -227,7 +263,9 @@ impl MeshCounters {
 /// What all tasks of the mesh share.
 pub(super) struct Shared {
     pub(super) config: MeshConfig,
-    pub(super) peers: BTreeMap<MemberId, Arc<Peer>>,
+    pub(super) mesh_id: watch::Sender<MeshId>,
+    // Readers take the Arc out; the lock is held for a pointer's copy only.
+    peers: RwLock<Arc<BTreeMap<MemberId, Arc<Peer>>>>,
     pub(super) handler: OnceLock<Arc<dyn Handler>>,
     pub(super) main: runtime::Handle,
     pub(super) names: Names,
@@ -237,6 +275,23 @@ pub(super) struct Shared {
     pub(super) body_memory: Arc<Semaphore>,
     pub(super) counters: MeshCounters,
     pub(super) gossip_in: mpsc::Sender<(MemberId, Bytes)>,
+}
+
+impl Shared {
+    /// All other members.
+    pub(super) fn peers(&self) -> Arc<BTreeMap<MemberId, Arc<Peer>>> {
+        Arc::clone(&self.peers.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Another member; `None` for strangers and for the own member.
+    pub(super) fn peer(&self, id: &MemberId) -> Option<Arc<Peer>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// The mesh that this member belongs to now.
+    pub(super) fn mesh_id(&self) -> MeshId {
+        *self.mesh_id.borrow()
+    }
 }
 
 /// A peer, for people and metrics.
@@ -279,45 +334,17 @@ impl Mesh {
         handler: Option<Arc<dyn Handler>>,
         main: runtime::Handle,
     ) -> Result<Self, MeshError> {
-        if members.len() > limits::MEMBERS_MAX {
-            return Err(MeshError::TooMany { count: members.len() });
-        }
         tls::server_name(&config.member)?;
-        let served = config.served_max.unwrap_or(ClassLimits::SERVED);
-        let (mut peers, mut outgoing) = (BTreeMap::new(), Vec::new());
-        for PeerAddress { id, address } in members {
-            resolve::split(&address).map_err(|source| MeshError::Address { member: id.clone(), source })?;
-            tls::server_name(&id)?;
-            let (gossip_out, waiting) = mpsc::channel(GOSSIP_OUT_MAX);
-            let down = || watch::Sender::new(LinkState::Down("not connected yet".to_owned()));
-            let peer = Arc::new(Peer {
-                id: id.clone(),
-                address,
-                control: down(),
-                data: down(),
-                poke_control: Notify::new(),
-                poke_data: Notify::new(),
-                calls: ClassGates::new(&ClassLimits::CALLED),
-                served: ClassGates::new(&served),
-                probe: Mutex::default(),
-                gossip_out,
-            });
-            if peers.insert(id.clone(), peer.clone()).is_some() {
-                return Err(MeshError::Twice { member: id });
-            }
-            outgoing.push((peer, waiting));
-        }
-        peers.remove(&config.member);
-        outgoing.retain(|(peer, _)| peer.id != config.member);
-
+        let members = check_members(&config.member, members)?;
         let tls = Arc::new(TlsStore::load(config.tls.clone(), config.member.clone())?);
         let thread = endpoint::start(config.listen, &config.reset_secret, tls.current().server.clone())?;
         let (gossip_in, taken_in) = mpsc::channel(GOSSIP_IN_MAX);
         let shared = Arc::new(Shared {
-            suspects: watch::Sender::new(peers.keys().cloned().collect()),
+            suspects: watch::Sender::default(),
+            mesh_id: watch::Sender::new(config.mesh_id),
             body_memory: Arc::new(Semaphore::new(config.body_memory_bytes / BODY_UNIT_BYTES)),
             config,
-            peers,
+            peers: RwLock::default(),
             handler: OnceLock::new(),
             main,
             names: Names::from_system(),
@@ -329,9 +356,9 @@ impl Mesh {
         tracing::info!(
             member = %shared.config.member,
             listen = %thread.local_addr,
-            mesh = %shared.config.mesh_id,
+            mesh = %shared.mesh_id(),
             start = shared.config.start,
-            peers = shared.peers.len(),
+            peers = members.len(),
             gso_segments = thread.gso_segments,
             "mesh started"
         );
@@ -339,21 +366,70 @@ impl Mesh {
         if let Some(handler) = handler {
             mesh.set_handler(handler);
         }
-        mesh.spawn_tasks(outgoing);
+        let on = &mesh.thread.runtime;
+        on.spawn(server::accept(mesh.shared.clone(), mesh.thread.endpoint.clone()));
+        on.spawn(link::watch_certificates(mesh.shared.clone(), mesh.thread.endpoint.clone()));
+        mesh.take_members(members);
         Ok(mesh)
     }
 
-    fn spawn_tasks(&self, outgoing: Vec<(Arc<Peer>, mpsc::Receiver<Bytes>)>) {
-        let on = &self.thread.runtime;
-        on.spawn(server::accept(self.shared.clone(), self.thread.endpoint.clone()));
-        on.spawn(link::watch_certificates(self.shared.clone(), self.thread.endpoint.clone()));
-        for (peer, waiting) in outgoing {
-            for kind in [Kind::Control, Kind::Data] {
-                on.spawn(link::keep(self.shared.clone(), self.thread.endpoint.clone(), peer.clone(), kind));
+    /// Says who belongs to the mesh from now on: newcomers are dialled, who is no longer listed or has another address is
+    /// let go of.
+    ///
+    /// # Errors
+    /// [`MeshError`]; those of before stay then.
+    pub fn set_members(&self, members: Vec<PeerAddress>) -> Result<(), MeshError> {
+        self.take_members(check_members(&self.shared.config.member, members)?);
+        Ok(())
+    }
+
+    fn take_members(&self, members: BTreeMap<MemberId, String>) {
+        let served = self.shared.config.served_max.unwrap_or(ClassLimits::SERVED);
+        let mut slot = self.shared.peers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut next = BTreeMap::clone(&slot);
+        next.retain(|id, peer| {
+            let stays = members.get(id) == Some(&peer.address);
+            if !stays {
+                peer.dismiss();
+                self.shared.inbound.dismiss(id);
+                self.shared.suspects.send_if_modified(|s| s.remove(id));
             }
-            on.spawn(link::probe(self.shared.clone(), peer.clone()));
-            on.spawn(link::send_gossip(self.shared.clone(), peer, waiting));
+            stays
+        });
+        let mut new = Vec::new();
+        for (id, address) in members {
+            next.entry(id).or_insert_with_key(|id| {
+                let (peer, waiting) = Peer::new(id.clone(), address, &served);
+                new.push((Arc::clone(&peer), waiting));
+                peer
+            });
         }
+        *slot = Arc::new(next);
+        drop(slot);
+        for (peer, waiting) in new {
+            self.shared.suspects.send_if_modified(|s| s.insert(peer.id.clone()));
+            self.keep(&peer, waiting);
+        }
+    }
+
+    /// Starts what keeps the connections to a peer.
+    fn keep(&self, peer: &Arc<Peer>, waiting: mpsc::Receiver<Bytes>) {
+        let (on, shared) = (&self.thread.runtime, &self.shared);
+        let link = |kind| {
+            on.spawn(link::keep(shared.clone(), self.thread.endpoint.clone(), peer.clone(), kind)).abort_handle()
+        };
+        let tasks = [
+            link(Kind::Control),
+            link(Kind::Data),
+            on.spawn(link::probe(shared.clone(), peer.clone())).abort_handle(),
+            on.spawn(link::send_gossip(shared.clone(), peer.clone(), waiting)).abort_handle(),
+        ];
+        peer.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(tasks);
+    }
+
+    /// Says which mesh this is, once it is known. New connections and calls name it.
+    pub fn set_mesh_id(&self, id: MeshId) {
+        self.shared.mesh_id.send_if_modified(|now| std::mem::replace(now, id) != id);
     }
 
     /// Sets what answers the calls of peers; the first one set stays.
@@ -380,7 +456,7 @@ impl Mesh {
 
     /// All peers, for people and metrics.
     pub fn status(&self) -> BTreeMap<MemberId, PeerStatus> {
-        self.shared.peers.iter().map(|(id, peer)| (id.clone(), self.status_of(peer))).collect()
+        self.shared.peers().iter().map(|(id, peer)| (id.clone(), self.status_of(peer))).collect()
     }
 
     fn status_of(&self, peer: &Peer) -> PeerStatus {
@@ -409,7 +485,7 @@ impl Mesh {
 
     /// Waits until both connections to a peer are open; at once for the own member and for strangers.
     pub async fn connected(&self, to: &MemberId) {
-        let Some(peer) = self.shared.peers.get(to) else { return };
+        let Some(peer) = self.shared.peer(to) else { return };
         for kind in [Kind::Control, Kind::Data] {
             let mut state = peer.link(kind).subscribe();
             // The sender lives in `peer`.
@@ -450,11 +526,28 @@ impl Mesh {
     }
 }
 
+/// The other members by id, if all of them can be dialled.
+fn check_members(own: &MemberId, members: Vec<PeerAddress>) -> Result<BTreeMap<MemberId, String>, MeshError> {
+    if members.len() > limits::MEMBERS_MAX {
+        return Err(MeshError::TooMany { count: members.len() });
+    }
+    let mut checked = BTreeMap::new();
+    for PeerAddress { id, address } in members {
+        resolve::split(&address).map_err(|source| MeshError::Address { member: id.clone(), source })?;
+        tls::server_name(&id)?;
+        if checked.insert(id.clone(), address).is_some() {
+            return Err(MeshError::Twice { member: id });
+        }
+    }
+    checked.remove(own);
+    Ok(checked)
+}
+
 #[async_trait]
 impl Peers for Mesh {
     async fn call(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
-        match self.shared.peers.get(to) {
-            Some(peer) => client::call(&self.shared, peer, call).await,
+        match self.shared.peer(to) {
+            Some(peer) => client::call(&self.shared, &peer, call).await,
             None => {
                 Err(CallError::NotSent { member: to.clone(), reason: "it is no other member of the mesh".to_owned() })
             }

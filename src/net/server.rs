@@ -72,6 +72,17 @@ impl Inbound {
         Ok(())
     }
 
+    /// The member does not belong to the mesh any more.
+    pub(super) fn dismiss(&self, member: &MemberId) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|(of, _), (_, connection)| {
+            if of == member {
+                connection.close(CloseCode::Refused.into(), b"no member of this mesh");
+            }
+            of != member
+        });
+    }
+
     fn leave(&self, member: &MemberId, kind: Kind, connection: &Connection) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (member.clone(), kind);
@@ -174,6 +185,11 @@ async fn hear_hello(shared: &Shared, connection: &Connection) -> Result<(Arc<Pee
     let hello = Hello::decode(&bytes).map_err(|e| e.to_string())?;
     let peer = check_hello(shared, connection, &hello)?;
     shared.inbound.enter(&hello, kind, connection)?;
+    // The list may have changed since it was looked at; from here on a change finds the connection.
+    if !shared.peer(&peer.id).is_some_and(|now| Arc::ptr_eq(&now, &peer)) {
+        shared.inbound.leave(&peer.id, kind, connection);
+        return Err(format!("{} is not a member of this mesh any more", hello.member));
+    }
     peer.started(hello.start);
     let welcomed = welcome(shared, kind, connection, Streams::new(send, recv)).await;
     if welcomed.is_err() {
@@ -207,7 +223,7 @@ fn kind_of(connection: &Connection) -> Result<Kind, String> {
 
 /// The certificate was checked against the CA by the handshake; here it is checked against the claim.
 fn check_hello(shared: &Shared, connection: &Connection, hello: &Hello) -> Result<Arc<Peer>, String> {
-    if hello.mesh != shared.config.mesh_id {
+    if !hello.mesh.meets(shared.mesh_id()) {
         return Err(format!("{} belongs to another mesh ({})", hello.member, hello.mesh));
     }
     let certs = connection.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
@@ -218,7 +234,7 @@ fn check_hello(shared: &Shared, connection: &Connection, hello: &Hello) -> Resul
     if hello.member == shared.config.member {
         return Err(format!("{} is this member itself", hello.member));
     }
-    let known = shared.peers.get(&hello.member).cloned();
+    let known = shared.peer(&hello.member);
     known.ok_or_else(|| format!("{} is not a member of this mesh", hello.member))
 }
 
@@ -266,7 +282,7 @@ async fn serve_stream(shared: Arc<Shared>, peer: Arc<Peer>, kind: Kind, mut stre
         Ok(head) => head,
         Err(e) => return refuse(&shared, &peer, streams, Refusal::Malformed(e.to_string())).await,
     };
-    if head.mesh != shared.config.mesh_id {
+    if head.mesh != shared.mesh_id() && !Request::before_mesh(head.verb) {
         return refuse(&shared, &peer, streams, Refusal::WrongMesh).await;
     }
     if matches!(Request::decode_payload(head.verb, &[]), Ok(None)) {

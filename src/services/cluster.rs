@@ -1,7 +1,8 @@
 //! Who belongs to the mesh, in which group, and what is known of each member now.
 //!
-//! Membership is what the config says; liveness comes from probes and gossip and is only ever a hint: it chooses whom to
-//! ask, never whether an order is valid. Must not know: how probes and gossip work.
+//! Membership is a list that is given, and given anew when it changes; liveness comes from probes and gossip and is only
+//! ever a hint: it chooses whom to ask, never whether an order is valid. Must not know: how probes and gossip work, and
+//! where the list comes from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
@@ -55,6 +56,16 @@ impl Topology {
     /// Whether the member is in the list.
     pub fn contains(&self, id: &MemberId) -> bool {
         self.members.iter().any(|m| m.id == *id)
+    }
+
+    /// All members, in the order of the list.
+    pub fn ids(&self) -> impl Iterator<Item = &MemberId> {
+        self.members.iter().map(|m| &m.id)
+    }
+
+    /// All members but the own one.
+    pub fn others(&self) -> impl Iterator<Item = &MemberId> {
+        self.ids().filter(|m| **m != self.own)
     }
 }
 
@@ -113,11 +124,25 @@ impl Seen {
     }
 }
 
+/// A list, and what searches ask of it each time.
+#[derive(Debug)]
+struct List {
+    topology: Arc<Topology>,
+    groups: Arc<BTreeMap<MemberId, GroupId>>,
+}
+
+impl From<Topology> for List {
+    fn from(topology: Topology) -> Self {
+        Self { groups: Arc::new(topology.groups()), topology: Arc::new(topology) }
+    }
+}
+
 /// The mesh's list together with what is known of each member.
 #[derive(Debug, Clone)]
 pub struct Cluster {
-    topology: Arc<Topology>,
-    // Readers take the Arc out; the lock is held for a pointer's copy only.
+    own: MemberId,
+    // Readers take the Arcs out; the locks are held for a pointer's copy only. A list is replaced before what is seen of it.
+    topology: Arc<RwLock<List>>,
     seen: Arc<RwLock<Arc<BTreeMap<MemberId, Seen>>>>,
     changed: watch::Sender<u64>,
 }
@@ -127,20 +152,39 @@ impl Cluster {
     pub fn new(topology: Topology) -> Self {
         let seen = topology.members.iter().map(|m| (m.id.clone(), Seen::unknown())).collect();
         Self {
-            topology: Arc::new(topology),
+            own: topology.own.clone(),
+            topology: Arc::new(RwLock::new(topology.into())),
             seen: Arc::new(RwLock::new(Arc::new(seen))),
             changed: watch::Sender::new(0),
         }
     }
 
-    /// The list.
-    pub fn topology(&self) -> &Topology {
-        &self.topology
+    /// The list now.
+    pub fn topology(&self) -> Arc<Topology> {
+        Arc::clone(&self.topology.read().unwrap_or_else(std::sync::PoisonError::into_inner).topology)
+    }
+
+    /// Member → group, of the list now.
+    pub fn groups(&self) -> Arc<BTreeMap<MemberId, GroupId>> {
+        Arc::clone(&self.topology.read().unwrap_or_else(std::sync::PoisonError::into_inner).groups)
+    }
+
+    /// Replaces the list. What is known of those who stay is kept.
+    pub fn set_topology(&self, topology: Topology) {
+        let mut slot = self.topology.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *slot = topology.into();
+        let topology = Arc::clone(&slot.topology);
+        drop(slot);
+        self.update(|seen| {
+            for id in topology.ids() {
+                seen.entry(id.clone()).or_insert_with(Seen::unknown);
+            }
+        });
     }
 
     /// The own id.
     pub fn own(&self) -> &MemberId {
-        &self.topology.own
+        &self.own
     }
 
     /// What is known now. Every listed member is in it.
@@ -153,7 +197,8 @@ impl Cluster {
         let mut slot = self.seen.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut next = BTreeMap::clone(&slot);
         change(&mut next);
-        next.retain(|id, _| self.topology.contains(id));
+        let topology = self.topology();
+        next.retain(|id, _| topology.contains(id));
         if next == **slot {
             return;
         }
@@ -181,18 +226,9 @@ impl Cluster {
     pub fn maker(&self) -> Option<MemberId> {
         let seen = self.seen();
         let able = |s: &Seen| s.alive() && s.state == Some(MemberState::Active);
-        let first = self.topology.members.iter().find(|m| seen.get(&m.id).is_some_and(able));
+        let topology = self.topology();
+        let first = topology.members.iter().find(|m| seen.get(&m.id).is_some_and(able));
         first.map(|m| m.id.clone())
-    }
-
-    /// All members, in the order of the list.
-    pub fn ids(&self) -> impl Iterator<Item = &MemberId> {
-        self.topology.members.iter().map(|m| &m.id)
-    }
-
-    /// All members but the own one.
-    pub fn others(&self) -> impl Iterator<Item = &MemberId> {
-        self.ids().filter(|m| *m != self.own())
     }
 
     /// Members that answer now.

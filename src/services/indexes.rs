@@ -218,8 +218,8 @@ impl Indexes {
         if !ours {
             return self.already_exists(uid, subject).await;
         }
-        let members = self.cluster.ids().cloned();
-        let orders = members.map(|m| Order::without_body(m, WriteKind::EnsureIndex)).collect();
+        let topology = self.cluster.topology();
+        let orders = topology.ids().cloned().map(|m| Order::without_body(m, WriteKind::EnsureIndex)).collect();
         self.writes.send(&index, subject, orders, None, Instant::now() + PATIENCE, trace).await
     }
 
@@ -264,7 +264,7 @@ impl Indexes {
         };
         let body = Bytes::from(serde_json::json!({ "primaryKey": key }).to_string());
         let order = |m| Order { body: body.clone(), ..Order::without_body(m, WriteKind::UpdateIndex) };
-        let orders = self.cluster.ids().cloned().map(order).collect();
+        let orders = self.cluster.topology().ids().cloned().map(order).collect();
         self.writes.send(&index, subject, orders, None, Instant::now() + PATIENCE, trace).await
     }
 
@@ -289,7 +289,8 @@ impl Indexes {
         self.forget_name(uid, physical, trace).await;
         let index = self.records.snapshot().index(physical).ok_or_else(|| Failure::index_not_found(uid))?;
         // A member that is away follows the record when it is back.
-        let here = self.cluster.ids().filter(|m| self.cluster.serving(m)).cloned();
+        let topology = self.cluster.topology();
+        let here = topology.ids().filter(|m| self.cluster.serving(m)).cloned();
         let orders = here.map(|m| Order::without_body(m, WriteKind::DeleteIndex)).collect();
         self.writes.send(&index, Subject::IndexDeletion, orders, None, Instant::now() + PATIENCE, trace).await
     }

@@ -450,7 +450,7 @@ impl Records {
             }
             let own = self.snapshot().digest();
             let seen = self.cluster.seen();
-            for member in self.cluster.others() {
+            for member in self.cluster.topology().others() {
                 let differs = |s: &super::cluster::Seen| s.alive() && s.records.as_deref().is_some_and(|d| d != own);
                 if !seen.get(member).is_some_and(differs) {
                     differing.remove(member);

@@ -28,7 +28,7 @@ use crate::proto::search::{
 use crate::proto::settings::ClientView;
 use crate::telemetry::metrics::Metrics;
 use crate::types::TraceId;
-use crate::types::{ErrorCode, GroupId, IndexRecord, IndexUid, MemberId, ShardSet};
+use crate::types::{ErrorCode, IndexRecord, IndexUid, MemberId, ShardSet};
 use crate::wire::verbs::{Read, ReadKind, ReadRoute, Reply, Request};
 
 /// How the service behaves.
@@ -105,7 +105,6 @@ pub struct Searches {
     members: Members,
     indexes: Indexes,
     options: SearchOptions,
-    groups: Arc<BTreeMap<MemberId, GroupId>>,
     stats: Arc<Mutex<BTreeMap<MemberId, MemberStats>>>,
     budget: Arc<Mutex<HedgeBudget>>,
     metrics: Arc<Metrics>,
@@ -165,9 +164,8 @@ impl Searches {
         options: SearchOptions,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let groups = Arc::new(cluster.topology().groups());
         let budget = Arc::new(Mutex::new(HedgeBudget::new(options.hedge_percent)));
-        Self { cluster, members, indexes, options, groups, stats: Arc::default(), budget, metrics }
+        Self { cluster, members, indexes, options, stats: Arc::default(), budget, metrics }
     }
 
     /// `POST /indexes/{uid}/search`.
@@ -391,9 +389,10 @@ impl Searches {
         let deadline = question.deadline;
         locked(&self.budget).request();
         let states = self.member_states(question.index);
+        let groups = self.cluster.groups();
         let input = PlanInput {
             index: &question.index.value,
-            groups: &self.groups,
+            groups: &groups,
             states: &states,
             own: self.cluster.own(),
             query_hash: question.hash,

@@ -48,7 +48,8 @@ impl Nodes {
     /// The node's own error, or `miroir_shards_unavailable` if none can be asked.
     pub async fn ask_any(&self, index: &Index, question: NodeQuestion, trace: TraceId) -> Result<Bytes, Failure> {
         let own = self.cluster.own();
-        let order = std::iter::once(own).chain(self.cluster.others()).filter(|m| self.cluster.serving(m));
+        let topology = self.cluster.topology();
+        let order = std::iter::once(own).chain(topology.others()).filter(|m| self.cluster.serving(m));
         let mut last = None;
         for member in order {
             match self.ask(member, question.clone(), trace).await {
@@ -74,7 +75,8 @@ impl Nodes {
 
     /// The answers of all members that serve and answer with 200.
     async fn ask_all(&self, question: NodeQuestion, trace: TraceId) -> BTreeMap<MemberId, Bytes> {
-        let members: Vec<_> = self.cluster.ids().filter(|m| self.cluster.serving(m)).collect();
+        let topology = self.cluster.topology();
+        let members: Vec<_> = topology.ids().filter(|m| self.cluster.serving(m)).collect();
         let asks = members.iter().map(|m| async { (*m, self.ask(m, question.clone(), trace).await) });
         let answers = futures_util::future::join_all(asks).await;
         answers.into_iter().filter_map(|(m, a)| Some((m.clone(), a.ok().filter(|(s, _)| *s == 200)?.1))).collect()

@@ -144,6 +144,16 @@ pub type RecordVersion = u64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MeshId(pub [u8; 16]);
 
+impl MeshId {
+    /// What a member says that belongs to no mesh yet.
+    pub const NONE: Self = Self([0; 16]);
+
+    /// Whether two members may speak: they belong to one mesh, or one of them to none yet.
+    pub fn meets(self, other: Self) -> bool {
+        self == other || self == Self::NONE || other == Self::NONE
+    }
+}
+
 impl fmt::Display for MeshId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))

@@ -292,6 +292,11 @@ verbs! {
 }
 
 impl Request {
+    /// Whether a member that belongs to no mesh yet may be asked by, or may ask, one that does.
+    pub fn before_mesh(verb: u16) -> bool {
+        verb == Self::Probe.verb()
+    }
+
     /// The traffic class that a call of this verb belongs to.
     pub fn class(&self) -> Class {
         match self {

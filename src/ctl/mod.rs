@@ -1,0 +1,11 @@
+//! What `miroir-ctl` asks of a running sidecar, and how it shows the answers.
+//!
+//! Everything goes through the admin API, so that whoever writes a script can do the same. Must not know: how a member
+//! works inside.
+
+pub mod client;
+mod status;
+pub mod table;
+
+pub use client::{Client, ClientError, Target};
+pub use status::status;
