@@ -1,5 +1,5 @@
-//! `netsim`: trials for Miroir. `demo` runs a mesh of real processes, `bench` compares one with a single node, `node` is
-//! the stand-in for Meilisearch.
+//! `netsim`: trials for Miroir. `demo` runs a mesh of real processes, `bench` compares one with a single node, `sim` runs
+//! the protocol cores under simulated faults and `replay` shows one such run, `node` is the stand-in for Meilisearch.
 //!
 //! The hidden subcommand `sidecar` is `miroir`'s own `main`: the demo runs this same executable again, so that nothing
 //! stale runs.
@@ -7,6 +7,7 @@
 mod bench;
 mod demo;
 mod mesh;
+mod sim;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -28,6 +29,10 @@ enum Command {
     Demo(demo::DemoArguments),
     /// Compares meshes of 1 and 3 members with a single node.
     Bench(bench::BenchArguments),
+    /// Runs the protocol cores under simulated faults, one seed a run.
+    Sim(sim::SimArguments),
+    /// Runs one seed of `sim` again and shows everything that happens.
+    Replay(sim::ReplayArguments),
     /// Runs a stand-in for a Meilisearch node.
     #[command(hide = true)]
     Node(node::Args),
@@ -42,6 +47,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse_from(arguments).command {
         Command::Demo(arguments) => run(demo::run(arguments)),
         Command::Bench(arguments) => run(bench::run(arguments)),
+        Command::Sim(arguments) => return sim::sim(&arguments),
+        Command::Replay(arguments) => return sim::replay(&arguments),
         Command::Node(arguments) => run(node::run(arguments)),
     };
     match result {

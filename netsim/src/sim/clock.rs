@@ -61,6 +61,11 @@ impl Clock {
         self.stopped = true;
     }
 
+    /// Whether it stands still.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
     /// Runs on from where it stood.
     pub fn go_on(&mut self, now: u64) {
         self.shown = self.at(now);

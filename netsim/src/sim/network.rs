@@ -36,11 +36,6 @@ impl Network {
         self.clogged.clear();
     }
 
-    /// Whether messages get through in both directions.
-    pub fn connected(&self, a: Host, b: Host) -> bool {
-        !self.cut.contains(&(a, b)) && !self.cut.contains(&(b, a))
-    }
-
     /// When the copies of a message sent now arrive: none if it is lost, several if it is repeated.
     pub fn deliveries(&self, now: u64, from: Host, to: Host, swarm: &Swarm, rng: &mut Rng) -> Vec<u64> {
         if self.cut.contains(&(from, to)) || rng.u32(..1_000_000) < swarm.loss_ppm {
@@ -65,7 +60,6 @@ mod tests {
         network.cut(0, 1);
         assert!(network.deliveries(5, 0, 1, &swarm, &mut rng).is_empty());
         assert_eq!(network.deliveries(5, 1, 0, &swarm, &mut rng).len(), 1);
-        assert!(!network.connected(0, 1) && network.connected(0, 2));
         network.heal();
         assert_eq!(network.deliveries(5, 0, 1, &swarm, &mut rng).len(), 1);
     }

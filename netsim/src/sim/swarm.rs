@@ -65,6 +65,7 @@ pub struct Faults {
 
 impl Swarm {
     /// A day without any fault.
+    #[cfg(test)]
     pub fn calm() -> Self {
         Self {
             members: 3,

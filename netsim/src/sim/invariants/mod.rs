@@ -3,18 +3,14 @@
 //! | property | file | source |
 //! | --- | --- | --- |
 //! | each key is one register | `history` | linearizability |
-//! | one holder of a scope | `holders` | design of the leases |
 //! | what is inside a member (promises, copies, phases) | `miroir::proto::invariant` | shared with the model and the binary |
 
 mod history;
-mod holders;
 
 pub use history::History;
-pub use holders::Holders;
 
 /// A property that did not hold.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name}: {what}")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Broken {
     /// The property's name.
     pub name: &'static str,
@@ -26,5 +22,11 @@ impl Broken {
     /// A property that did not hold, and what was seen.
     pub fn new(name: &'static str, what: impl Into<String>) -> Self {
         Self { name, what: what.into() }
+    }
+}
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.name, self.what)
     }
 }
