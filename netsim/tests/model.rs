@@ -25,7 +25,8 @@ fn explore(setting: Setting) {
         began.elapsed().as_secs_f64()
     );
     if let Some(path) = checker.discovery("nothing is broken") {
-        panic!("{name}: {:?}\nafter {:?}", path.last_state().broken(), path.into_actions());
+        let broken = path.last_state().broken().map(str::to_owned);
+        panic!("{name}: {broken:?}\nafter {:?}", path.into_actions());
     }
     checker.assert_properties();
 }

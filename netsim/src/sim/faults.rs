@@ -66,7 +66,9 @@ pub fn strike(world: &mut World) -> Result<(), Stopped> {
                 world.members[host].disk.back_up();
             } else if running {
                 world.crash(host)?;
-                world.members[host].disk.restore();
+                if world.members[host].disk.restore() {
+                    world.note(format_args!("{} has its disk put back from a copy", name(host)));
+                }
                 let after = lasting(world, 3_000_000);
                 world.restart_after(host, after);
             }

@@ -164,9 +164,9 @@ impl Member {
         std::mem::take(&mut commit.rows)
     }
 
-    /// When the process's timer is due, in true time.
+    /// When the process's timer is due, in true time; `None` while it is busy: it looks at its timer afterwards.
     pub fn wake(&self) -> Option<u64> {
-        let process = self.process.as_ref().filter(|_| !self.paused)?;
+        let process = self.process.as_ref().filter(|p| !self.paused && p.commit.is_none())?;
         self.clock.when(process.ledger.next_wake()?.0)
     }
 }

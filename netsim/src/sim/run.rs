@@ -73,7 +73,7 @@ fn phases(world: &mut World) -> Outcome {
     let healed = world.now;
     loop {
         let next = world.now + LOOK;
-        if let Err(stop) = world.run_to(next) {
+        if let Err(stop) = world.claim_stores().and_then(|()| world.run_to(next)) {
             return stopped(stop);
         }
         match at_rest(world) {

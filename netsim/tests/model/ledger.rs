@@ -206,13 +206,7 @@ impl Ledgers {
     }
 
     /// One input for one node, and everything that follows from it at once.
-    fn step(
-        &self,
-        state: &mut State,
-        n: usize,
-        crash: Option<bool>,
-        input: impl FnOnce(&mut Ledger, &mut Env<'_>),
-    ) {
+    fn step(&self, state: &mut State, n: usize, crash: Option<bool>, input: impl FnOnce(&mut Ledger, &mut Env<'_>)) {
         let mut node = Node::clone(&state.nodes[n]);
         let mut rng = fastrand::Rng::with_seed(1);
         input(&mut node.core, &mut Env { now: node.now, rng: &mut rng });
@@ -247,10 +241,10 @@ impl Ledgers {
             Effect::Send { to, message } => {
                 let Some(to) = (0..self.setting.members).find(|m| member(*m) == to) else { return };
                 let print = print_of(&(from, to, &message));
-                let mut letter = state.net.get(&print).map_or_else(
-                    || Letter { from, to, message, copies: 0 },
-                    |known| Letter::clone(known),
-                );
+                let mut letter = state
+                    .net
+                    .get(&print)
+                    .map_or_else(|| Letter { from, to, message, copies: 0 }, |known| Letter::clone(known));
                 letter.copies += 1;
                 state.net.insert(print, Arc::new(letter));
             }
