@@ -14,7 +14,8 @@ use super::stored::Stored;
 use crate::proto::env::{Env, Instant};
 use crate::proto::invariant::History;
 use crate::types::{
-    GroupId, MemberId, MemberState, MeshId, MeshMember, MeshRecord, RecordKey, StoreId, Versioned, Voter, VotersState,
+    GroupId, MemberId, MemberState, MeshId, MeshMember, MeshRecord, RecordKey, StoreId, Versioned, Voter, VoterList,
+    VotersState,
 };
 
 /// How unkind the world is, in thousandths.
@@ -459,11 +460,23 @@ impl World {
         }
     }
 
-    /// Whether the mesh record names one settled list of voters that are as their members are.
+    /// The mesh record that was chosen last, whoever knows it.
+    pub fn truth(&self) -> Option<MeshRecord> {
+        let history = self.history.get(self.joined.first()?)?;
+        let key = RecordKey::mesh();
+        MeshRecord::from_json(&history.chosen(&key, history.newest(&key))?.value).ok()
+    }
+
+    /// The voters of a list whose disks are as they were.
+    pub fn whole(&self, list: &VoterList) -> usize {
+        let as_is = |v: &&Voter| self.nodes.get(&v.member).is_some_and(|n| n.disk.store == v.store);
+        list.voters.iter().filter(as_is).count()
+    }
+
+    /// Whether the mesh record names one settled list of voters whose disks are as they were.
     pub fn settled(&self) -> bool {
-        self.record().is_some_and(|(_, r)| {
-            let as_is = |v: &Voter| self.nodes.get(&v.member).is_some_and(|n| n.disk.store == v.store);
-            r.voters_state == VotersState::Settled && r.voters.voters.iter().all(as_is)
-        })
+        let settled =
+            |r: MeshRecord| r.voters_state == VotersState::Settled && self.whole(&r.voters) == r.voters.voters.len();
+        self.truth().is_some_and(settled)
     }
 }
