@@ -7,6 +7,7 @@
 //! | file | decides |
 //! | --- | --- |
 //! | [`acceptor`] | what a voter may promise and accept |
+//! | [`votes`] | which questions a voter takes |
 //! | [`round`] | when the votes on one key suffice, and for what |
 //! | [`proposer`] | which round of which key comes next; answers, deadlines, back-off |
 //! | [`voters`] | who should vote |
@@ -38,6 +39,7 @@ mod stores;
 #[cfg(test)]
 mod tests;
 pub mod voters;
+mod votes;
 
 pub use effect::{
     Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, Notice, OpId, Read, Refused, Row,

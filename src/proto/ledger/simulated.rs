@@ -7,14 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::effect::{Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, OpId, Read, Row};
+use super::effect::{Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, Notice, OpId, Read, Row};
 use super::member::Ledger;
 use super::message::Message;
 use super::stored::Stored;
 use crate::proto::env::{Env, Instant};
 use crate::proto::invariant::History;
 use crate::types::{
-    GroupId, MemberId, MemberState, MeshId, MeshMember, MeshRecord, RecordKey, StoreId, Versioned, Voter, VotersState,
+    GroupId, MemberId, MemberState, MeshId, MeshMember, MeshRecord, RecordKey, StoreId, Versioned, Voter, VoterList,
+    VotersState,
 };
 
 /// How unkind the world is, in thousandths.
@@ -80,6 +81,7 @@ pub struct World {
     pub counts: BTreeMap<&'static str, u64>,
     /// Messages so far.
     pub sent: u64,
+    pub notices: BTreeSet<(MemberId, Notice)>,
 }
 
 pub fn id(i: u8) -> MemberId {
@@ -132,6 +134,7 @@ impl World {
             bootstrap: Some(Bootstrap { members, rf: 2, shards: 64 }),
             counts: BTreeMap::new(),
             sent: 0,
+            notices: BTreeSet::new(),
         }
     }
 
@@ -276,7 +279,10 @@ impl World {
             Effect::RolledBack { .. } => {
                 self.rolled_back.insert(member.clone());
             }
-            Effect::Copied { .. } | Effect::Accepted { .. } | Effect::Notice(_) => {}
+            Effect::Notice(notice) => {
+                self.notices.insert((member.clone(), notice));
+            }
+            Effect::Copied { .. } | Effect::Accepted { .. } => {}
         }
     }
 
@@ -351,6 +357,20 @@ impl World {
         let change = Change { op, key: key.clone(), expected, value: value.into(), quiet, deadline };
         self.submit(member, Command::Change(vec![change]));
         op.0
+    }
+
+    /// Asks for the first values of several keys at once.
+    pub fn batch(&mut self, member: &MemberId, keys: impl Iterator<Item = RecordKey>) -> Vec<u64> {
+        let deadline = self.now.plus(Duration::from_secs(2));
+        let mut changes = Vec::new();
+        for key in keys {
+            let value = format!("\"{member} {}\"", self.next_op + 1);
+            let op = self.op(member, &key, Some(value.clone()));
+            changes.push(Change { op, key, expected: 0, value: value.into(), quiet: false, deadline });
+        }
+        let ops = changes.iter().map(|c| c.op.0).collect();
+        self.submit(member, Command::Change(changes));
+        ops
     }
 
     pub fn read(&mut self, member: &MemberId, key: &RecordKey) -> u64 {
@@ -459,11 +479,23 @@ impl World {
         }
     }
 
-    /// Whether the mesh record names one settled list of voters that are as their members are.
+    /// The mesh record that was chosen last, whoever knows it.
+    pub fn truth(&self) -> Option<MeshRecord> {
+        let history = self.history.get(self.joined.first()?)?;
+        let key = RecordKey::mesh();
+        MeshRecord::from_json(&history.chosen(&key, history.newest(&key))?.value).ok()
+    }
+
+    /// The voters of a list whose disks are as they were.
+    pub fn whole(&self, list: &VoterList) -> usize {
+        let as_is = |v: &&Voter| self.nodes.get(&v.member).is_some_and(|n| n.disk.store == v.store);
+        list.voters.iter().filter(as_is).count()
+    }
+
+    /// Whether the mesh record names one settled list of voters whose disks are as they were.
     pub fn settled(&self) -> bool {
-        self.record().is_some_and(|(_, r)| {
-            let as_is = |v: &Voter| self.nodes.get(&v.member).is_some_and(|n| n.disk.store == v.store);
-            r.voters_state == VotersState::Settled && r.voters.voters.iter().all(as_is)
-        })
+        let settled =
+            |r: MeshRecord| r.voters_state == VotersState::Settled && self.whole(&r.voters) == r.voters.voters.len();
+        self.truth().is_some_and(settled)
     }
 }
