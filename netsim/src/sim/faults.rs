@@ -121,7 +121,11 @@ fn partition(world: &mut World) {
 
 /// Whether a majority of the voting stores stays whole without this one, whichever of the lists in use counts.
 fn may_lose_store(world: &World, host: Host) -> bool {
-    let lists: Vec<_> = world.members.iter().filter_map(|m| m.disk.ledger().list.clone()).collect();
+    let disks = || world.members.iter().map(|m| m.disk.ledger());
+    let mut lists: Vec<_> = disks().filter_map(|d| d.list.as_deref().cloned()).collect();
+    // A list that has been accepted may be chosen before anybody knows.
+    let accepted = disks().filter_map(|d| d.registers.get(&RecordKey::mesh())?.accepted.as_ref());
+    lists.extend(accepted.filter_map(|(_, v)| MeshRecord::from_json(&v.value).ok()).map(|r| r.voters));
     // While the mesh is being made nothing is known to be chosen, and nobody may lose what may be half of it.
     if world.mesh_record().is_none() || lists.is_empty() {
         return false;
