@@ -154,13 +154,25 @@ impl History {
 
     /// Somebody holds or tells this value as chosen.
     ///
+    /// A majority of a list that holds one ballot is enough, whenever its voters accepted it: no later round misses it.
+    ///
     /// # Errors
     /// [`Broken`] if no majority accepted it, or if another value of the version is chosen.
-    pub fn told_as_chosen(&self, key: &RecordKey, record: &Versioned) -> Result<(), Broken> {
-        match self.chosen.get(&(key.clone(), record.version)) {
-            Some(chosen) => one_value_per_version(key, chosen, record),
-            None => broken("copies_are_chosen", key, format!("{record:?} was accepted by no majority")),
+    pub fn told_as_chosen(&mut self, key: &RecordKey, record: &Versioned) -> Result<(), Broken> {
+        if let Some(chosen) = self.chosen.get(&(key.clone(), record.version)) {
+            return one_value_per_version(key, chosen, record);
         }
+        let lists = &self.lists;
+        let held = |voters: &[(Voter, u64)]| {
+            let votes = |l: &VoterList| voters.iter().filter(|(v, under)| *under <= l.number && l.has(v)).count();
+            lists.values().any(|l| votes(l) >= l.majority())
+        };
+        let of_key = self.accepted.iter().filter(|((k, _), (known, _))| k == key && known == record);
+        if !of_key.map(|(_, (_, voters))| voters).any(|voters| held(voters)) {
+            return broken("copies_are_chosen", key, format!("{record:?} was accepted by no majority"));
+        }
+        self.chosen.insert((key.clone(), record.version), record.clone());
+        Ok(())
     }
 
     /// A change was answered with this version.

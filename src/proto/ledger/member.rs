@@ -70,9 +70,12 @@ impl Ledger {
             self.base.flush();
             return;
         }
+        let for_this_store = message.header.to_store.is_none_or(|s| s == self.base.stored.store);
         let mut meant_for_us = None;
         for item in message.items {
             match item {
+                // What was said to this member's former store: only questions are worth a refusal.
+                item if !for_this_store && !item.is_question() => {}
                 item if outside_of_a_mesh(&item) => self.outside(env, from, &message.header, item),
                 item => {
                     let meant = *meant_for_us.get_or_insert_with(|| self.look_at_mesh(env, from, &message.header));

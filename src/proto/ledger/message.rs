@@ -237,6 +237,19 @@ impl Item {
         }
     }
 
+    /// Whether a voter is asked.
+    pub(super) fn is_question(&self) -> bool {
+        matches!(
+            self,
+            Self::Prepare { .. }
+                | Self::Accept { .. }
+                | Self::Query { .. }
+                | Self::Raise { .. }
+                | Self::Keys { .. }
+                | Self::Digest { .. }
+        )
+    }
+
     /// What is wrong with it, if anything.
     fn fault(&self) -> Option<&'static str> {
         let wrong = match self {

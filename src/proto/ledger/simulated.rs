@@ -300,6 +300,18 @@ impl World {
         }
     }
 
+    /// Takes the messages from one member to another out of the bag.
+    pub fn hold(&mut self, from: &MemberId, to: &MemberId) -> Vec<Event> {
+        let between = |e: &Event| matches!(e, Event::Deliver { from: f, to: t, .. } if f == from && t == to);
+        let at: Vec<_> = self.queue.iter().filter(|(_, e)| between(e)).map(|(at, _)| *at).collect();
+        at.iter().filter_map(|at| self.queue.remove(at)).collect()
+    }
+
+    /// Puts messages that were held back into the bag.
+    pub fn release(&mut self, held: Vec<Event>) {
+        held.into_iter().for_each(|event| self.at(self.now, event));
+    }
+
     /// Runs for a span of the world's time.
     pub fn run(&mut self, span: Duration) {
         let until = self.now.plus(span);

@@ -408,3 +408,34 @@ fn members_of_two_meshes_say_so_and_exchange_nothing() {
     let mesh = world.truth().unwrap().mesh;
     assert!(world.notices.contains(&(id(4), Notice::OtherMesh { member: id(0), mesh })));
 }
+
+#[test]
+fn a_maker_that_lost_its_disk_is_not_overtaken_by_what_it_said_before() {
+    let mut world = World::new(24, 3);
+    (0..3).for_each(|i| world.add(&id(i)));
+    let until = |world: &mut World, done: &dyn Fn(&World) -> bool| {
+        for _ in 0..20_000 {
+            if done(world) {
+                return;
+            }
+            world.run(Duration::from_micros(100));
+        }
+        panic!("it does not come to that");
+    };
+    // The maker has accepted its own record, and has told the others to.
+    until(&mut world, &|w| w.nodes[&id(0)].disk.mesh.is_some());
+    let to_one = world.hold(&id(0), &id(1));
+    let to_two = world.hold(&id(0), &id(2));
+    assert!(!to_one.is_empty() && !to_two.is_empty());
+    world.crash(&id(0));
+    world.add(&id(0));
+    let store = world.nodes[&id(0)].disk.store;
+    // One has let the maker's next life make a mesh when the earlier one's word arrives.
+    until(&mut world, &|w| w.nodes[&id(1)].disk.forming.as_ref().is_some_and(|f| f.store == store));
+    world.release(to_one);
+    world.run(Duration::from_millis(1));
+    assert_eq!(world.nodes[&id(1)].disk.mesh, None);
+    world.run(5 * SECOND);
+    assert_eq!(world.joined.len(), 1);
+    assert!(world.running().all(|(_, l)| l.mesh().is_some()));
+}
