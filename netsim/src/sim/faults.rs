@@ -1,12 +1,16 @@
 //! The faults of a run: which one strikes now, whom, and for how long.
 //!
 //! Rule: faults stay within what the design promises to survive as far as data goes: of the stores that vote, a majority is
-//! always whole. Everything else may be down, cut off, slow or wrong at once. Must not know: what is checked.
+//! always whole, and no two stores are lost within half a minute, so that a voter is not added which has just lost its
+//! store. Everything else may be down, cut off, slow or wrong at once. Must not know: what is checked.
 
 use miroir::types::{MeshRecord, RecordKey, Voter};
 
 use super::network::Host;
 use super::world::{Stopped, World, address, name};
+
+/// Between two losses of stores at least, in microseconds: longer than a member counts as speaking.
+const LOSSES_APART: u64 = 30_000_000;
 
 /// One fault, drawn from the run's dice; some draws find nothing to do.
 ///
@@ -67,6 +71,7 @@ pub fn strike(world: &mut World) -> Result<(), Stopped> {
             } else if running {
                 world.crash(host)?;
                 if world.members[host].disk.restore() {
+                    world.last_loss = Some(world.now);
                     world.note(format_args!("{} has its disk put back from a copy", name(host)));
                 }
                 let after = lasting(world, 3_000_000);
@@ -126,6 +131,9 @@ fn may_lose_store(world: &World, host: Host) -> bool {
     // A list that has been accepted may be chosen before anybody knows.
     let accepted = disks().filter_map(|d| d.registers.get(&RecordKey::mesh())?.accepted.as_ref());
     lists.extend(accepted.filter_map(|(_, v)| MeshRecord::from_json(&v.value).ok()).map(|r| r.voters));
+    if world.last_loss.is_some_and(|at| world.now - at < LOSSES_APART) {
+        return false;
+    }
     // While the mesh is being made nothing is known to be chosen, and nobody may lose what may be half of it.
     if world.mesh_record().is_none() || lists.is_empty() {
         return false;

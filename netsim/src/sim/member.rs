@@ -83,6 +83,11 @@ impl Member {
         Self { id: config.member.clone(), clock, disk, process: None, paused: false, life: 0, config }
     }
 
+    /// From its next process on it joins a mesh, and makes none.
+    pub fn forget_bootstrap(&mut self) {
+        self.config.bootstrap = None;
+    }
+
     /// Starts a process.
     pub fn start(&mut self, now: u64, seed: u64) {
         self.life += 1;

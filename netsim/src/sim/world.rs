@@ -85,6 +85,8 @@ pub struct World {
     next_op: u64,
     // The version of each key that clients have heard of last.
     heard: BTreeMap<RecordKey, u64>,
+    /// When a store was lost or put back from a copy last.
+    pub last_loss: Option<u64>,
     /// Changes that were answered with success, for liveness and statistics.
     pub changes: u64,
 }
@@ -110,6 +112,7 @@ impl World {
             requests: BTreeMap::new(),
             next_op: 0,
             heard: BTreeMap::new(),
+            last_loss: None,
             changes: 0,
             swarm,
         };
@@ -313,6 +316,12 @@ impl World {
     pub fn replace_store(&mut self, host: Host) {
         self.members[host].crash(false);
         self.members[host].disk = Disk::new(&mut self.rng);
+        if self.swarm.members == 1 && self.mesh.is_some() {
+            // A list that names nobody else can't tell a reinstalled member of the mesh that it once made: whoever adds
+            // members to a mesh of one must not reinstall it with that list.
+            self.members[host].forget_bootstrap();
+        }
+        self.last_loss = Some(self.now);
         self.note(format_args!("{} has a new, empty store", name(host)));
         let after = self.rng.u64(..3_000_000);
         self.restart_after(host, after);
