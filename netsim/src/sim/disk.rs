@@ -50,6 +50,11 @@ impl Disk {
         }
     }
 
+    /// The transactions that the operator's copy has, if there is one.
+    pub fn backup_count(&self) -> Option<u64> {
+        self.backup.as_ref().map(|copy| copy.count)
+    }
+
     /// The operator puts the copy back; `false` if there is none or nothing has changed since.
     pub fn restore(&mut self) -> bool {
         let Some(copy) = self.backup.take_if(|copy| *copy != self.ledger) else { return false };

@@ -2,7 +2,7 @@
 //!
 //! Rule: faults stay within what the design promises to survive as far as data goes: of the stores that vote, a majority is
 //! always whole, and no two stores are lost within half a minute, so that a voter is not added which has just lost its
-//! store. Everything else may be down, cut off, slow or wrong at once. Must not know: what is checked.
+//! store; a store is put back from a copy only when everybody has heard of what came after the copy. Everything else may be down, cut off, slow or wrong at once. Must not know: what is checked.
 
 use miroir::types::{MeshRecord, RecordKey, Voter};
 
@@ -68,7 +68,7 @@ pub fn strike(world: &mut World) -> Result<(), Stopped> {
             // First a copy is taken, and at a later draw it is put back.
             if world.members[host].disk.ledger().count > 0 && world.rng.bool() {
                 world.members[host].disk.back_up();
-            } else if running {
+            } else if running && is_known_to_be_older(world, host) {
                 world.crash(host)?;
                 if world.members[host].disk.restore() {
                     world.last_loss = Some(world.now);
@@ -146,6 +146,16 @@ fn may_lose_store(world: &World, host: Host) -> bool {
         (0..world.members.len()).any(|h| stands(&h))
     };
     lists.iter().all(|list| list.voters.iter().filter(|v| whole(v)).count() >= list.majority())
+}
+
+/// Whether every other member has heard, and stored, more of the host's store than the operator's copy has: a copy is found
+/// out by whoever has heard more, so whoever has not would count its votes.
+fn is_known_to_be_older(world: &World, host: Host) -> bool {
+    let disk = &world.members[host].disk;
+    let (Some(copy), store) = (disk.backup_count(), disk.ledger().store) else { return false };
+    let belongs = |h: &Host| *h != host && world.members[*h].disk.ledger().mesh.is_some();
+    let hosts = 0..world.members.len();
+    hosts.filter(belongs).all(|h| world.members[h].disk.ledger().seen.get(&store).is_some_and(|s| s.count > copy))
 }
 
 /// The operator takes a member in or out, through any member that runs.
