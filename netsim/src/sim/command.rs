@@ -67,6 +67,7 @@ struct Totals {
     changes: u64,
     most_lists: u64,
     longest_healing: u64,
+    majority_lost: u64,
 }
 
 impl Totals {
@@ -75,6 +76,7 @@ impl Totals {
         self.events += passed.events;
         self.changes += passed.changes;
         self.most_lists = self.most_lists.max(passed.lists);
+        self.majority_lost += u64::from(passed.majority_lost);
         self.longest_healing = self.longest_healing.max(passed.healed_after);
     }
 }
@@ -165,7 +167,7 @@ fn report(arguments: &SimArguments, totals: &Totals, failure: Option<&Failure>, 
         println!(
             "{}",
             serde_json::json!({
-                "seed": arguments.seed, "passed": totals.runs, "events": totals.events, "changes": totals.changes,
+                "seed": arguments.seed, "passed": totals.runs, "events": totals.events, "changes": totals.changes, "majority_lost": totals.majority_lost,
                 "seconds": seconds, "failure": failed,
             })
         );
@@ -182,6 +184,9 @@ fn report(arguments: &SimArguments, totals: &Totals, failure: Option<&Failure>, 
         totals.most_lists,
         totals.longest_healing as f64 / 1e6
     );
+    if totals.majority_lost > 0 {
+        println!("in {} of them a store was lost that had just become needed: safety only", totals.majority_lost);
+    }
     if let Some(failure) = failure {
         let (kind, what) = told(&failure.outcome);
         println!("seed {}: {kind} at event {}: {what}", failure.seed, failure.event);

@@ -4,7 +4,7 @@
 //! always whole, and no two stores are lost within half a minute, so that a voter is not added which has just lost its
 //! store; a store is put back from a copy only when everybody has heard of what came after the copy. Everything else may be down, cut off, slow or wrong at once. Must not know: what is checked.
 
-use miroir::types::{MeshRecord, RecordKey, Voter};
+use miroir::types::{MeshRecord, RecordKey, Voter, VoterList};
 
 use super::network::Host;
 use super::world::{Stopped, World, address, name};
@@ -126,11 +126,7 @@ fn partition(world: &mut World) {
 
 /// Whether a majority of the voting stores stays whole without this one, whichever of the lists in use counts.
 fn may_lose_store(world: &World, host: Host) -> bool {
-    let disks = || world.members.iter().map(|m| m.disk.ledger());
-    let mut lists: Vec<_> = disks().filter_map(|d| d.list.as_deref().cloned()).collect();
-    // A list that has been accepted may be chosen before anybody knows.
-    let accepted = disks().filter_map(|d| d.registers.get(&RecordKey::mesh())?.accepted.as_ref());
-    lists.extend(accepted.filter_map(|(_, v)| MeshRecord::from_json(&v.value).ok()).map(|r| r.voters));
+    let lists = lists(world);
     if world.last_loss.is_some_and(|at| world.now - at < LOSSES_APART) {
         return false;
     }
@@ -138,14 +134,34 @@ fn may_lose_store(world: &World, host: Host) -> bool {
     if world.mesh_record().is_none() || lists.is_empty() {
         return false;
     }
-    let whole = |v: &Voter| {
-        let stands = |h: &Host| {
+    lists.iter().all(|list| stands(world, list, Some(host)))
+}
+
+/// All lists of voters that somebody goes by, or that may be chosen before anybody knows.
+fn lists(world: &World) -> Vec<VoterList> {
+    let disks = || world.members.iter().map(|m| m.disk.ledger());
+    let mut lists: Vec<_> = disks().filter_map(|d| d.list.as_deref().cloned()).collect();
+    let accepted = disks().filter_map(|d| d.registers.get(&RecordKey::mesh())?.accepted.as_ref());
+    lists.extend(accepted.filter_map(|(_, v)| MeshRecord::from_json(&v.value).ok()).map(|r| r.voters));
+    lists
+}
+
+/// Whether a majority of the list is whole, without one host.
+fn stands(world: &World, list: &VoterList, without: Option<Host>) -> bool {
+    let whole = |v: &&Voter| {
+        let has = |h: &Host| {
             let m = &world.members[*h];
-            m.id == v.member && m.disk.ledger().store == v.store && !m.disk.restored() && *h != host
+            m.id == v.member && m.disk.ledger().store == v.store && !m.disk.restored() && Some(*h) != without
         };
-        (0..world.members.len()).any(|h| stands(&h))
+        (0..world.members.len()).any(|h| has(&h))
     };
-    lists.iter().all(|list| list.voters.iter().filter(|v| whole(v)).count() >= list.majority())
+    list.voters.iter().filter(whole).count() >= list.majority()
+}
+
+/// Whether the newest list has lost its majority: a store was lost that nobody knew yet to be needed, because a voter was on
+/// its way in or out. Nothing is demanded of such a mesh but safety; its operator has `mesh recover`.
+pub fn majority_is_lost(world: &World) -> bool {
+    lists(world).iter().max_by_key(|l| l.number).is_some_and(|list| !stands(world, list, None))
 }
 
 /// Whether every other member has heard, and stored, more of the host's store than the operator's copy has: a copy is found

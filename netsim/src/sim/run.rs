@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use miroir::proto::env::Instant;
 use miroir::types::{MemberState, RecordKey, VotersState};
 
+use super::faults::majority_is_lost;
 use super::network::Host;
 use super::swarm::Swarm;
 use super::trace::Trace;
@@ -44,6 +45,8 @@ pub struct Passed {
     pub lists: u64,
     /// True time in microseconds from healing to rest.
     pub healed_after: u64,
+    /// The mesh could not come to rest: see `faults`.
+    pub majority_lost: bool,
 }
 
 /// Runs one seed; gives the outcome and the number of its last event.
@@ -78,7 +81,13 @@ fn phases(world: &mut World) -> Outcome {
         }
         match at_rest(world) {
             Ok(()) => break,
-            Err(reason) if world.now - healed > HEALING => return Outcome::Stuck(reason),
+            Err(reason) if world.now - healed > HEALING => {
+                if !majority_is_lost(world) {
+                    return Outcome::Stuck(reason);
+                }
+                let (events, changes) = (world.event, world.changes);
+                return Outcome::Passed(Passed { events, changes, majority_lost: true, ..Passed::default() });
+            }
             Err(_) => {}
         }
     }
@@ -103,7 +112,7 @@ fn phases(world: &mut World) -> Outcome {
         }
     }
     let lists = world.mesh_record().map_or(0, |r| r.voters.number);
-    Outcome::Passed(Passed { events: world.event, changes: world.changes, lists, healed_after })
+    Outcome::Passed(Passed { events: world.event, changes: world.changes, lists, healed_after, majority_lost: false })
 }
 
 /// Members that belong to the mesh by its record.

@@ -27,7 +27,7 @@ pub fn hear(known: Option<&Sender>, sender: &Sender) -> Heard {
     if known.start == sender.start && known.began == sender.began {
         return if sender.count > known.count { Heard::Further(*sender) } else { Heard::Same };
     }
-    if sender.start > known.start && sender.began >= known.count {
+    if sender.start > known.start && sender.began > known.count {
         return Heard::Took(*sender);
     }
     Heard::Refuse(Refusal::RolledBack {
