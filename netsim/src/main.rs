@@ -1,5 +1,6 @@
 //! `netsim`: trials for Miroir. `demo` runs a mesh of real processes, `bench` compares one with a single node, `live`
-//! puts one under real faults, `node` is the stand-in for Meilisearch.
+//! puts one under real faults; `sim` runs the protocol cores under simulated faults and `replay` shows one such run; `node`
+//! is the stand-in for Meilisearch.
 //!
 //! The hidden subcommand `sidecar` is `miroir`'s own `main`: meshes run this same executable again, so that nothing
 //! stale runs.
@@ -8,6 +9,7 @@ mod bench;
 mod demo;
 mod live;
 mod mesh;
+mod sim;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -31,6 +33,10 @@ enum Command {
     Bench(bench::BenchArguments),
     /// Tries a mesh of real processes in network namespaces under faults of links and processes.
     Live(live::LiveArguments),
+    /// Runs the protocol cores under simulated faults, one seed a run.
+    Sim(sim::SimArguments),
+    /// Runs one seed of `sim` again and shows everything that happens.
+    Replay(sim::ReplayArguments),
     /// Runs a stand-in for a Meilisearch node.
     #[command(hide = true)]
     Node(node::Args),
@@ -46,6 +52,8 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => run(demo::run(arguments)).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => run(bench::run(arguments)).map(|()| ExitCode::SUCCESS),
         Command::Live(arguments) => run(live::run(arguments)),
+        Command::Sim(arguments) => Ok(sim::sim(&arguments)),
+        Command::Replay(arguments) => Ok(sim::replay(&arguments)),
         Command::Node(arguments) => run(node::run(arguments)).map(|()| ExitCode::SUCCESS),
     };
     match result {

@@ -1,0 +1,156 @@
+//! One run: first safety under faults, then everything is healed and progress is demanded.
+//!
+//! Must not know: how many runs there are, and who reads the trace.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use miroir::proto::env::Instant;
+use miroir::types::{MemberState, RecordKey, VotersState};
+
+use super::faults::majority_is_lost;
+use super::network::Host;
+use super::swarm::Swarm;
+use super::trace::Trace;
+use super::world::{KEYS, Stopped, World, key, name};
+
+/// How long the healed world has to come to rest, in microseconds of true time: some voters are replaced only then, one
+/// after the other, each after it has been silent for long enough.
+const HEALING: u64 = 600_000_000;
+/// How often the healed world is looked at.
+const LOOK: u64 = 1_000_000;
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All that was demanded.
+    Passed(Passed),
+    /// A property does not hold.
+    Broken(String),
+    /// After everything was whole again, this did not come about.
+    Stuck(String),
+    /// A panic.
+    Crashed(String),
+    /// The event up to which it was to go was reached.
+    Until,
+}
+
+/// Numbers of a run that passed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Events.
+    pub events: u64,
+    /// Changes that were answered with success.
+    pub changes: u64,
+    /// Voter lists that the mesh went through.
+    pub lists: u64,
+    /// True time in microseconds from healing to rest.
+    pub healed_after: u64,
+    /// The mesh could not come to rest: see `faults`.
+    pub majority_lost: bool,
+}
+
+/// Runs one seed; gives the outcome and the number of its last event.
+pub fn run(seed: u64, swarm: Option<Swarm>, trace: Trace, until: u64) -> (Outcome, u64) {
+    let mut world = World::new(seed, swarm, trace, until);
+    let outcome = catch_unwind(AssertUnwindSafe(|| phases(&mut world)));
+    let event = world.event;
+    // A trace that can't be written to its end has said so where it goes: the reader sees a shorter one.
+    let _ = world.trace.flush();
+    let outcome = outcome.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Outcome::Crashed(text.unwrap_or_else(|| "a panic without a text".to_owned()))
+    });
+    (outcome, event)
+}
+
+fn phases(world: &mut World) -> Outcome {
+    let stopped = |stopped| match stopped {
+        Stopped::Broken(broken) => Outcome::Broken(broken.to_string()),
+        Stopped::Until => Outcome::Until,
+    };
+    let faults_end = world.swarm.faults_for;
+    if let Err(stop) = world.run_to(faults_end).and_then(|()| world.heal()) {
+        return stopped(stop);
+    }
+    let healed = world.now;
+    loop {
+        let next = world.now + LOOK;
+        if let Err(stop) = world.claim_stores().and_then(|()| world.run_to(next)) {
+            return stopped(stop);
+        }
+        match at_rest(world) {
+            Ok(()) => break,
+            Err(reason) if world.now - healed > HEALING => {
+                if !majority_is_lost(world) {
+                    return Outcome::Stuck(reason);
+                }
+                let (events, changes) = (world.event, world.changes);
+                return Outcome::Passed(Passed { events, changes, majority_lost: true, ..Passed::default() });
+            }
+            Err(_) => {}
+        }
+    }
+    let healed_after = world.now - healed;
+    // Every member can read and write again.
+    world.swarm.request_every = 0;
+    for host in settled_members(world) {
+        for number in 0..KEYS {
+            let before = world.changes;
+            let asked = world.now;
+            while world.changes == before {
+                if world.now - asked > 60_000_000 {
+                    return Outcome::Stuck(format!("{} can't change {}", name(host), key(number)));
+                }
+                let until = world.now + LOOK;
+                let tried = world.ask(host, &key(number), false).and_then(|()| world.run_to(until - LOOK / 2));
+                let tried = tried.and_then(|()| world.ask(host, &key(number), true)).and_then(|()| world.run_to(until));
+                if let Err(stop) = tried {
+                    return stopped(stop);
+                }
+            }
+        }
+    }
+    let lists = world.mesh_record().map_or(0, |r| r.voters.number);
+    Outcome::Passed(Passed { events: world.event, changes: world.changes, lists, healed_after, majority_lost: false })
+}
+
+/// Members that belong to the mesh by its record.
+fn settled_members(world: &World) -> Vec<Host> {
+    let Some(record) = world.mesh_record() else { return Vec::new() };
+    record.members.iter().filter(|m| m.state != MemberState::Removed).filter_map(|m| world.host(&m.id)).collect()
+}
+
+/// Whether nothing is left to be done: one mesh, its voters settled and with the stores that they have now, the same
+/// copies everywhere, nobody stale. What is missing otherwise.
+fn at_rest(world: &World) -> Result<(), String> {
+    let record = world.mesh_record().ok_or("no mesh has been made")?;
+    if record.voters_state != VotersState::Settled {
+        return Err(format!("voter list {} has not settled", record.voters.number));
+    }
+    for voter in &record.voters.voters {
+        let Some(host) = world.host(&voter.member) else { return Err(format!("voter {} is nobody", voter.member)) };
+        if world.members[host].disk.ledger().store != voter.store {
+            return Err(format!("voter {} is listed with a store that it has not", voter.member));
+        }
+    }
+    let members = settled_members(world);
+    let newest = |key: &RecordKey| {
+        let copies = members.iter().filter_map(|h| world.members[*h].disk.ledger().copies.get(key));
+        copies.map(|c| c.announced).max()
+    };
+    for host in &members {
+        let member = &world.members[*host];
+        let Some(process) = &member.process else { return Err(format!("{} does not run", member.id)) };
+        if !process.ledger.fresh(Instant(member.clock.at(world.now))) {
+            return Err(format!("{} is stale", member.id));
+        }
+        for key in (0..KEYS).map(key).chain([RecordKey::mesh()]) {
+            let here = member.disk.ledger().copies.get(&key).map(|c| c.announced);
+            if here < newest(&key) {
+                return Err(format!("{} holds {key} at {here:?}, the newest is {:?}", member.id, newest(&key)));
+            }
+        }
+    }
+    Ok(())
+}

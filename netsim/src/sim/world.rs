@@ -1,0 +1,626 @@
+//! The simulated world: members, the network between them, clients, and what happens next.
+//!
+//! Everything comes from one seed, and everything happens in the order of (time, number). Must not know: which faults
+//! there are to be (`faults`), and what is said of a run (`run`).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fastrand::Rng;
+use miroir::proto::env::Instant;
+use miroir::proto::invariant::{self, History as Ballots};
+use miroir::proto::ledger::{
+    Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, Message, OpId, Read, Row,
+};
+use miroir::types::{GroupId, MemberId, MeshId, MeshRecord, RecordKey, Voter};
+
+use super::clock::Clock;
+use super::disk::Disk;
+use super::invariants::{Broken, History};
+use super::member::{Input, Member, Step};
+use super::network::{Host, Network};
+use super::swarm::Swarm;
+use super::trace::Trace;
+
+/// How long a client waits, on the member's clock.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// Keys that clients change.
+pub const KEYS: usize = 4;
+
+/// Something that happens at its time.
+#[derive(Debug)]
+enum Event {
+    Deliver { to: Host, from: Host, message: Box<Message> },
+    Committed { host: Host, life: u64 },
+    Timer { host: Host, life: u64, at: u64 },
+    Restart { host: Host },
+    Resume { host: Host },
+    Thaw { host: Host },
+    NewStore { host: Host, life: u64 },
+    Heal,
+    Fault,
+    Request,
+}
+
+/// Why a run ended early.
+#[derive(Debug)]
+pub enum Stopped {
+    /// A property does not hold.
+    Broken(Broken),
+    /// The wanted event was reached.
+    Until,
+}
+
+impl From<Broken> for Stopped {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
+    }
+}
+
+/// Everything.
+#[derive(Debug)]
+pub struct World {
+    /// What kind of day it is.
+    pub swarm: Swarm,
+    /// The run's dice.
+    pub rng: Rng,
+    /// True time in microseconds.
+    pub now: u64,
+    /// Members by number.
+    pub members: Vec<Member>,
+    /// Links.
+    pub network: Network,
+    /// Number of the event.
+    pub event: u64,
+    /// Where lines go.
+    pub trace: Trace,
+    /// Stop after this event.
+    pub until: u64,
+    queue: BTreeMap<(u64, u64), Event>,
+    queued: u64,
+    history: History,
+    ballots: Ballots,
+    mesh: Option<MeshId>,
+    requests: BTreeMap<OpId, (RecordKey, bool)>,
+    next_op: u64,
+    // The version of each key that clients have heard of last.
+    heard: BTreeMap<RecordKey, u64>,
+    /// When a store was lost or put back from a copy last.
+    pub last_loss: Option<u64>,
+    /// Changes that were answered with success, for liveness and statistics.
+    pub changes: u64,
+}
+
+impl World {
+    /// A world at its beginning; members have not started yet.
+    pub fn new(seed: u64, swarm: Option<Swarm>, trace: Trace, until: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let swarm = swarm.unwrap_or_else(|| Swarm::draw(&mut rng));
+        let mut world = Self {
+            rng,
+            now: 0,
+            members: Vec::new(),
+            network: Network::default(),
+            event: 0,
+            trace,
+            until,
+            queue: BTreeMap::new(),
+            queued: 0,
+            history: History::default(),
+            ballots: Ballots::default(),
+            mesh: None,
+            requests: BTreeMap::new(),
+            next_op: 0,
+            heard: BTreeMap::new(),
+            last_loss: None,
+            changes: 0,
+            swarm,
+        };
+        world.populate();
+        world
+    }
+
+    fn populate(&mut self) {
+        let group = |i: usize| GroupId::new(format!("g{}", i % 2 + 1)).expect("a group's name");
+        let entry = |i: usize| BootstrapMember { id: name(i), group: group(i), address: address(i), witness: false };
+        let bootstrap = Bootstrap { members: (0..self.swarm.members).map(entry).collect(), rf: 1, shards: 8 };
+        for i in 0..self.swarm.members + self.swarm.joiners {
+            let config = Config {
+                member: name(i),
+                renew_interval: Duration::from_secs(3),
+                lease_ttl: Duration::from_secs(10),
+                voter_replace_after: Duration::from_secs(30),
+                round_timeout: Duration::from_millis(500),
+                retry_base: Duration::from_millis(50),
+                bootstrap: (i < self.swarm.members).then(|| bootstrap.clone()),
+            };
+            let drift = self.swarm.clock_drift(&mut self.rng);
+            let clock = Clock::new(0, self.rng.u64(..1 << 40), drift);
+            let disk = Disk::new(&mut self.rng);
+            self.members.push(Member::new(config, clock, disk));
+        }
+        for host in 0..self.swarm.members {
+            let after = self.rng.u64(..2_000_000);
+            self.at(after, Event::Restart { host });
+        }
+        self.schedule_request();
+        self.schedule_fault();
+    }
+
+    fn at(&mut self, when: u64, event: Event) {
+        self.queued += 1;
+        self.queue.insert((when.max(self.now), self.queued), event);
+    }
+
+    fn schedule_request(&mut self) {
+        if self.swarm.request_every > 0 {
+            let after = self.rng.u64(..2 * self.swarm.request_every) + 1;
+            self.at(self.now + after, Event::Request);
+        }
+    }
+
+    fn schedule_fault(&mut self) {
+        if self.swarm.fault_every > 0 {
+            let after = self.rng.u64(..2 * self.swarm.fault_every) + 1;
+            if self.now + after < self.swarm.faults_for {
+                self.at(self.now + after, Event::Fault);
+            }
+        }
+    }
+
+    /// Ends the fault of a host after a time.
+    pub fn restart_after(&mut self, host: Host, after: u64) {
+        self.at(self.now + after, Event::Restart { host });
+    }
+
+    /// A stopped process goes on after a time.
+    pub fn resume_after(&mut self, host: Host, after: u64) {
+        self.at(self.now + after, Event::Resume { host });
+    }
+
+    /// A paused machine goes on after a time.
+    pub fn thaw_after(&mut self, host: Host, after: u64) {
+        self.at(self.now + after, Event::Thaw { host });
+    }
+
+    /// The network is whole again after a time.
+    pub fn heal_after(&mut self, after: u64) {
+        self.at(self.now + after, Event::Heal);
+    }
+
+    /// Everything that happens before `until`, in order.
+    ///
+    /// # Errors
+    /// [`Stopped`] at the first property that does not hold.
+    pub fn run_to(&mut self, until: u64) -> Result<(), Stopped> {
+        while let Some(entry) = self.queue.first_entry() {
+            if entry.key().0 > until {
+                break;
+            }
+            let ((at, _), event) = entry.remove_entry();
+            self.now = at;
+            self.event += 1;
+            self.happen(event)?;
+            if self.event >= self.until {
+                return Err(Stopped::Until);
+            }
+        }
+        self.now = until;
+        Ok(())
+    }
+
+    /// A line of the trace.
+    pub fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        if self.trace.on() {
+            // A trace that can't be written says so once: the run goes on to find what it finds.
+            if self.trace.event(self.event, self.now, &what).is_err() {
+                self.trace = Trace::off();
+            }
+        }
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), Stopped> {
+        match event {
+            Event::Deliver { to, from, message } => {
+                self.note(format_args!("{} → {}: {:?}", name(from), name(to), message));
+                self.members[to].hear(Input::Message(name(from), *message));
+                self.run(to)
+            }
+            Event::Committed { host, life } => {
+                if self.members[host].life != life {
+                    return Ok(());
+                }
+                if self.members[host].clock.is_stopped() {
+                    // The whole machine stands still, its disk as well.
+                    self.at(self.now + 10_000, Event::Committed { host, life });
+                    return Ok(());
+                }
+                self.look_at_rows(host)?;
+                let rows = self.members[host].committed();
+                self.note(format_args!("{} stored {rows:?}", name(host)));
+                self.run(host)
+            }
+            Event::Timer { host, life, at } => {
+                let member = &mut self.members[host];
+                match &mut member.process {
+                    Some(process) if member.life == life && process.timer == Some(at) => process.timer = None,
+                    _ => return Ok(()),
+                }
+                member.hear(Input::Tick);
+                self.note(format_args!("{} ticks", name(host)));
+                self.run(host)
+            }
+            Event::Restart { host } => self.start(host),
+            Event::Resume { host } => {
+                self.members[host].paused = false;
+                self.note(format_args!("{} goes on", name(host)));
+                self.run(host)
+            }
+            Event::Thaw { host } => {
+                let now = self.now;
+                self.members[host].clock.go_on(now);
+                self.members[host].paused = false;
+                self.note(format_args!("{} is thawed", name(host)));
+                self.run(host)
+            }
+            Event::NewStore { host, life } => {
+                if self.members[host].life == life {
+                    self.replace_store(host);
+                }
+                Ok(())
+            }
+            Event::Heal => {
+                self.network.heal();
+                self.note(format_args!("the network is whole"));
+                Ok(())
+            }
+            Event::Fault => {
+                self.schedule_fault();
+                super::faults::strike(self)
+            }
+            Event::Request => {
+                self.schedule_request();
+                self.request()
+            }
+        }
+    }
+
+    /// Starts a host's process if none runs.
+    fn start(&mut self, host: Host) -> Result<(), Stopped> {
+        if self.members[host].process.is_some() {
+            return Ok(());
+        }
+        let (now, seed) = (self.now, self.rng.u64(..));
+        self.members[host].start(now, seed);
+        let process = self.members[host].disk.ledger().start;
+        self.note(format_args!("{} starts, process {process}", name(host)));
+        // Joiners are told by their operator whom to ask.
+        let all: std::collections::BTreeSet<MemberId> =
+            (0..self.members.len()).filter(|h| *h != host).map(name).collect();
+        self.members[host].hear(Input::Command(Command::Peers(all)));
+        self.run(host)
+    }
+
+    /// Ends a process at once, with or without its last transaction.
+    pub fn crash(&mut self, host: Host) -> Result<(), Stopped> {
+        let written = self.rng.bool();
+        if written {
+            self.look_at_rows(host)?;
+        }
+        self.members[host].crash(written);
+        self.note(format_args!("{} is killed{}", name(host), if written { "" } else { ", its last write lost" }));
+        Ok(())
+    }
+
+    /// The disk is lost; an empty one takes its place, and a process begins on it after a time.
+    pub fn replace_store(&mut self, host: Host) {
+        self.members[host].crash(false);
+        self.members[host].disk = Disk::new(&mut self.rng);
+        if self.swarm.members == 1 && self.mesh.is_some() {
+            // A list that names nobody else can't tell a reinstalled member of the mesh that it once made: whoever adds
+            // members to a mesh of one must not reinstall it with that list.
+            self.members[host].forget_bootstrap();
+        }
+        self.last_loss = Some(self.now);
+        self.note(format_args!("{} has a new, empty store", name(host)));
+        let after = self.rng.u64(..3_000_000);
+        self.restart_after(host, after);
+    }
+
+    /// Lets a process do all that it can do now.
+    fn run(&mut self, host: Host) -> Result<(), Stopped> {
+        loop {
+            let now = self.now;
+            match self.members[host].step(now) {
+                Step::Idle => break,
+                Step::Committing => {
+                    let after = self.swarm.commit(&mut self.rng);
+                    let life = self.members[host].life;
+                    self.at(now + after, Event::Committed { host, life });
+                    break;
+                }
+                Step::Effects(effects) => {
+                    for effect in effects {
+                        self.carry_out(host, effect)?;
+                    }
+                }
+            }
+        }
+        self.set_timer(host);
+        Ok(())
+    }
+
+    /// Sets the host's timer anew if it should go off at another time.
+    pub fn set_timer(&mut self, host: Host) {
+        let now = self.now;
+        let member = &mut self.members[host];
+        let Some(at) = member.wake() else { return };
+        // Never in the same instant again, so that a core which is never content shows as no progress.
+        let at = at.max(now + 1);
+        let life = member.life;
+        let Some(process) = &mut member.process else { return };
+        if process.timer != Some(at) {
+            process.timer = Some(at);
+            self.at(at, Event::Timer { host, life, at });
+        }
+    }
+
+    fn carry_out(&mut self, host: Host, effect: Effect) -> Result<(), Stopped> {
+        match effect {
+            Effect::Persist(row) => unreachable!("{row:?} was to be stored before"),
+            Effect::Send { to, message } => {
+                let Some(to) = self.host(&to) else { return Ok(()) };
+                for at in self.network.deliveries(self.now, host, to, &self.swarm, &mut self.rng) {
+                    self.at(at, Event::Deliver { to, from: host, message: Box::new(message.clone()) });
+                }
+                Ok(())
+            }
+            Effect::Answer { op, answer } => {
+                self.note(format_args!("{} answers {op:?}: {answer:?}", name(host)));
+                self.answered(op, answer)
+            }
+            Effect::Joined { mesh } => {
+                self.claims_store(host);
+                self.note(format_args!("{} belongs to mesh {mesh}", name(host)));
+                match self.mesh {
+                    Some(one) if one != mesh => {
+                        Err(Broken::new("one_mesh", format!("{one} and {mesh} were made")).into())
+                    }
+                    _ => {
+                        self.mesh = Some(mesh);
+                        Ok(())
+                    }
+                }
+            }
+            Effect::Copied { key, record } => {
+                if key.is_mesh() {
+                    self.claims_store(host);
+                }
+                self.note(format_args!("{} holds {key} at version {}", name(host), record.version));
+                Ok(())
+            }
+            Effect::RolledBack { text } => {
+                self.note(format_args!("{} has stopped: {text}", name(host)));
+                if !self.members[host].disk.restored() {
+                    let what = format!("{} stopped although its store is whole: {text}", name(host));
+                    return Err(Broken::new("only_restored_stores_stop", what).into());
+                }
+                // The operator reads it and does what it says.
+                let after = self.rng.u64(1_000_000..20_000_000);
+                let life = self.members[host].life;
+                self.at(self.now + after, Event::NewStore { host, life });
+                Ok(())
+            }
+            Effect::Accepted { .. } => Ok(()),
+            Effect::Notice(notice) => {
+                self.note(format_args!("{}: {notice:?}", name(host)));
+                if let miroir::proto::ledger::Notice::Broken { invariant, key } = notice {
+                    return Err(Broken::new(invariant, format!("{} says so of {key}", name(host))).into());
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Every member that runs looks after its store in the mesh's record.
+    ///
+    /// # Errors
+    /// As [`World::run_to`].
+    pub fn claim_stores(&mut self) -> Result<(), Stopped> {
+        (0..self.members.len()).try_for_each(|host| {
+            self.claims_store(host);
+            self.run(host)
+        })
+    }
+
+    /// A member whose store is not the one in the mesh's record says so there, as the binary's does.
+    fn claims_store(&mut self, host: Host) {
+        let stored = self.members[host].disk.ledger();
+        let Some(copy) = stored.copies.get(&RecordKey::mesh()) else { return };
+        let Ok(mut record) = MeshRecord::from_json(&copy.value) else { return };
+        let (store, version, id) = (stored.store, copy.version, &self.members[host].id);
+        let Some(member) = record.members.iter_mut().find(|m| m.id == *id && m.store != store) else { return };
+        member.store = store;
+        self.put_mesh(host, version, &record);
+    }
+
+    /// What a transaction says, before it is on the disk.
+    fn look_at_rows(&mut self, host: Host) -> Result<(), Stopped> {
+        let member = &self.members[host];
+        let stored = member.disk.ledger();
+        // Where disks are put back from copies, votes that nobody has heard of yet are forgotten, and rightly so: who has
+        // accepted what says nothing of what is chosen. What is told as chosen does, and is looked at in every run.
+        let exact = !self.swarm.faults.restore;
+        let voter = Voter { member: member.id.clone(), store: stored.store };
+        let mut registers = BTreeMap::new();
+        let mut list = stored.list.as_ref().map_or(0, |l| l.number);
+        for row in member.under_way() {
+            let checked = match row {
+                Row::List(new) => {
+                    list = new.number;
+                    self.ballots.listed(new)
+                }
+                Row::Reset => {
+                    registers.clear();
+                    Ok(())
+                }
+                Row::Promise { key, ballot } => {
+                    let register =
+                        registers.entry(key).or_insert_with(|| stored.registers.get(key).cloned().unwrap_or_default());
+                    let old = register.promise.replace(ballot.clone());
+                    let accepted = register.accepted.as_ref().map(|(b, _)| b);
+                    invariant::promises_never_go_back(key, old.as_ref(), Some(ballot), accepted)
+                }
+                Row::Accepted { key, promise, ballot, record } => {
+                    let register =
+                        registers.entry(key).or_insert_with(|| stored.registers.get(key).cloned().unwrap_or_default());
+                    let old = register.promise.replace(promise.clone());
+                    register.accepted = Some((ballot.clone(), record.clone()));
+                    invariant::promises_never_go_back(key, old.as_ref(), Some(promise), Some(ballot)).and_then(|()| {
+                        if exact { self.ballots.accepted(&voter, list, key, ballot, record) } else { Ok(()) }
+                    })
+                }
+                Row::Copy { key, record } => {
+                    self.history.value(key.as_str(), record.version, Some(&record.value))?;
+                    invariant::versions_never_go_back(key, stored.copies.get(key), record)
+                        .and_then(|()| if exact { self.ballots.told_as_chosen(key, record) } else { Ok(()) })
+                }
+                _ => Ok(()),
+            };
+            checked.map_err(|b| Broken::new(b.invariant, format!("{}: {b}", name(host))))?;
+        }
+        Ok(())
+    }
+
+    /// A client asks somebody for something.
+    fn request(&mut self) -> Result<(), Stopped> {
+        let running: Vec<Host> = (0..self.members.len()).filter(|h| self.members[*h].process.is_some()).collect();
+        let Some(&host) = self.rng.choice(&running) else { return Ok(()) };
+        let key = key(self.rng.usize(..KEYS));
+        let change = self.rng.u8(..3) > 0;
+        self.ask(host, &key, change)
+    }
+
+    /// A client asks this member to read a key or to change it from the version that it heard of last.
+    pub fn ask(&mut self, host: Host, key: &RecordKey, change: bool) -> Result<(), Stopped> {
+        self.next_op += 1;
+        let op = OpId(self.next_op);
+        let deadline = Instant(self.members[host].clock.at(self.now)).plus(PATIENCE);
+        let expected = self.heard.get(key).copied().unwrap_or(0);
+        let command = if change {
+            let value = format!("{{\"by\":{}}}", op.0);
+            self.history.change(op.0, key.as_str(), expected, &value);
+            let quiet = self.rng.u8(..4) == 0;
+            Command::Change(vec![Change { op, key: key.clone(), expected, value: value.into(), quiet, deadline }])
+        } else {
+            self.history.read(op.0, key.as_str());
+            Command::Read(vec![Read { op, key: key.clone(), deadline }])
+        };
+        self.note(format_args!("client asks {}: {command:?}", name(host)));
+        self.requests.insert(op, (key.clone(), change));
+        self.members[host].hear(Input::Command(command));
+        self.run(host)
+    }
+
+    /// The operator changes the mesh's record through this member.
+    ///
+    /// # Errors
+    /// As [`World::run_to`].
+    pub fn change_mesh(&mut self, host: Host, expected: u64, record: &MeshRecord) -> Result<(), Stopped> {
+        self.put_mesh(host, expected, record);
+        self.run(host)
+    }
+
+    fn put_mesh(&mut self, host: Host, expected: u64, record: &MeshRecord) {
+        self.next_op += 1;
+        let op = OpId(self.next_op);
+        let deadline = Instant(self.members[host].clock.at(self.now)).plus(PATIENCE);
+        let (key, value) = (RecordKey::mesh(), record.to_json());
+        self.history.change(op.0, key.as_str(), expected, &value);
+        self.note(format_args!("asked of {}: the mesh record becomes {value}", name(host)));
+        self.requests.insert(op, (key.clone(), true));
+        let change = Change { op, key, expected, value: value.into(), quiet: false, deadline };
+        self.members[host].hear(Input::Command(Command::Change(vec![change])));
+    }
+
+    fn answered(&mut self, op: OpId, answer: Answer) -> Result<(), Stopped> {
+        let Some((key, _)) = self.requests.remove(&op) else {
+            return Err(Broken::new("one_answer_per_request", format!("{op:?} is answered again: {answer:?}")).into());
+        };
+        let heard = match &answer {
+            Answer::Changed { version } => {
+                self.history.changed(op.0, *version)?;
+                self.ballots.changed(&key, *version).map_err(|b| Broken::new(b.invariant, b.to_string()))?;
+                self.changes += 1;
+                Some(*version)
+            }
+            Answer::Conflict { current, .. } | Answer::Read { current } => {
+                let version = current.as_ref().map_or(0, |c| c.version);
+                self.history.stands(op.0, version, current.as_ref().map(|c| &*c.value))?;
+                if let Some(record) = current.as_ref().filter(|_| !self.swarm.faults.restore) {
+                    let told = self.ballots.told_as_chosen(&key, record);
+                    told.map_err(|b| Broken::new(b.invariant, b.to_string()))?;
+                }
+                Some(version)
+            }
+            Answer::Unknown | Answer::NoQuorum | Answer::Refused { .. } => {
+                self.history.gone(op.0);
+                None
+            }
+        };
+        if let Some(version) = heard {
+            let known = self.heard.entry(key).or_default();
+            *known = version.max(*known);
+        }
+        Ok(())
+    }
+
+    /// The number of the member of this name.
+    pub fn host(&self, id: &MemberId) -> Option<Host> {
+        self.members.iter().position(|m| m.id == *id)
+    }
+
+    /// What the newest copy of the mesh's record says.
+    pub fn mesh_record(&self) -> Option<MeshRecord> {
+        let copies = self.members.iter().filter_map(|m| m.disk.ledger().copies.get(&RecordKey::mesh()));
+        MeshRecord::from_json(&copies.max_by_key(|c| c.version)?.value).ok()
+    }
+
+    /// Ends everything bad: all links are whole, all processes run, all clocks go on.
+    ///
+    /// # Errors
+    /// As [`World::run_to`].
+    pub fn heal(&mut self) -> Result<(), Stopped> {
+        self.network.heal();
+        (self.swarm.loss_ppm, self.swarm.duplicate_ppm, self.swarm.straggler_ppm) = (0, 0, 0);
+        self.swarm.delay_max = self.swarm.delay_max.min(5_000);
+        self.swarm.commit_max = self.swarm.commit_max.min(5_000);
+        self.note(format_args!("everything is whole from here on"));
+        for host in 0..self.members.len() {
+            let now = self.now;
+            self.members[host].clock.go_on(now);
+            self.members[host].paused = false;
+            let joined = self.mesh_record().is_some_and(|r| r.member(&name(host)).is_some());
+            if host < self.swarm.members || joined {
+                self.start(host)?;
+            }
+            self.run(host)?;
+        }
+        Ok(())
+    }
+}
+
+/// The member with this number.
+pub fn name(host: Host) -> MemberId {
+    MemberId::new(format!("m{host}")).expect("a letter and a number are a member's name")
+}
+
+/// Where it listens.
+pub fn address(host: Host) -> String {
+    format!("10.0.0.{host}:7781")
+}
+
+/// One of the keys that clients change.
+pub fn key(number: usize) -> RecordKey {
+    RecordKey::new(format!("k{number}")).expect("a letter and a number are a key")
+}
