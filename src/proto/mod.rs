@@ -7,9 +7,30 @@
 //! | [`document`] | how a body splits into documents, which primary key, which ids are valid |
 //! | [`settings`] | what nodes are told instead of the client's settings, and back |
 //! | [`search`] | which members for which shards, and one list out of many |
+//! | [`ledger`] | what is agreed on by majority |
+//!
+//! # State machines
+//!
+//! Some cores are functions; those that live on between inputs keep one contract:
+//!
+//! - `handle_*(&mut self, env, input)` and `submit` take one input: a message, a tick, a command. [`env::Env`] is the
+//!   instant and the dice, never kept.
+//! - `poll_effect(&mut self)` gives what is to be done, one by one, until `None`.
+//! - `next_wake(&self)` says when `handle_tick` is due; an earlier or a later tick does no harm, a missing one no damage.
+//! - `recover(config, stored, env)` builds the core from what was made durable, and from nothing else.
+//!
+//! A driver's step, always in this order: hear one input; call the core; drain the effects; make all `Persist` effects of
+//! that drain durable in one transaction; only then carry out the others (publish, send, answer). Instants never go back.
+//! The process may end between any two of these, and effects after the transaction may be carried out in part. If the
+//! transaction fails, nothing else of the drain may be carried out and the core must be dropped: it is ahead of its store.
+//!
+//! A core that speaks to itself does so inside the step: what it told itself is durable before anyone else hears of it.
 
 pub mod document;
+pub mod env;
+pub mod invariant;
 pub mod json;
+pub mod ledger;
 pub mod placement;
 pub mod search;
 pub mod settings;

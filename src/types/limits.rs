@@ -32,7 +32,24 @@ pub const CALL_BODY_MAX_BYTES: usize = 512 << 20;
 pub const GOSSIP_MESSAGE_MAX_BYTES: usize = 64 << 10;
 /// Largest total of a member's own gossip values.
 pub const GOSSIP_OWN_MAX_BYTES: usize = 8 << 10;
+/// Longest key of a ledger record.
+pub const LEDGER_KEY_MAX_BYTES: usize = 512;
+/// Most items of one ledger message.
+pub const LEDGER_ITEMS_MAX: usize = 512;
+/// Most bytes of keys and values in one ledger message.
+pub const LEDGER_MESSAGE_MAX_BYTES: usize = 4 << 20;
+/// Most changes and reads that a member's ledger has under way or queued.
+pub const LEDGER_OPS_MAX: usize = 8_192;
+/// Most of them for one key.
+pub const LEDGER_OPS_PER_KEY_MAX: usize = 256;
+/// Most stores of other members whose counts are remembered.
+pub const LEDGER_STORES_MAX: usize = 1_024;
+/// Most voters of one list.
+pub const VOTERS_MAX: usize = 5;
 
+const _: () = assert!(LEDGER_MESSAGE_MAX_BYTES > 2 * (RECORD_MAX_BYTES + LEDGER_KEY_MAX_BYTES), "an item always fits");
+const _: () = assert!(LEDGER_ITEMS_MAX * LEDGER_KEY_MAX_BYTES < LEDGER_MESSAGE_MAX_BYTES, "a page of keys fits");
+const _: () = assert!(LEDGER_STORES_MAX > MEMBERS_MAX && VOTERS_MAX <= MEMBERS_MAX);
 const _: () = assert!(PHYSICAL_UID_PART_MAX_BYTES + 3 + 8 <= INDEX_UID_MAX_BYTES);
 const _: () = assert!(CALL_HEADER_MAX_BYTES > RECORD_MAX_BYTES, "a record travels in a call's header");
 const _: () = assert!(SHARDS_DEFAULT <= SHARDS_MAX);

@@ -1,14 +1,18 @@
-//! Plain data that every room shares: ids, records, limits, error codes.
+//! Plain data that every room shares: ids, records, ballots, limits, error codes.
 //!
 //! Must not know: async, clocks, sockets, SQL, any other room.
 
 pub mod error_code;
 pub mod ids;
+pub mod ledger;
 pub mod limits;
 pub mod records;
 pub mod shards;
 
 pub use error_code::{ErrorCode, ErrorKind};
 pub use ids::{GroupId, IdError, IndexUid, MemberId, MeshId, PhysicalIndex, RecordVersion, TaskUid, TraceId};
-pub use records::{IndexRecord, NamesRecord, ReplicaState, ShardRecord, ShardReplica};
+pub use ledger::{Ballot, KeyError, RecordKey, StoreId, Value, Versioned, Voter, VoterList};
+pub use records::{
+    IndexRecord, MemberState, MeshMember, MeshRecord, NamesRecord, ReplicaState, ShardRecord, ShardReplica, VotersState,
+};
 pub use shards::{ShardId, ShardSet};

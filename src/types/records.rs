@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{IndexUid, MemberId, PhysicalIndex};
+use super::ids::{GroupId, IndexUid, MemberId, MeshId, PhysicalIndex};
+use super::ledger::{StoreId, VoterList};
 use super::shards::{ShardId, ShardSet};
 
 /// The one record that maps client names to physical indexes.
@@ -82,5 +83,90 @@ impl IndexRecord {
     /// Everybody who holds a copy of any shard.
     pub fn members(&self) -> BTreeSet<&MemberId> {
         self.shards.iter().flat_map(|s| s.replicas.iter().map(|r| &r.member)).collect()
+    }
+}
+
+/// How far a member has come into the mesh or out of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemberState {
+    /// Known, not yet given data.
+    Joining,
+    /// Takes part in everything.
+    Active,
+    /// Gives its data away.
+    Draining,
+    /// Gone; its id is never used again.
+    Removed,
+}
+
+/// One member, as the mesh record knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshMember {
+    /// Its name, never reused.
+    pub id: MemberId,
+    /// Its replica group.
+    pub group: GroupId,
+    /// Host and port of its mesh socket.
+    pub address: String,
+    /// The store it has now; a voter list that names another is out of date.
+    pub store: StoreId,
+    /// How far in or out.
+    pub state: MemberState,
+    /// A sidecar without a node: it votes and holds no documents.
+    #[serde(default)]
+    pub witness: bool,
+}
+
+/// Whether a voter list has taken over everything from the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VotersState {
+    /// Every key has been rewritten under this list: the next change may begin.
+    Settled,
+    /// Any member may go on with it; no other change may begin.
+    Settling,
+}
+
+/// The mesh's own record, under the key `mesh`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshRecord {
+    /// Which mesh this is.
+    #[serde(with = "super::ledger::hex16_mesh")]
+    pub mesh: MeshId,
+    /// Everybody who belongs to it or has belonged to it, each id once.
+    pub members: Vec<MeshMember>,
+    /// Who votes.
+    pub voters: VoterList,
+    /// Whether that list has taken over.
+    pub voters_state: VotersState,
+    /// Copies of each shard inside a group.
+    pub rf: u16,
+    /// Shards of an index unless configured.
+    pub shards: u16,
+}
+
+impl MeshRecord {
+    /// The entry of one member.
+    pub fn member(&self, id: &MemberId) -> Option<&MeshMember> {
+        self.members.iter().find(|m| m.id == *id)
+    }
+
+    /// Everybody who has not been removed.
+    pub fn present(&self) -> impl Iterator<Item = &MeshMember> {
+        self.members.iter().filter(|m| m.state != MemberState::Removed)
+    }
+
+    /// Reads a record that was agreed on.
+    ///
+    /// # Errors
+    /// The decoder's reason, for text that is not a mesh record.
+    pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// The record as it is agreed on.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a struct of texts and numbers has a JSON form")
     }
 }
