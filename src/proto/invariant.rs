@@ -174,8 +174,22 @@ impl History {
         Ok(())
     }
 
+    /// The chosen value of a version.
+    pub fn chosen(&self, key: &RecordKey, version: u64) -> Option<&Versioned> {
+        self.chosen.get(&(key.clone(), version))
+    }
+
+    /// Whether a text is the chosen value of any version of a key.
+    pub fn has_chosen(&self, key: &RecordKey, value: &str) -> bool {
+        self.versions(key).any(|(_, chosen)| &*chosen.value == value)
+    }
+
+    fn versions(&self, key: &RecordKey) -> impl DoubleEndedIterator<Item = (&(RecordKey, u64), &Versioned)> {
+        self.chosen.range((key.clone(), 0)..=(key.clone(), u64::MAX))
+    }
+
     /// The newest chosen version of a key; 0 if there is none.
     pub fn newest(&self, key: &RecordKey) -> u64 {
-        self.chosen.range((key.clone(), 0)..=(key.clone(), u64::MAX)).next_back().map_or(0, |((_, v), _)| *v)
+        self.versions(key).next_back().map_or(0, |((_, v), _)| *v)
     }
 }

@@ -1,76 +1,481 @@
 //! One member's part of the ledger: acceptor, proposer, copies and the rest behind one interface.
 //!
-//! Rule: the contract of [`crate::proto`]. Must not know: sockets, clocks, SQL, what records mean.
+//! Rule: the contract of [`crate::proto`]. A message is looked at in this order: its bounds, its sender's store, its mesh,
+//! its voter list, and only then what it says. Must not know: sockets, clocks, SQL, what records mean.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::effect::{Command, Config, Effect};
-use super::message::Message;
+use super::acceptor::{self, Acceptance};
+use super::base::{Base, Outgoing};
+use super::copies::Copies;
+use super::effect::{Answer, Command, Config, Effect, Notice, RecoveringRow, Refused, Row};
+use super::forming::{self, Forming};
+use super::message::{Header, Item, Message, Refusal};
+use super::proposer::{Finished, Job, Origin, Proposer, Want};
+use super::recovering::Recovering;
+use super::settle::Settle;
 use super::stored::Stored;
+use super::stores::{self, Heard};
 use crate::proto::env::{Env, Instant};
-use crate::types::{MemberId, MeshId, RecordKey, Versioned, VoterList};
+use crate::types::limits::MEMBERS_MAX;
+use crate::types::{MemberId, MeshId, MeshRecord, RecordKey, Versioned, Voter, VoterList};
 
 /// The core. See [`crate::proto`] for the order in which a driver calls it.
 #[derive(Debug)]
 pub struct Ledger {
-    config: Config,
-    stored: Stored,
-    effects: VecDeque<Effect>,
+    base: Base,
+    proposer: Proposer,
+    settle: Settle,
+    copies: Copies,
+    forming: Forming,
+    recovering: Recovering,
 }
 
 impl Ledger {
     /// Goes on from what is durable, as a new process: `stored` has been through [`Stored::begin`], and that is durable.
-    pub fn recover(config: Config, stored: Stored, _env: &mut Env) -> Self {
-        Self { config, stored, effects: VecDeque::new() }
+    pub fn recover(config: Config, stored: Stored, env: &mut Env) -> Self {
+        let mut base = Base::new(config, stored);
+        let voters = base.stored.list.iter().flat_map(|l| l.voters.iter());
+        base.heard = voters.map(|v| (v.member.clone(), env.now)).collect();
+        if base.stored.rolled_back {
+            base.effects.push_back(rolled_back(&base));
+        }
+        Self {
+            base,
+            proposer: Proposer::default(),
+            settle: Settle::new(env.now),
+            copies: Copies::default(),
+            forming: Forming::new(env.now),
+            recovering: Recovering::default(),
+        }
     }
 
     /// A message from the member `from`, as the transport has proved it.
-    pub fn handle_message(&mut self, _env: &mut Env, _from: &MemberId, _message: Message) {}
+    pub fn handle_message(&mut self, env: &mut Env, from: &MemberId, message: Message) {
+        let base = &mut self.base;
+        if base.stored.rolled_back || *from == base.config.member {
+            return;
+        }
+        if let Err(error) = message.check() {
+            base.notice(Notice::Malformed { member: from.clone(), error });
+            return;
+        }
+        if let Some(refusal) = self.look_at_sender(env.now, from, &message.header) {
+            let header = &message.header;
+            // A refusal is not refused in turn.
+            if !message.items.iter().all(|i| matches!(i, Item::Refused(_))) {
+                self.base.send(from, Some(header.sender.store), None, Item::Refused(refusal));
+            }
+            self.base.flush();
+            return;
+        }
+        let mut meant_for_us = None;
+        for item in message.items {
+            match item {
+                item if outside_of_a_mesh(&item) => self.outside(env, from, &message.header, item),
+                item => {
+                    let meant = *meant_for_us.get_or_insert_with(|| self.look_at_mesh(env, from, &message.header));
+                    if meant {
+                        self.inside(env, from, &message.header, item);
+                    }
+                }
+            }
+            self.settle_down(env);
+        }
+        self.base.flush();
+    }
 
     /// Time has passed: due at [`Ledger::next_wake`], harmless at any other time.
-    pub fn handle_tick(&mut self, _env: &mut Env) {}
+    pub fn handle_tick(&mut self, env: &mut Env) {
+        if self.base.stored.rolled_back {
+            return;
+        }
+        self.proposer.tick(&mut self.base, env);
+        self.forming.tick(&mut self.base, env);
+        self.recovering.tick(&mut self.base, env);
+        if self.base.stored.recovering.is_none() {
+            self.settle_down(env);
+            self.copies.tick(&mut self.base, env);
+            self.settle.tick(&mut self.base, env, &mut self.proposer);
+        }
+        self.settle_down(env);
+        self.base.flush();
+    }
 
     /// Takes a command; each operation in it is answered by an [`Effect::Answer`].
-    pub fn submit(&mut self, _env: &mut Env, _command: Command) {}
+    pub fn submit(&mut self, env: &mut Env, command: Command) {
+        let jobs: Vec<_> = match command {
+            Command::Change(changes) => changes
+                .into_iter()
+                .map(|c| {
+                    let want = Want::Change { expected: c.expected, value: c.value, quiet: c.quiet };
+                    (c.key, Job::new(Origin::Caller(c.op), want, c.deadline))
+                })
+                .collect(),
+            Command::Read(reads) => {
+                reads.into_iter().map(|r| (r.key, Job::new(Origin::Caller(r.op), Want::Read, r.deadline))).collect()
+            }
+            Command::Peers(peers) => {
+                self.forming.peers = peers.into_iter().take(MEMBERS_MAX).collect();
+                Vec::new()
+            }
+            Command::Recover { survivors } => {
+                if !self.base.stored.rolled_back && survivors.len() <= MEMBERS_MAX {
+                    self.recovering.order(&mut self.base, env, survivors);
+                    if self.base.stored.recovering.is_some() {
+                        self.proposer.halt();
+                    }
+                }
+                Vec::new()
+            }
+        };
+        for (key, job) in jobs {
+            if self.base.stored.rolled_back {
+                let Origin::Caller(op) = job.origin else { continue };
+                let answer = Answer::Refused { why: Refused::RolledBack };
+                self.base.effects.push_back(Effect::Answer { op, answer });
+            } else {
+                self.proposer.add(&mut self.base, env, &key, job);
+            }
+        }
+        self.settle_down(env);
+        self.base.flush();
+    }
 
     /// What is to be done, until `None`.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        self.effects.pop_front()
+        self.base.effects.pop_front()
     }
 
     /// When [`Ledger::handle_tick`] is due next.
     pub fn next_wake(&self) -> Option<Instant> {
-        None
+        if self.base.stored.rolled_back {
+            return None;
+        }
+        let works = self.base.made() && self.base.stored.recovering.is_none();
+        let always = works.then(|| self.copies.next_wake().min(self.settle.next_wake()));
+        let proposer = self.proposer.next_wake(self.base.config.round_timeout);
+        [always, proposer, self.forming.next_wake(&self.base), self.recovering.next_wake(&self.base)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// This member's own copy of a record: chosen and durable, perhaps not the newest.
     pub fn copy(&self, key: &RecordKey) -> Option<&Versioned> {
-        self.stored.copies.get(key)
+        self.base.stored.copies.get(key)
     }
 
     /// Whether the copies hold everything that was announced a TTL less margin ago.
-    pub fn fresh(&self, _now: Instant) -> bool {
-        false
+    pub fn fresh(&self, now: Instant) -> bool {
+        let list = self.base.stored.list.as_ref().filter(|_| self.base.stored.recovering.is_none());
+        list.is_some_and(|l| self.copies.fresh(l, &self.base.config, now))
     }
 
-    /// How long the copies have been known to be whole, counted from the question; `None`: never in this process.
-    pub fn fresh_for(&self, _now: Instant) -> Option<Duration> {
-        None
+    /// How long ago the copies were known to be whole, counted from the question; `None`: never in this process.
+    pub fn whole_for(&self, now: Instant) -> Option<Duration> {
+        self.copies.whole_as_of(self.base.stored.list.as_ref()?).map(|at| now.since(at))
     }
 
     /// The mesh to which this member belongs, once its record is known to be chosen.
     pub fn mesh(&self) -> Option<MeshId> {
-        self.stored.mesh.filter(|(_, made)| *made).map(|(mesh, _)| mesh)
+        self.base.stored.mesh.filter(|(_, made)| *made).map(|(mesh, _)| mesh)
     }
 
     /// The newest voter list that this member knows.
     pub fn voters(&self) -> Option<&VoterList> {
-        self.stored.list.as_deref()
+        self.base.stored.list.as_deref()
     }
 
     /// This member.
     pub fn member(&self) -> &MemberId {
-        &self.config.member
+        &self.base.config.member
+    }
+
+    /// Everything that is durable once the effects are drained and stored.
+    pub fn stored(&self) -> &Stored {
+        &self.base.stored
+    }
+
+    /// Remembers the sender's store; a refusal if it is older than it was.
+    fn look_at_sender(&mut self, now: Instant, from: &MemberId, header: &Header) -> Option<Refusal> {
+        let base = &mut self.base;
+        match stores::hear(&base.stored.seen, &header.sender) {
+            Heard::Same => {}
+            Heard::Further(sender) => base.remember(sender, false),
+            Heard::Took(sender) => base.remember(sender, true),
+            Heard::Refuse(refusal) => {
+                base.notice(Notice::StoreRolledBack { member: from.clone() });
+                return Some(refusal);
+            }
+        }
+        if base.heard.contains_key(from) || base.heard.len() < 2 * MEMBERS_MAX {
+            base.heard.insert(from.clone(), now);
+        }
+        None
+    }
+
+    /// Whether what the message says inside a mesh is for this member: the same mesh, or one that it joins by this, or
+    /// one that the sender may make with it.
+    fn look_at_mesh(&mut self, env: &mut Env, from: &MemberId, header: &Header) -> bool {
+        let base = &mut self.base;
+        let (Some(mesh), Some(list)) = (header.mesh, &header.list) else {
+            // Voters that belong to no mesh yet answer the one that makes it.
+            return header.mesh.is_none() && base.proposed.is_some();
+        };
+        if base.stored.recovering.is_some() {
+            return false;
+        }
+        match base.stored.mesh {
+            Some((own, _)) if own != mesh => {
+                base.notice(Notice::OtherMesh { member: from.clone(), mesh });
+                return false;
+            }
+            None | Some((_, false)) if header.made => {
+                self.forming.heard_of(base, env, &mut self.proposer, from, mesh, list);
+            }
+            // Whether this member may vote in it yet is looked at with each question.
+            None => return true,
+            Some(_) => {}
+        }
+        self.adopt(env, list);
+        true
+    }
+
+    /// Takes over a newer voter list; it is durable before anything is answered under it.
+    fn adopt(&mut self, env: &mut Env, list: &Arc<VoterList>) {
+        let base = &mut self.base;
+        if base.stored.list.as_ref().is_some_and(|own| own.number < list.number) {
+            base.persist(Row::List(Arc::clone(list)));
+            self.copies.relist(list);
+            self.proposer.relist(base, env);
+        }
+    }
+
+    /// What may be said without a common mesh.
+    fn outside(&mut self, env: &mut Env, from: &MemberId, header: &Header, item: Item) {
+        let (base, store) = (&mut self.base, header.sender.store);
+        match item {
+            Item::FormAsk { round, hash, bind } => Forming::asked(base, from, header, round, hash, bind),
+            Item::FormAnswer { round, hash, knows } if round.start == base.stored.start => {
+                self.forming.answered(base, env, &mut self.proposer, from, store, round, hash, knows);
+            }
+            Item::RecoverAsk { round, old, new, survivors, after } => {
+                let row = RecoveringRow { old, new, leader: from.clone(), survivors };
+                if Recovering::asked(base, from, round, row, after) {
+                    self.proposer.halt();
+                }
+            }
+            Item::RecoverPage { round, after, rows, more } => {
+                if self.recovering.page(base, from, store, round, after.as_ref(), (rows, more)) {
+                    self.proposer.relist(base, env);
+                }
+            }
+            Item::Refused(Refusal::RolledBack { store, refused, .. })
+                if store == base.stored.store && refused == base.stored.start =>
+            {
+                base.persist(Row::RolledBack);
+                base.effects.push_back(rolled_back(base));
+                self.proposer.halt();
+            }
+            _ => {}
+        }
+    }
+
+    /// What is said inside the mesh.
+    fn inside(&mut self, env: &mut Env, from: &MemberId, header: &Header, item: Item) {
+        let base = &mut self.base;
+        let voter = Voter { member: from.clone(), store: header.sender.store };
+        let under = header.list.as_ref().map_or(0, |l| l.number);
+        let proposer = &mut self.proposer;
+        match item {
+            Item::Promised { round, .. }
+            | Item::Accepted { round, .. }
+            | Item::Higher { round, .. }
+            | Item::Found { round, .. } => proposer.vote(base, env, &voter, under, round, &item),
+            Item::Raised { round } => self.settle.raised(base, env, &voter, under, round),
+            Item::KeysPage { round, after, keys, more } => {
+                self.settle.listed(base, env, proposer, &voter, under, round, after.as_ref(), keys, more);
+            }
+            Item::Newer { round, after, entries, more } => {
+                self.copies.answered(base, env, proposer, &voter, round, entries, after.as_ref(), more);
+            }
+            Item::Push { key, version, announced, body } => {
+                if Copies::pushed(base, from, &key, version, announced, body) && key.is_mesh() {
+                    self.mesh_changed(env);
+                }
+            }
+            Item::Pushed { key, version } => self.copies.acknowledged(base, from, key, version),
+            Item::PushWhole { key } => Copies::whole(base, from, &key),
+            // The list in its header is what there is to learn.
+            Item::Refused(_) => {}
+            request => self.request(from, header, request),
+        }
+    }
+
+    /// What is asked of this member as a voter.
+    fn request(&mut self, from: &MemberId, header: &Header, item: Item) {
+        let base = &mut self.base;
+        if header.mesh.is_none() || base.stored.mesh.is_none() && !forming::admits(base, from, header) {
+            return;
+        }
+        let answer = match admit(base, header) {
+            Err(refusal) => {
+                base.send(from, Some(header.sender.store), base.stored.list.clone(), Item::Refused(refusal));
+                return;
+            }
+            Ok(()) => vote(base, header, item),
+        };
+        if let Some(answer) = answer {
+            base.send(from, Some(header.sender.store), header.list.clone(), answer);
+        }
+    }
+
+    /// Carries out what the parts have told one another, until nothing is left. Each is a step towards the end of a
+    /// bounded number of operations.
+    fn settle_down(&mut self, env: &mut Env) {
+        loop {
+            if let Some(finished) = self.proposer.finished.pop_front() {
+                self.finish(env, finished);
+            } else if let Some(Outgoing { to, store, list, item }) = self.base.local.pop_front() {
+                let header = self.base.own_header(store, list);
+                if outside_of_a_mesh(&item) {
+                    self.outside(env, &to, &header, item);
+                } else if self.base.stored.recovering.is_none() {
+                    self.inside(env, &to, &header, item);
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// An operation has ended: what it showed as chosen is learnt, and its owner is told.
+    fn finish(&mut self, env: &mut Env, finished: Finished) {
+        let Finished { origin, key, answer, chosen } = finished;
+        let base = &mut self.base;
+        if let Some(record) = chosen {
+            let changed = matches!(answer, Answer::Changed { .. });
+            let old = base.stored.copies.get(&key).cloned();
+            // A quiet change is for the voters alone.
+            if !(changed && record.announced < record.version) && base.learn(&key, &record) {
+                if key.is_mesh() {
+                    self.mesh_changed(env);
+                }
+                if changed {
+                    self.copies.push(&mut self.base, &key, old.as_ref(), &record);
+                }
+            }
+        }
+        let base = &mut self.base;
+        match origin {
+            Origin::Caller(op) => base.effects.push_back(Effect::Answer { op, answer }),
+            Origin::Copies(id) => self.copies.read(base, id, matches!(answer, Answer::Read { .. })),
+            Origin::Voters(id) => self.settle.ended(base, env, &mut self.proposer, id, &key, &answer),
+            Origin::Forming => self.forming.ended(base, env.now),
+        }
+    }
+
+    /// The copy of the mesh record is another one: it is made, and it names the voters.
+    fn mesh_changed(&mut self, env: &mut Env) {
+        let Some((_, record)) = self.base.record() else { return };
+        let MeshRecord { mesh, voters, .. } = record;
+        if self.base.mesh() != Some(mesh) || !voters.is_well_formed() {
+            return;
+        }
+        let list = Arc::new(voters);
+        if self.base.made() {
+            self.adopt(env, &list);
+        } else {
+            let me = self.base.config.member.clone();
+            self.forming.heard_of(&mut self.base, env, &mut self.proposer, &me, mesh, &list);
+        }
+    }
+}
+
+fn rolled_back(base: &Base) -> Effect {
+    let text = format!(
+        "the store {} of member {} is older than other members have seen it: it was put back from a copy or a snapshot. It \
+         has forgotten votes, so it takes no part any more. Stop this member, move its store away, and start it again: it \
+         joins with a new store",
+        base.stored.store, base.config.member
+    );
+    Effect::RolledBack { text }
+}
+
+fn outside_of_a_mesh(item: &Item) -> bool {
+    matches!(
+        item,
+        Item::FormAsk { .. }
+            | Item::FormAnswer { .. }
+            | Item::RecoverAsk { .. }
+            | Item::RecoverPage { .. }
+            | Item::Refused(Refusal::RolledBack { .. })
+    )
+}
+
+/// Whether this member votes on what comes under this header.
+fn admit(base: &Base, header: &Header) -> Result<(), Refusal> {
+    if header.to_store != Some(base.stored.store) {
+        return Err(Refusal::OtherStore);
+    }
+    let Some(list) = &header.list else { return Err(Refusal::NoVoter) };
+    if base.stored.list.as_ref().is_some_and(|own| own.number > list.number) {
+        return Err(Refusal::OlderList);
+    }
+    if list.has(&base.me()) { Ok(()) } else { Err(Refusal::NoVoter) }
+}
+
+/// Answers as a voter; what the answer says is made durable by the same step.
+fn vote(base: &mut Base, header: &Header, item: Item) -> Option<Item> {
+    let register = |key: &RecordKey| base.stored.registers.get(key);
+    let unformed = base.stored.mesh.is_none();
+    match item {
+        Item::Prepare { round, key, ballot } if !unformed || key.is_mesh() => {
+            match acceptor::prepare(register(&key), &key, &ballot) {
+                Err(promise) => Some(Item::Higher { round, ballot, promise }),
+                Ok(row) => {
+                    let accepted = register(&key).and_then(|r| r.accepted.clone());
+                    base.persist(row);
+                    Some(Item::Promised { round, ballot, accepted })
+                }
+            }
+        }
+        Item::Accept { round, key, ballot, record, next } => {
+            match acceptor::accept(register(&key), &key, &ballot, &record, next.as_ref()) {
+                Err(promise) => Some(Item::Higher { round, ballot, promise }),
+                Ok(Acceptance::Again) => Some(Item::Accepted { round, ballot }),
+                Ok(Acceptance::Reused) => {
+                    base.notice(Notice::Broken { invariant: "a_ballot_has_one_value", key });
+                    None
+                }
+                Ok(Acceptance::New(row)) => {
+                    if unformed {
+                        let (Some(mesh), Some(list)) = (header.mesh, header.list.clone()) else { return None };
+                        if !forming::is_first(header, &key, &record) {
+                            return None;
+                        }
+                        base.persist(Row::Mesh { mesh, made: false });
+                        base.persist(Row::List(list));
+                    }
+                    base.persist(row);
+                    base.effects.push_back(Effect::Accepted { key, record });
+                    Some(Item::Accepted { round, ballot })
+                }
+            }
+        }
+        _ if unformed => None,
+        Item::Query { round, key } => {
+            let accepted = register(&key).and_then(|r| r.accepted.clone());
+            Some(Item::Found { round, accepted })
+        }
+        Item::Raise { round } => Some(Item::Raised { round }),
+        Item::Keys { round, after } => {
+            let (keys, more) = acceptor::keys(&base.stored.registers, after.as_ref());
+            Some(Item::KeysPage { round, after, keys, more })
+        }
+        Item::Digest { round, digest, after } => Some(Copies::compare(base, round, digest, after)),
+        _ => None,
     }
 }

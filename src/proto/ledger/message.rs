@@ -29,6 +29,8 @@ pub struct Message {
 pub struct Header {
     /// The sender's mesh; `None` while it knows of none.
     pub mesh: Option<MeshId>,
+    /// Whether the sender knows that mesh's record to be chosen.
+    pub made: bool,
     /// The sender's store and process.
     pub sender: Sender,
     /// The store that is meant; another one refuses. `None` where any store will do.

@@ -6,23 +6,38 @@
 //!
 //! | file | decides |
 //! | --- | --- |
-//! | `acceptor` | what a voter may promise and accept |
-//! | `round` | when the votes on one key suffice, and for what |
-//! | `proposer` | which round of which key comes next; answers, deadlines, back-off |
-//! | `voters` | who should vote |
-//! | `settle` | how one voter list takes over from the one before |
-//! | `copies`, `diff` | what this member knows as chosen, whom to tell, and whether it is stale |
-//! | `forming`, `recovering` | how a mesh is made, once, and how survivors go on |
-//! | `stores` | which stores are older than they were |
+//! | [`acceptor`] | what a voter may promise and accept |
+//! | [`round`] | when the votes on one key suffice, and for what |
+//! | [`proposer`] | which round of which key comes next; answers, deadlines, back-off |
+//! | [`voters`] | who should vote |
+//! | [`settle`] | how one voter list takes over from the one before |
+//! | [`copies`], [`diff`] | what this member knows as chosen, whom to tell, and whether it is stale |
+//! | [`forming`], [`recovering`] | how a mesh is made, once, and how survivors go on |
+//! | [`stores`] | which stores are older than they were |
 //! | [`member`] | all of them behind one interface |
 //! | [`message`], [`effect`], [`stored`] | what comes in, what goes out, what is durable |
 //!
 //! The contract of all cores is in [`crate::proto`]. Must not know: what a record means, except the mesh's own.
 
+pub mod acceptor;
+mod base;
+mod copies;
+mod diff;
 pub mod effect;
+mod forming;
 pub mod member;
 pub mod message;
+mod proposer;
+mod recovering;
+mod round;
+mod settle;
+#[cfg(test)]
+mod simulated;
 pub mod stored;
+mod stores;
+#[cfg(test)]
+mod tests;
+pub mod voters;
 
 pub use effect::{
     Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, Notice, OpId, Read, Refused, Row,

@@ -1,0 +1,261 @@
+//! What this member knows as chosen, whom it tells, and whether it has heard everything.
+//!
+//! Pushes tell every member of the mesh a value right after it was chosen. They may get lost, so every `renew_interval`
+//! each member shows the voters one digest of its copies. A voter that holds other values, chosen or not, lists its keys;
+//! where it has a newer one, the member reads that key from a majority. What was chosen before the question was sent is
+//! held by a majority, so by one of any majority of answers: once those are read, the copies are whole as of the sending.
+//!
+//! Rule: a copy comes from a proposer that saw the value chosen, or from a majority read; a list of keys only says what
+//! to read. An answer counts when everything it calls for has been read. Must not know: what the records mean.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::base::Base;
+use super::diff;
+use super::effect::Config;
+use super::message::{Item, PushBody, RoundId};
+use super::proposer::{Job, Origin, Proposer, Want};
+use crate::proto::env::{Env, Instant};
+use crate::types::limits::LEDGER_ITEMS_MAX;
+use crate::types::{MemberId, RecordKey, Versioned, Voter, VoterList};
+
+/// One digest shown to one voter, and what came of it.
+#[derive(Debug)]
+struct Exchange {
+    round: RoundId,
+    sent: Instant,
+    /// The last key of the page that was read; more follows if `more`.
+    after: Option<RecordKey>,
+    more: bool,
+    /// Reads under way.
+    reading: usize,
+    /// A page has come.
+    answered: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Copies {
+    due: Instant,
+    exchanges: BTreeMap<Voter, Exchange>,
+    /// When the question was sent whose answer has counted.
+    counted: BTreeMap<Voter, Instant>,
+    list: u64,
+    /// Which version of a long record each member is known to have.
+    known: BTreeMap<MemberId, BTreeMap<RecordKey, u64>>,
+}
+
+/// The span within which an answer must have been asked for.
+fn horizon(config: &Config) -> Duration {
+    config.lease_ttl - config.lease_ttl / 20
+}
+
+impl Copies {
+    /// The instant as of which the copies are known to be whole.
+    pub fn whole_as_of(&self, list: &VoterList) -> Option<Instant> {
+        let mut sent: Vec<_> = list.voters.iter().filter_map(|v| self.counted.get(v).copied()).collect();
+        sent.sort();
+        // Of the newest majority the oldest.
+        sent.len().checked_sub(list.majority()).map(|i| sent[i])
+    }
+
+    /// Whether that is recent enough.
+    pub fn fresh(&self, list: &VoterList, config: &Config, now: Instant) -> bool {
+        self.whole_as_of(list).is_some_and(|at| now.since(at) < horizon(config))
+    }
+
+    /// When [`Copies::tick`] is due.
+    pub fn next_wake(&self) -> Instant {
+        self.due
+    }
+
+    /// Shows the digest to every voter.
+    pub fn tick(&mut self, base: &mut Base, env: &Env) {
+        let Some(list) = base.stored.list.clone().filter(|_| base.made()) else {
+            self.due = env.now.plus(base.config.renew_interval);
+            return;
+        };
+        if env.now < self.due {
+            return;
+        }
+        self.due = env.now.plus(base.config.renew_interval);
+        self.relist(&list);
+        for voter in &list.voters {
+            // One that is reading still counts from its sending; one without an answer is asked anew.
+            let goes_on = |e: &Exchange| e.answered && env.now.since(e.sent) < base.config.lease_ttl;
+            if self.exchanges.get(voter).is_some_and(goes_on) {
+                continue;
+            }
+            let round = base.round_id();
+            let exchange = Exchange { round, sent: env.now, after: None, more: false, reading: 0, answered: false };
+            self.exchanges.insert(voter.clone(), exchange);
+            self.show(base, &list, voter, round, None);
+        }
+    }
+
+    fn show(&self, base: &mut Base, list: &Arc<VoterList>, to: &Voter, round: RoundId, after: Option<RecordKey>) {
+        let item = Item::Digest { round, digest: base.digest, after };
+        base.send(&to.member, Some(to.store), Some(Arc::clone(list)), item);
+    }
+
+    /// A newer list: what was answered under the one right before counts on, for the two differ by one voter.
+    pub fn relist(&mut self, list: &VoterList) {
+        if list.number > self.list + 1 {
+            self.counted.clear();
+        }
+        if list.number > self.list {
+            self.exchanges.clear();
+        }
+        self.list = list.number;
+    }
+
+    /// As a voter: what a member with this digest should look at.
+    pub fn compare(base: &Base, round: RoundId, digest: [u64; 2], after: Option<RecordKey>) -> Item {
+        if after.is_none() && digest == base.view {
+            return Item::Newer { round, after, entries: Vec::new(), more: false };
+        }
+        let from = || {
+            (after.as_ref().map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded), std::ops::Bound::Unbounded)
+        };
+        let held = base.stored.registers.range::<RecordKey, _>(from()).map(|(k, _)| k);
+        let copied = base.stored.copies.range::<RecordKey, _>(from()).map(|(k, _)| k);
+        // The first keys of both are among the first so many of each.
+        let most = 2 * LEDGER_ITEMS_MAX;
+        let keys: BTreeSet<_> = held.take(most).chain(copied.take(most)).collect();
+        let mut rest = keys.into_iter().map(|k| (k.clone(), base.announced(k)));
+        let entries: Vec<_> = rest.by_ref().take(LEDGER_ITEMS_MAX).collect();
+        let more = rest.next().is_some();
+        Item::Newer { round, after, entries, more }
+    }
+
+    /// A voter's answer: what is newer there is read from a majority.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one answer")]
+    pub fn answered(
+        &mut self,
+        base: &mut Base,
+        env: &mut Env,
+        proposer: &mut Proposer,
+        voter: &Voter,
+        id: RoundId,
+        entries: Vec<(RecordKey, u64)>,
+        after: Option<&RecordKey>,
+        more: bool,
+    ) {
+        let Some(exchange) = self.exchanges.get_mut(voter) else { return };
+        // A page that comes twice is behind what was read already.
+        if exchange.round != id || exchange.reading > 0 || exchange.after.as_ref() != after {
+            return;
+        }
+        exchange.answered = true;
+        exchange.more = more;
+        exchange.after = entries.last().map(|(key, _)| key.clone()).or(exchange.after.take());
+        let copies = &base.stored.copies;
+        let newer = |(key, at): &(RecordKey, u64)| *at > copies.get(key).map_or(0, |c| c.announced);
+        let read: Vec<_> = entries.into_iter().filter(newer).map(|(key, _)| key).collect();
+        exchange.reading = read.len();
+        let deadline = env.now.plus(base.config.lease_ttl);
+        for key in read {
+            proposer.add(base, env, &key, Job::new(Origin::Copies(id), Want::Read, deadline));
+        }
+        self.go_on(base, voter);
+    }
+
+    /// A read of an exchange has ended.
+    pub fn read(&mut self, base: &mut Base, id: RoundId, known: bool) {
+        let Some((voter, exchange)) = self.exchanges.iter_mut().find(|(_, e)| e.round == id) else { return };
+        let voter = voter.clone();
+        if !known {
+            // It does not count; the next one asks again.
+            self.exchanges.remove(&voter);
+            return;
+        }
+        exchange.reading = exchange.reading.saturating_sub(1);
+        self.go_on(base, &voter);
+    }
+
+    fn go_on(&mut self, base: &mut Base, voter: &Voter) {
+        let Some(exchange) = self.exchanges.get(voter).filter(|e| e.reading == 0) else { return };
+        let (round, after, sent) = (exchange.round, exchange.after.clone(), exchange.sent);
+        if exchange.more {
+            if let Some(list) = base.stored.list.clone() {
+                self.show(base, &list, voter, round, after);
+            }
+            return;
+        }
+        self.exchanges.remove(voter);
+        let counted = self.counted.entry(voter.clone()).or_insert(sent);
+        *counted = (*counted).max(sent);
+    }
+
+    /// Tells everybody a value that was just chosen; `old` is what this member had before.
+    pub fn push(&self, base: &mut Base, key: &RecordKey, old: Option<&Versioned>, new: &Versioned) {
+        let Some((_, record)) = base.record() else { return };
+        for member in record.present().map(|m| &m.id) {
+            if *member == base.config.member {
+                continue;
+            }
+            let known = self.known.get(member).and_then(|k| k.get(key));
+            let body = match old {
+                Some(old) if known == Some(&old.version) => diff::between(old.version, &old.value, &new.value),
+                _ => PushBody::Whole(Arc::clone(&new.value)),
+            };
+            send_push(base, member, key, new, body);
+        }
+    }
+
+    /// A member says which version it has.
+    pub fn acknowledged(&mut self, base: &Base, from: &MemberId, key: RecordKey, version: u64) {
+        // Only of a record that this member has, so that there are no more entries than records.
+        if base.stored.copies.contains_key(&key) && base.record().is_some_and(|(_, r)| r.member(from).is_some()) {
+            self.known.entry(from.clone()).or_default().insert(key, version);
+        }
+    }
+
+    /// A chosen value came: what it is, with what was kept of the version before.
+    pub fn pushed(
+        base: &mut Base,
+        from: &MemberId,
+        key: &RecordKey,
+        version: u64,
+        announced: u64,
+        body: PushBody,
+    ) -> bool {
+        let copy = base.stored.copies.get(key);
+        let value = match body {
+            PushBody::Whole(value) => value,
+            PushBody::Difference { base: at, prefix, suffix, middle, hash } => {
+                if copy.is_some_and(|c| c.version >= version) {
+                    return false;
+                }
+                let old = copy.filter(|c| c.version == at);
+                let Some(value) = old.and_then(|c| diff::applied(&c.value, prefix, suffix, &middle, hash)) else {
+                    base.send(from, None, base.stored.list.clone(), Item::PushWhole { key: key.clone() });
+                    return false;
+                };
+                value
+            }
+        };
+        let long = value.len() >= diff::DIFFERENCE_MIN_BYTES;
+        let news = base.learn(key, &Versioned { version, announced, value });
+        if long && let Some(copy) = base.stored.copies.get(key) {
+            let item = Item::Pushed { key: key.clone(), version: copy.version };
+            base.send(from, None, base.stored.list.clone(), item);
+        }
+        news
+    }
+
+    /// A member could not apply a difference.
+    pub fn whole(base: &mut Base, to: &MemberId, key: &RecordKey) {
+        if let Some(copy) = base.stored.copies.get(key).cloned() {
+            let body = PushBody::Whole(Arc::clone(&copy.value));
+            send_push(base, to, key, &copy, body);
+        }
+    }
+}
+
+fn send_push(base: &mut Base, to: &MemberId, key: &RecordKey, record: &Versioned, body: PushBody) {
+    let item = Item::Push { key: key.clone(), version: record.version, announced: record.announced, body };
+    base.send(to, None, base.stored.list.clone(), item);
+}
