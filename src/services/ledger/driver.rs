@@ -324,9 +324,9 @@ impl Driver {
     fn tell_status(&self) {
         let at = now();
         let margin = self.config.lease_ttl / 20;
-        let until = match self.core.fresh_for(at) {
-            Some(age) => at.minus(age).plus(self.config.lease_ttl.saturating_sub(margin)),
-            None => Instant::default(),
+        let until = match self.core.whole_for(at) {
+            Some(age) if self.core.fresh(at) => at.minus(age).plus(self.config.lease_ttl.saturating_sub(margin)),
+            _ => Instant::default(),
         };
         self.shared.fresh_until.send_if_modified(|old| std::mem::replace(old, until) != until);
         let (mesh, voters) = (self.core.mesh(), self.core.voters());
