@@ -229,7 +229,8 @@ async fn enter_service(mesh: MeshService, state: watch::Sender<MemberState>, beg
     if mesh::enter_service(&mesh, &state).await? {
         let id = mesh.ledger().mesh().unwrap_or(MeshId::NONE);
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(member = %mesh.ledger().member(), mesh = %id, after_ms = ms, "in service");
+        let start = mesh.identity().start;
+        tracing::info!(member = %mesh.ledger().member(), mesh = %id, start, after_ms = ms, "in service");
     }
     Ok(())
 }
