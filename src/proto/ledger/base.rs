@@ -227,6 +227,11 @@ impl Base {
         }
     }
 
+    /// What was seen last of another store.
+    pub fn seen(&self, store: StoreId) -> Option<&Sender> {
+        self.further.get(&store).or_else(|| self.stored.seen.get(&store))
+    }
+
     /// Remembers a store: durable with this step if its process is new, else with the next transaction.
     pub fn remember(&mut self, sender: Sender, now: bool) {
         if self.stored.seen.len() >= LEDGER_STORES_MAX && !self.stored.seen.contains_key(&sender.store) {
@@ -237,9 +242,9 @@ impl Base {
             self.persist(Row::Unseen(gone));
         }
         if now {
+            self.further.remove(&sender.store);
             self.persist(Row::Seen(sender));
         } else {
-            self.stored.seen.insert(sender.store, sender);
             self.further.insert(sender.store, sender);
         }
     }
@@ -247,12 +252,11 @@ impl Base {
     /// Ends a step: counts its transaction and bundles what it said.
     pub fn flush(&mut self) {
         if self.dirty {
-            self.dirty = false;
             for sender in std::mem::take(&mut self.further).into_values() {
-                self.effects.push_back(Effect::Persist(Row::Seen(sender)));
+                self.persist(Row::Seen(sender));
             }
-            self.stored.count += 1;
-            self.effects.push_back(Effect::Persist(Row::Count(self.stored.count)));
+            self.persist(Row::Count(self.stored.count + 1));
+            self.dirty = false;
         }
         let mut open: Vec<(MemberId, Message, usize)> = Vec::new();
         for out in std::mem::take(&mut self.outgoing) {

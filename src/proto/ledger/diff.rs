@@ -68,7 +68,7 @@ mod tests {
         let PushBody::Difference { prefix, suffix, middle, hash, .. } = between(1, &long("a"), &long("b")) else {
             panic!("whole")
         };
-        assert_eq!(applied(&long("zz"), prefix, suffix, &middle, hash), None);
+        assert_eq!(applied(&"é".repeat(1_201).into(), prefix, suffix, &middle, hash), None);
         assert_eq!(applied(&"short".into(), prefix, suffix, &middle, hash), None);
         assert_eq!(applied(&long("a"), u32::MAX, u32::MAX, &middle, hash), None);
         assert_eq!(applied(&long("a"), 1, suffix, &middle, hash), None, "inside a character");

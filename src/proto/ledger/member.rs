@@ -201,7 +201,7 @@ impl Ledger {
     /// Remembers the sender's store; a refusal if it is older than it was.
     fn look_at_sender(&mut self, now: Instant, from: &MemberId, header: &Header) -> Option<Refusal> {
         let base = &mut self.base;
-        match stores::hear(&base.stored.seen, &header.sender) {
+        match stores::hear(base.seen(header.sender.store), &header.sender) {
             Heard::Same => {}
             Heard::Further(sender) => base.remember(sender, false),
             Heard::Took(sender) => base.remember(sender, true),

@@ -253,6 +253,8 @@ impl Proposer {
 
     /// A ballot that was never drawn, above what this member knows for the key.
     fn draw(&mut self, base: &Base, key: &RecordKey) -> Ballot {
+        // A kept one would be below.
+        self.kept.remove(key);
         let held = base.stored.registers.get(key).and_then(|r| r.promise.as_ref()).map_or(0, |b| b.counter);
         self.counter = self.counter.max(held) + 1;
         Ballot { counter: self.counter, member: base.config.member.clone(), start: base.stored.start }

@@ -14,7 +14,8 @@ use super::stored::Stored;
 use crate::proto::env::{Env, Instant};
 use crate::proto::invariant::History;
 use crate::types::{
-    GroupId, MemberId, MemberState, MeshId, MeshMember, MeshRecord, RecordKey, StoreId, Versioned, Voter, VotersState,
+    GroupId, MemberId, MemberState, MeshId, MeshMember, MeshRecord, RecordKey, StoreId, Versioned, Voter, VoterList,
+    VotersState,
 };
 
 /// How unkind the world is, in thousandths.
@@ -55,7 +56,6 @@ struct Op {
     value: Option<String>,
     /// The newest version that anyone had been told of when it began.
     floor: u64,
-    mesh: Option<MeshId>,
 }
 
 #[derive(Debug)]
@@ -79,6 +79,8 @@ pub struct World {
     pub rolled_back: BTreeSet<MemberId>,
     bootstrap: Option<Bootstrap>,
     pub counts: BTreeMap<&'static str, u64>,
+    /// Messages so far.
+    pub sent: u64,
 }
 
 pub fn id(i: u8) -> MemberId {
@@ -130,6 +132,7 @@ impl World {
             rolled_back: BTreeSet::new(),
             bootstrap: Some(Bootstrap { members, rf: 2, shards: 64 }),
             counts: BTreeMap::new(),
+            sent: 0,
         }
     }
 
@@ -158,7 +161,7 @@ impl World {
 
     /// Starts a process on what is durable.
     pub fn start(&mut self, member: &MemberId) {
-        let peers: BTreeSet<_> = self.nodes.keys().filter(|m| *m != member).cloned().collect();
+        let peers: BTreeSet<_> = (0..5).map(id).filter(|m| m != member).collect();
         let in_list = |b: &Bootstrap| b.members.iter().any(|m| m.id == *member);
         let bootstrap = self.bootstrap.clone().filter(in_list);
         let Some(node) = self.nodes.get_mut(member).filter(|n| n.core.is_none()) else { return };
@@ -184,12 +187,9 @@ impl World {
     pub fn crash_and_restart(&mut self, member: &MemberId) {
         self.count("crash");
         self.crash(member);
-        let at = self.now.plus(self.millis_of(5, 400));
+        let delay = self.millis(5, 400);
+        let at = self.now.plus(delay);
         self.at(at, Event::Start { member: member.clone() });
-    }
-
-    fn millis_of(&mut self, from: u64, to: u64) -> Duration {
-        self.millis(from, to)
     }
 
     fn chance(&mut self, thousandths: u32) -> bool {
@@ -283,6 +283,7 @@ impl World {
 
     fn send(&mut self, from: &MemberId, to: MemberId, message: Message) {
         message.check().expect("a member keeps the bounds that it asks of others");
+        self.sent += 1;
         if self.cut.contains(&(from.clone(), to.clone())) || self.chance(self.faults.lost) {
             return;
         }
@@ -330,9 +331,8 @@ impl World {
     fn op(&mut self, member: &MemberId, key: &RecordKey, value: Option<String>) -> OpId {
         self.next_op += 1;
         let floor = self.floors.get(key).copied().unwrap_or(0);
-        let node = &self.nodes[member];
-        let mesh = node.core.as_ref().and_then(Ledger::mesh);
-        let op = Op { member: member.clone(), process: node.process, key: key.clone(), value, floor, mesh };
+        let process = self.nodes[member].process;
+        let op = Op { member: member.clone(), process, key: key.clone(), value, floor };
         self.ops.insert(self.next_op, op);
         OpId(self.next_op)
     }
@@ -370,7 +370,8 @@ impl World {
             assert!(version >= op.floor, "seed {seed}: {} told {version} after {}", op.key, op.floor);
             version
         };
-        let history = op.mesh.and_then(|m| self.history.get_mut(&m));
+        let mesh = self.nodes[&op.member].core.as_ref().and_then(Ledger::mesh);
+        let history = mesh.and_then(|m| self.history.get_mut(&m));
         let version = match &answer {
             Answer::Changed { version } => {
                 assert!(*version > op.floor, "seed {seed}: {} changed to {version} after {}", op.key, op.floor);
@@ -382,7 +383,7 @@ impl World {
             }
             Answer::Conflict { current, maybe_own } => {
                 if !maybe_own {
-                    self.never.push((op.mesh, op.key.clone(), op.value.clone().unwrap()));
+                    self.never.push((mesh, op.key.clone(), op.value.clone().unwrap()));
                 }
                 if let (Some(current), Some(history)) = (current, history) {
                     history.told_as_chosen(&op.key, current).unwrap_or_else(|b| panic!("seed {seed}: {b}"));
@@ -397,7 +398,7 @@ impl World {
             }
             Answer::NoQuorum | Answer::Refused { .. } => {
                 if let Some(value) = op.value {
-                    self.never.push((op.mesh, op.key.clone(), value));
+                    self.never.push((mesh, op.key.clone(), value));
                 }
                 0
             }
@@ -441,10 +442,9 @@ impl World {
         let copy = self.nodes.get(by)?.core.as_ref()?.copy(&RecordKey::mesh())?;
         let (version, mut record) = (copy.version, MeshRecord::from_json(&copy.value).ok()?);
         edit(&mut record.members);
-        let value = record.to_json();
-        // A person's value may be the same as another's: what was told not to be done can't be told by the value.
-        let marked = value.replacen("\"address\":\"h", &format!("\"address\":\"{}-h", self.next_op), 1);
-        Some(self.change(by, &RecordKey::mesh(), version, Some(marked), false))
+        // A value that nobody else writes.
+        record.members.first_mut()?.address = format!("h{}", self.next_op);
+        Some(self.change(by, &RecordKey::mesh(), version, Some(record.to_json()), false))
     }
 
     /// The entry of a member as it runs.
@@ -460,11 +460,23 @@ impl World {
         }
     }
 
-    /// Whether the mesh record names one settled list of voters that are as their members are.
+    /// The mesh record that was chosen last, whoever knows it.
+    pub fn truth(&self) -> Option<MeshRecord> {
+        let history = self.history.get(self.joined.first()?)?;
+        let key = RecordKey::mesh();
+        MeshRecord::from_json(&history.chosen(&key, history.newest(&key))?.value).ok()
+    }
+
+    /// The voters of a list whose disks are as they were.
+    pub fn whole(&self, list: &VoterList) -> usize {
+        let as_is = |v: &&Voter| self.nodes.get(&v.member).is_some_and(|n| n.disk.store == v.store);
+        list.voters.iter().filter(as_is).count()
+    }
+
+    /// Whether the mesh record names one settled list of voters whose disks are as they were.
     pub fn settled(&self) -> bool {
-        self.record().is_some_and(|(_, r)| {
-            let as_is = |v: &Voter| self.nodes.get(&v.member).is_some_and(|n| n.disk.store == v.store);
-            r.voters_state == VotersState::Settled && r.voters.voters.iter().all(as_is)
-        })
+        let settled =
+            |r: MeshRecord| r.voters_state == VotersState::Settled && self.whole(&r.voters) == r.voters.voters.len();
+        self.truth().is_some_and(settled)
     }
 }
