@@ -173,7 +173,7 @@ fn a_fault_inside_the_member_list_names_its_own_line() {
     assert_eq!(
         faults,
         ["miroir.toml:6: [mesh] bootstrap: expected a list such as [{ id = \"m1\", group = \"g1\", address = \
-          \"10.0.0.1:7781\" }], found a list (unknown field `grup`, expected one of `id`, `group`, `address`)"]
+          \"10.0.0.1:7781\" }], found a list (unknown field `grup`, expected one of `id`, `group`, `address`, `witness`)"]
     );
 }
 
