@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use sha2::{Digest, Sha256};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::api::{self, Api, ApiOptions, auth::Keys};
 use crate::config::{Config, UnavailableShardPolicy};
@@ -16,13 +16,16 @@ use crate::net::gossip::{Gossip, GossipConfig};
 use crate::net::node::NodeClient;
 use crate::net::peers::{Mesh, MeshConfig, PeerAddress};
 use crate::net::tls::TlsFiles;
+use crate::proto::ledger::{Bootstrap, Config as LedgerConfig};
 use crate::rt::{Phase, Shutdown, Signal, Signals, clock};
-use crate::services::cluster::{Cluster, Listed, MemberState, NodeHealth, Seen, Topology};
+use crate::services::cluster::{Cluster, MemberState, NodeHealth, Seen};
 use crate::services::documents::Documents;
 use crate::services::health;
 use crate::services::indexes::Indexes;
+use crate::services::ledger::{self, Driver};
 use crate::services::local::Local;
 use crate::services::members::Members;
+use crate::services::mesh::{self, List, ListEntry, MeshService};
 use crate::services::reads::Reads;
 use crate::services::records::Records;
 use crate::services::search::{SearchOptions, Searches, coverage};
@@ -31,14 +34,20 @@ use crate::services::settings::Settings;
 use crate::services::stats::{Nodes, Stats};
 use crate::services::tasks::Tasks;
 use crate::services::writes::Writes;
-use crate::store::{Identity, Store, StoreError};
+use crate::store::{Identity, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{MemberId, MeshId};
+use crate::types::{MemberId, MeshId, MeshRecord, RecordKey};
 use crate::wire::frame::PROTOCOL_VERSION;
 use crate::wire::gossip::MemberGossip;
 
-/// How long a starting member waits for the records of members that do not answer.
-const RECORDS_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a lease is valid, and with it how old a member's copies of records may be before it says so.
+const LEASE_TTL: Duration = Duration::from_secs(10);
+/// How often leases are renewed and copies compared.
+const RENEW_INTERVAL: Duration = Duration::from_secs(3);
+/// How long a round of the ledger waits for a majority.
+const ROUND_TIMEOUT: Duration = Duration::from_millis(500);
+/// The first back-off between rivals.
+const RETRY_BASE: Duration = Duration::from_millis(20);
 /// The part of the time to drain that saying goodbye to the peers takes.
 const CLOSING: Duration = Duration::from_millis(1_500);
 /// How often the gauges are brought up to date.
@@ -58,30 +67,36 @@ pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
 }
 
-/// The mesh's id: the hash of its list, so that members with another list refuse each other.
-pub fn mesh_id(config: &Config) -> MeshId {
-    let mut hash = Sha256::new();
-    hash.update([config.mesh.rf]);
-    for m in &config.mesh.bootstrap {
-        hash.update(format!("{}\n{}\n{}\n", m.id, m.group, m.address));
-    }
-    let mut id = [0; 16];
-    id.copy_from_slice(&hash.finalize()[..16]);
-    MeshId(id)
-}
-
-fn topology(config: &Config) -> Topology {
-    let listed = |m: &crate::config::BootstrapMember| Listed {
+/// The list with which this member may make a mesh: the config's, or one that an operator gave it before.
+async fn bootstrap(config: &Config, ledger: &LedgerStore) -> anyhow::Result<Option<Bootstrap>> {
+    let entry = |m: &crate::config::BootstrapMember| ListEntry {
         id: m.id.clone(),
         group: m.group.clone(),
         address: m.address.to_string(),
+        witness: m.witness,
     };
-    Topology {
-        own: config.node.id.clone(),
-        mesh: mesh_id(config),
-        members: config.mesh.bootstrap.iter().map(listed).collect(),
-        rf: usize::from(config.mesh.rf),
-        shards: config.index.shards,
+    let list = if config.mesh.bootstrap.is_empty() {
+        let Some(text) = ledger.bootstrap().await? else { return Ok(None) };
+        serde_json::from_str(&text).context("the stored bootstrap list can't be read")?
+    } else {
+        List {
+            members: config.mesh.bootstrap.iter().map(entry).collect(),
+            rf: config.mesh.rf.into(),
+            shards: config.index.shards,
+        }
+    };
+    list.check(&config.node.id, config.node.witness).map(Some).map_err(|e| anyhow!("the bootstrap list: {e}"))
+}
+
+fn ledger_config(config: &Config, bootstrap: Option<Bootstrap>) -> LedgerConfig {
+    LedgerConfig {
+        member: config.node.id.clone(),
+        renew_interval: RENEW_INTERVAL,
+        lease_ttl: LEASE_TTL,
+        voter_replace_after: Duration::from_secs(config.mesh.voter_replace_after_s),
+        round_timeout: ROUND_TIMEOUT,
+        retry_base: RETRY_BASE,
+        bootstrap,
     }
 }
 
@@ -92,18 +107,34 @@ fn topology(config: &Config) -> Topology {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("signals can't be handled")?;
     let (trigger, shutdown) = Shutdown::new();
+    let ledger_store = LedgerStore::open(&config.node.data_dir)?;
     let store = Store::open(&config.node.data_dir)?;
-    let identity = store.begin_start(&config.node.id).await?;
+    let (identity, stored) = identity::begin(&store, &ledger_store, &config.node.id).await?;
+    let bootstrap = bootstrap(&config, &ledger_store).await?;
+    let began = Instant::now();
     let http = api::server::bind(config.http.listen, "[http] listen").await?;
     let metrics_listener = api::server::bind(config.metrics.listen, "[metrics] listen").await?;
     let metrics = Arc::new(Metrics::new());
-    let cluster = Cluster::new(topology(&config));
-    let mesh = Arc::new(start_mesh(&config, &identity)?);
+    let record = stored.copies.get(&RecordKey::mesh()).and_then(|copy| MeshRecord::from_json(&copy.value).ok());
+    let known_mesh = stored.mesh.and_then(|(mesh, made)| made.then_some(mesh));
+    let listed = mesh::topology(&config.node.id, record.as_ref(), bootstrap.as_ref());
+    let mesh = Arc::new(start_mesh(&config, &identity, known_mesh.unwrap_or(MeshId::NONE), mesh::addresses(&listed))?);
+    let cluster = Cluster::new(listed);
     let key = config.meilisearch.key.as_ref().map(|k| k.expose());
     let node = NodeClient::new(&config.meilisearch.url.to_string(), key)?;
     let members = Members::new(config.node.id.clone(), Arc::clone(&mesh) as Arc<dyn Peers>, Arc::clone(&metrics));
-    let records = Records::load(store.clone(), cluster.clone(), members.clone()).await?;
-    let (health_tx, health_rx) = watch::channel(NodeHealth::default());
+    let (mut driver, ledger) = Driver::new(ledger::Parts {
+        config: ledger_config(&config, bootstrap),
+        stored,
+        ledger: ledger_store.clone(),
+        store: store.clone(),
+        peers: Arc::clone(&mesh) as Arc<dyn Peers>,
+        metrics: Arc::clone(&metrics),
+    });
+    let records = Records::new(ledger.clone(), cluster.clone(), members.clone());
+    driver.follow(records.follower());
+    let (health_tx, health_rx) =
+        watch::channel(if config.node.witness { witness_health() } else { NodeHealth::default() });
     let local = Local::load(
         node.clone(),
         store.clone(),
@@ -118,19 +149,32 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let serve = Arc::new(Serve::new(records.clone(), local.clone(), tasks.clone(), Arc::clone(&metrics)));
     members.set_local(serve.clone());
     mesh.set_handler(serve.clone());
+    let driving = tokio::spawn(driver.run());
+    let mesh_service = MeshService::new(
+        ledger.clone(),
+        cluster.clone(),
+        Arc::clone(&mesh),
+        store.clone(),
+        identity.clone(),
+        config.node.witness,
+    );
+    tokio::spawn(mesh_service.clone().follow_ledger());
+    tokio::spawn(mesh_service.clone().keep_own_store());
 
     let own_state = watch::Sender::new(MemberState::Joining);
-    tokio::spawn(health::watch_node(node, health_tx));
+    if !config.node.witness {
+        tokio::spawn(health::watch_node(node, health_tx.clone()));
+    }
     let about = MemberGossip {
         http: http.local_addr()?.to_string(),
-        mesh: config.mesh.entry(&config.node.id).map(|m| m.address.to_string()).unwrap_or_default(),
+        mesh: cluster.topology().own_entry().map(|m| m.address.clone()).unwrap_or_default(),
         group: cluster.groups().get(&config.node.id).cloned(),
         version: env!("CARGO_PKG_VERSION").into(),
         protocol: PROTOCOL_VERSION,
         started_at: clock::now_rfc3339(),
         ..MemberGossip::default()
     };
-    let gossip = Arc::new(start_gossip(&config, &identity, &mesh, &store, &about)?);
+    let gossip = Arc::new(start_gossip(&config, &mesh, &store, &about).await?);
     tokio::spawn(follow_mesh(Arc::clone(&mesh), gossip.members(), cluster.clone()));
     tokio::spawn(publish(
         about,
@@ -140,12 +184,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         health_rx,
         own_state.subscribe(),
     ));
-    tokio::spawn(records.clone().keep_equal());
     tokio::spawn(local.clone().follow_records());
     tasks.end_unsent().await.map_err(|e| anyhow!("{e:?}"))?;
     tokio::spawn(tasks.clone().sweep(Arc::clone(&metrics)));
 
-    let parts = services(&config, &cluster, &members, &records, &tasks, &metrics);
+    let parts = services(&config, &cluster, &members, &records, &tasks, &mesh_service, &metrics);
     tokio::spawn(keep_gauges(Arc::clone(&metrics), Arc::clone(&mesh), cluster.clone(), records.clone()));
     let drain = Duration::from_secs(config.node.shutdown_drain_s);
     let patience = Duration::from_secs(config.http.body_timeout_s);
@@ -155,19 +198,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let metrics_server =
         tokio::spawn(api::server::serve(metrics_listener, exposition, shutdown.clone(), patience, drain));
-    learn_records(&records, &cluster).await;
-    own_state.send_replace(MemberState::Active);
-    tracing::info!(
-        member = %config.node.id,
-        mesh = %mesh_id(&config),
-        http = %http.local_addr()?,
-        mesh_address = %mesh.local_addr(),
-        gso_segments = mesh.gso_segments(),
-        start = identity.start,
-        store = %identity.store,
-        "in service"
-    );
     let room = parts.room.clone();
+    let http_address = http.local_addr()?;
     let server = tokio::spawn(api::server::serve(
         http,
         api::router(Api::new(parts)),
@@ -176,7 +208,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         drain.saturating_sub(CLOSING),
     ));
 
-    let ended = wait_for_end(&mut signals, &mesh, &store).await;
+    tracing::info!(
+        member = %config.node.id,
+        http = %http_address,
+        mesh_address = %mesh.local_addr(),
+        gso_segments = mesh.gso_segments(),
+        start = identity.start,
+        store = %identity.store,
+        "started"
+    );
+    let entering = enter_service(mesh_service.clone(), own_state.clone(), began);
+
+    let ended = wait_for_end(&mut signals, &mesh, &[store.fatal(), ledger_store.fatal()], driving, entering).await;
     let drained = tokio::time::Instant::now() + drain.saturating_sub(CLOSING);
     tracing::info!(seconds = drain.as_secs(), "draining");
     own_state.send_replace(MemberState::Draining);
@@ -196,10 +239,34 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     ended
 }
 
-/// Waits for the signal to stop, or for the store to fail; certificates are reloaded meanwhile.
-async fn wait_for_end(signals: &mut Signals, mesh: &Mesh, store: &Store) -> anyhow::Result<()> {
-    let mut fatal = store.fatal();
-    loop {
+/// Takes the member into service when it is ready.
+async fn enter_service(mesh: MeshService, state: watch::Sender<MemberState>, began: Instant) -> Result<(), StoreError> {
+    if mesh::enter_service(&mesh, &state).await? {
+        let id = mesh.ledger().mesh().unwrap_or(MeshId::NONE);
+        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let start = mesh.identity().start;
+        tracing::info!(member = %mesh.ledger().member(), mesh = %id, start, after_ms = ms, "in service");
+    }
+    Ok(())
+}
+
+/// What a witness says of the node that it has not.
+fn witness_health() -> NodeHealth {
+    NodeHealth { healthy: false, version: None, error: Some("a witness has no node".into()) }
+}
+
+/// Waits for the signal to stop, or for a store to fail; takes the member into service and reloads certificates meanwhile.
+async fn wait_for_end(
+    signals: &mut Signals,
+    mesh: &Mesh,
+    stores: &[watch::Receiver<Option<StoreError>>; 2],
+    mut driving: JoinHandle<Result<(), StoreError>>,
+    entering: impl Future<Output = Result<(), StoreError>>,
+) -> anyhow::Result<()> {
+    let [mut own, mut ledger] = stores.clone();
+    let mut entering = std::pin::pin!(entering);
+    let mut entered = false;
+    let reason = loop {
         tokio::select! {
             signal = signals.next() => match signal {
                 Signal::Stop => return Ok(()),
@@ -208,13 +275,21 @@ async fn wait_for_end(signals: &mut Signals, mesh: &Mesh, store: &Store) -> anyh
                     Err(error) => tracing::error!(%error, "certificates were not changed; the old ones stay in use"),
                 },
             },
-            failed = failed(&mut fatal) => {
-                let reason = failed;
-                tracing::error!(reason, "the store has failed; this member turns itself off");
-                return Err(anyhow!("{reason}"));
-            }
+            done = &mut entering, if !entered => match done {
+                Ok(()) => entered = true,
+                Err(error) => break error.to_string(),
+            },
+            ended = &mut driving => match ended {
+                Ok(Ok(())) => break "the ledger's driver ended".to_owned(),
+                Ok(Err(error)) => break error.to_string(),
+                Err(error) => break format!("the ledger's driver failed inside: {error}"),
+            },
+            reason = failed(&mut own) => break reason,
+            reason = failed(&mut ledger) => break reason,
         }
-    }
+    };
+    tracing::error!(reason, "the store has failed; this member turns itself off");
+    Err(anyhow!("{reason}"))
 }
 
 /// Waits for the store to fail; its text.
@@ -225,7 +300,7 @@ async fn failed(fatal: &mut watch::Receiver<Option<StoreError>>) -> String {
     }
 }
 
-fn start_mesh(config: &Config, identity: &Identity) -> anyhow::Result<Mesh> {
+fn start_mesh(config: &Config, identity: &Identity, mesh: MeshId, members: Vec<PeerAddress>) -> anyhow::Result<Mesh> {
     let secret = identity.reset_secret.as_slice().try_into().context("the store's reset secret has another length")?;
     let tls = TlsFiles {
         ca: config.mesh.ca_file.clone(),
@@ -233,10 +308,8 @@ fn start_mesh(config: &Config, identity: &Identity) -> anyhow::Result<Mesh> {
         key: config.mesh.key_file.clone(),
     };
     let id = config.node.id.clone();
-    let mut mesh = MeshConfig::new(id, mesh_id(config), config.mesh.listen, tls, secret, identity.start);
+    let mut mesh = MeshConfig::new(id, mesh, config.mesh.listen, tls, secret, identity.start);
     mesh.probe_interval = Duration::from_millis(config.mesh.probe_interval_ms);
-    let address = |m: &crate::config::BootstrapMember| PeerAddress { id: m.id.clone(), address: m.address.to_string() };
-    let members = config.mesh.bootstrap.iter().map(address).collect();
     Ok(Mesh::start(mesh, members, None, tokio::runtime::Handle::current())?)
 }
 
@@ -246,6 +319,7 @@ fn services(
     members: &Members,
     records: &Records,
     tasks: &Tasks,
+    mesh: &MeshService,
     metrics: &Arc<Metrics>,
 ) -> api::routes::Parts {
     let writes = Writes::new(cluster.clone(), members.clone(), tasks.clone(), Arc::clone(metrics));
@@ -266,6 +340,7 @@ fn services(
     let (master, admin) = (secret(&config.access.master_key), secret(&config.access.admin_key));
     api::routes::Parts {
         cluster: cluster.clone(),
+        mesh: mesh.clone(),
         documents: Documents::new(cluster.clone(), indexes.clone(), tasks.clone(), writes.clone()),
         settings: Settings::new(cluster.clone(), indexes.clone(), writes, nodes.clone()),
         stats: Stats::new(indexes.clone(), nodes, reads.clone()),
@@ -280,40 +355,12 @@ fn services(
     }
 }
 
-/// Fetches what the others know before this member may make records; who does not answer in time is not waited for.
-async fn learn_records(records: &Records, cluster: &Cluster) {
-    let deadline = Instant::now() + RECORDS_PATIENCE;
-    let others: Vec<_> = cluster.topology().others().cloned().collect();
-    let asks = others.iter().map(|member| async move {
-        loop {
-            match records.sync_with(member, true).await {
-                Ok(()) => return true,
-                Err(reason) if Instant::now() >= deadline => {
-                    tracing::warn!(%member, reason, "its records are not known; it is not waited for");
-                    return false;
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
-            }
-        }
-    });
-    let heard = futures_util::future::join_all(asks).await.into_iter().filter(|heard| *heard).count();
-    tracing::info!(heard, of = others.len(), "records compared");
-}
-
-fn start_gossip(
-    config: &Config,
-    identity: &Identity,
-    mesh: &Mesh,
-    store: &Store,
-    about: &MemberGossip,
-) -> anyhow::Result<Gossip> {
+async fn start_gossip(config: &Config, mesh: &Mesh, store: &Store, about: &MemberGossip) -> anyhow::Result<Gossip> {
+    let start = store.next_gossip_generation(clock::unix_seconds()).await?;
     let (store, main) = (store.clone(), tokio::runtime::Handle::current());
-    let next_start = move || main.block_on(store.next_start()).map_err(Into::into);
-    let gossip = GossipConfig {
-        interval: Duration::from_millis(config.mesh.gossip_interval_ms),
-        start: identity.start,
-        next_start: Arc::new(next_start),
-    };
+    let next_start = move || main.block_on(store.next_gossip_generation(clock::unix_seconds())).map_err(Into::into);
+    let interval = Duration::from_millis(config.mesh.gossip_interval_ms);
+    let gossip = GossipConfig { interval, start, next_start: Arc::new(next_start) };
     Ok(Gossip::start(mesh, gossip, about)?)
 }
 
@@ -412,7 +459,9 @@ async fn keep_gauges(metrics: Arc<Metrics>, mesh: Arc<Mesh>, cluster: Cluster, r
         let seen = cluster.seen();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         metrics.node_healthy.set(i64::from(seen.get(cluster.own()).is_some_and(|s| s.node.healthy)));
-        metrics.peers_suspect.set(count(cluster.topology().others().filter(|m| seen[*m].suspect).count()));
+        metrics
+            .peers_suspect
+            .set(count(cluster.topology().others().filter(|m| seen.get(m).is_none_or(|s| s.suspect)).count()));
         for state in [MemberState::Joining, MemberState::Active, MemberState::Draining, MemberState::Removed] {
             let members = seen.values().filter(|s| s.state == Some(state)).count();
             metrics.gossip_members.with_label_values(&[state.as_str()]).set(count(members));
@@ -426,7 +475,8 @@ async fn keep_gauges(metrics: Arc<Metrics>, mesh: Arc<Mesh>, cluster: Cluster, r
         }
         metrics.shards_total.set(count(total));
         metrics.shards_served.set(count(served));
-        metrics.records.set(count(records.versions().len()));
+        metrics.records.set(count(records.ledger().copies().len()));
+        metrics.ledger_stale.set(i64::from(!records.ledger().fresh()));
         let digest = snapshot.digest().get(..12).and_then(|d| i64::from_str_radix(d, 16).ok());
         metrics.records_digest.set(digest.unwrap_or(0));
     }

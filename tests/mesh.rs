@@ -419,7 +419,7 @@ async fn dropping_a_call_drops_the_handlers_future() {
     );
     let m1 = Arc::new(net.start("m1", 1, echo()));
     within("connected", m1.connected(&m("m2"))).await;
-    for request in [query(), write(), Request::RecordVersions] {
+    for request in [query(), write(), Request::Ledger] {
         let caller = {
             let (m1, request) = (m1.clone(), request.clone());
             tokio::spawn(async move { m1.call(&m("m2"), call(request)).await })
@@ -499,7 +499,7 @@ async fn versions_and_verbs_of_tomorrow_are_answered() {
     assert!(matches!(reply, Reply::Refused(Refusal::Malformed(_))), "{reply:?}");
     let reply = raw_call(&data, &[&head(query().verb(), 2 << 20 | 1).encode()]).await;
     assert!(matches!(reply, Reply::Refused(Refusal::Malformed(_))), "a header over the limit: {reply:?}");
-    let reply = raw_call(&data, &[&head(Request::RecordVersions.verb(), 0).encode()]).await;
+    let reply = raw_call(&data, &[&head(Request::Ledger.verb(), 0).encode()]).await;
     assert!(
         matches!(reply, Reply::Refused(Refusal::Malformed(_))),
         "control calls have their own connection: {reply:?}"
@@ -507,7 +507,7 @@ async fn versions_and_verbs_of_tomorrow_are_answered() {
 
     let control = Stranger::new(&net.ca.cert_pem, Some(&net.issue("m2")), ALPN_CONTROL);
     let control = within("let in", control.join(m1.local_addr(), "m1", &hello("m2"))).await.unwrap();
-    let reply = raw_call(&control, &[&head(Request::RecordVersions.verb(), 0).encode(), &vec![0; 5 << 20]]).await;
+    let reply = raw_call(&control, &[&head(Request::Ledger.verb(), 0).encode(), &vec![0; 7 << 20]]).await;
     assert!(matches!(reply, Reply::Refused(Refusal::Malformed(_))), "a body over the limit of its class: {reply:?}");
     let reply = raw_call(&control, &[&head(Request::Probe.verb(), 0).encode()]).await;
     assert_eq!(reply, Reply::Done);
@@ -637,7 +637,7 @@ async fn each_class_has_its_own_limit_on_both_sides() {
     let busy = m1.call(&m("m2"), call(write())).await;
     assert!(matches!(busy, Err(CallError::Refused { refusal: Refusal::Busy, .. })), "{busy:?}");
     // The other classes, and probes, do not notice.
-    for request in [query(), Request::RecordVersions, Request::Node(NodeQuestion::Stats)] {
+    for request in [query(), Request::Ledger, Request::Node(NodeQuestion::Stats)] {
         assert_eq!(m1.call(&m("m2"), call(request)).await.unwrap().reply, Reply::Done);
     }
     assert!(!m1.is_suspect(&m("m2")));
@@ -1018,7 +1018,7 @@ async fn flood_of_writes_holds_up_neither_control_calls_nor_probes() {
         .collect();
     let mut answered = 0;
     while !flood.iter().all(tokio::task::JoinHandle::is_finished) {
-        within("a control call in the flood", m1.call(&m("m2"), call(Request::RecordVersions))).await.unwrap();
+        within("a control call in the flood", m1.call(&m("m2"), call(Request::Ledger))).await.unwrap();
         answered += 1;
     }
     assert!(answered > 0);

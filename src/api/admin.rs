@@ -8,17 +8,18 @@ use serde_json::{Value, json};
 
 use super::error::{ApiResult, json_value};
 use super::routes::Api;
+use crate::services::cluster::Seen;
 use crate::services::search::coverage;
 
 /// `GET /_miroir/topology`: members, health, groups, shards, coverage.
 pub async fn topology(State(api): State<Api>) -> ApiResult {
     let topology = api.cluster.topology();
-    let seen = api.cluster.seen();
+    let (seen, unknown) = (api.cluster.seen(), Seen::unknown());
     let members: Vec<Value> = topology
         .members
         .iter()
         .map(|m| {
-            let s = &seen[&m.id];
+            let s = seen.get(&m.id).unwrap_or(&unknown);
             json!({
                 "id": m.id,
                 "group": m.group,
@@ -26,6 +27,7 @@ pub async fn topology(State(api): State<Api>) -> ApiResult {
                 "http": s.http,
                 "version": s.version,
                 "state": s.state.map(|state| state.as_str()),
+                "witness": m.witness,
                 "suspect": s.suspect,
                 "serving": s.serving(),
                 "node": s.node,
@@ -64,7 +66,7 @@ pub async fn topology(State(api): State<Api>) -> ApiResult {
             "mesh": topology.mesh.to_string(),
             "member": topology.own,
             "rf": topology.rf,
-            "recordMaker": api.cluster.maker(),
+            "ledger": super::mesh::ledger(&api),
             "recordsDigest": snapshot.digest(),
             "groups": groups,
             "members": members,

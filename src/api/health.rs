@@ -9,6 +9,7 @@ use super::error::{ApiError, ApiResult, json_value};
 use super::params::Params;
 use super::routes::Api;
 use super::search::marked;
+use super::service::MemberState;
 use crate::types::ErrorCode;
 use crate::types::TraceId;
 
@@ -19,12 +20,19 @@ pub async fn root() -> ApiResult {
 
 /// `GET /health`: this member can answer; what the others can is in `/_miroir/topology`.
 pub async fn health(State(api): State<Api>) -> ApiResult {
-    if api.cluster.serving(api.cluster.own()) {
+    let own = api.cluster.own();
+    if api.cluster.serving(own) || api.mesh.witness() && api.cluster.active(own) {
         return json_value(StatusCode::OK, &json!({"status": "available"}));
     }
     let seen = api.cluster.seen();
-    let own = seen.get(api.cluster.own());
-    let why = own.and_then(|s| s.node.error.clone()).unwrap_or_else(|| "it is starting or draining".into());
+    let own = seen.get(own);
+    let why = match own {
+        Some(seen) if seen.state == Some(MemberState::Draining) => Some("it is draining".into()),
+        Some(seen) if !api.mesh.witness() && seen.node.error.is_some() => seen.node.error.clone(),
+        Some(seen) if seen.state == Some(MemberState::Active) => None,
+        _ => Some(api.mesh.missing()),
+    };
+    let why = why.unwrap_or_else(|| "its node has not been probed yet".into());
     let message = format!("This member is not in service: {why}.");
     Err(ApiError::new(ErrorCode::MiroirShardsUnavailable, message))
 }

@@ -19,10 +19,12 @@ use uuid::Uuid;
 use super::auth::{Keys, require_key};
 use super::error::ApiError;
 use super::room::{Placed, Room};
-use super::{admin, documents, health, indexes, search, settings, tasks, unsupported};
+use super::service::in_service;
+use super::{admin, documents, health, indexes, mesh, search, settings, tasks, unsupported};
 use crate::services::cluster::Cluster;
 use crate::services::documents::Documents;
 use crate::services::indexes::Indexes;
+use crate::services::mesh::MeshService;
 use crate::services::reads::Reads;
 use crate::services::search::Searches;
 use crate::services::settings::Settings;
@@ -46,6 +48,8 @@ pub struct ApiOptions {
 pub struct Parts {
     /// The mesh's members.
     pub cluster: Cluster,
+    /// How the mesh is made, and who belongs to it.
+    pub mesh: MeshService,
     /// Indexes.
     pub indexes: Indexes,
     /// Adding and deleting documents.
@@ -112,8 +116,12 @@ pub fn router(api: Api) -> Router {
         .route("/indexes/{uid}/facet-search", post(search::facet_search))
         .route("/multi-search", post(search::multi))
         .route("/tasks/{uid}", get(tasks::get))
-        .route("/_miroir/topology", get(admin::topology));
+        .route("/_miroir/topology", get(admin::topology))
+        .route("/_miroir/mesh", get(mesh::status))
+        .route("/_miroir/mesh/init", post(mesh::init))
+        .route("/_miroir/mesh/recover", post(mesh::recover));
     let routes = unsupported::add(routes)
+        .route_layer(from_fn_with_state(api.clone(), in_service))
         .route_layer(from_fn_with_state(api.clone(), require_key))
         .layer(middleware::from_fn_with_state(api.clone(), observe))
         .layer(CorsLayer::very_permissive().allow_credentials(false).allow_origin(tower_http::cors::Any))

@@ -21,6 +21,9 @@ enum Command {
     /// The mesh's certificate authority.
     #[command(subcommand)]
     Ca(pki::CaCommand),
+    /// The mesh itself: how it stands, how it is made, how survivors go on.
+    #[command(subcommand)]
+    Mesh(ctl::MeshCommand),
     /// Shows the members, their nodes, and what of each index is served.
     Status,
 }
@@ -32,6 +35,9 @@ fn main() -> ExitCode {
     };
     let done = match &cli.command {
         Command::Ca(command) => pki::run(command).map_err(|e| e.to_string()),
+        Command::Mesh(command) => Client::new(&cli.target)
+            .and_then(|client| ctl::mesh(&client, command, cli.target.json))
+            .map_err(|e| e.to_string()),
         Command::Status => asked(ctl::status),
     };
     match done {

@@ -45,8 +45,8 @@ impl Config {
         let place = reader.place_of("mesh", "bootstrap");
         let mut refuse = |fault: String| reader.fault(place.clone(), format!("[mesh] bootstrap: {fault}"));
         let list = &self.mesh.bootstrap;
-        if list.is_empty() || list.len() > MEMBERS_MAX {
-            refuse(format!("expected 1 to {MEMBERS_MAX} members, found {}", list.len()));
+        if list.len() > MEMBERS_MAX {
+            refuse(format!("expected at most {MEMBERS_MAX} members, found {}", list.len()));
         }
         let (mut ids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
         let mut groups: BTreeMap<_, usize> = BTreeMap::new();
@@ -57,14 +57,28 @@ impl Config {
             if !addresses.insert(&member.address) {
                 refuse(format!("the address {} stands there twice", member.address));
             }
-            *groups.entry(&member.group).or_default() += 1;
+            if !member.witness {
+                *groups.entry(&member.group).or_default() += 1;
+            }
         }
-        if !list.is_empty() && self.mesh.entry(&self.node.id).is_none() {
-            refuse(format!("expected an entry for this member, `{}` ([node] id)", self.node.id));
+        if !list.is_empty() && groups.is_empty() {
+            refuse("expected a member with a node, found witnesses only".to_owned());
+        }
+        match self.mesh.entry(&self.node.id) {
+            None if list.is_empty() => {}
+            None => refuse(format!("expected an entry for this member, `{}` ([node] id)", self.node.id)),
+            Some(own) if own.witness != self.node.witness => refuse(format!(
+                "expected witness = {} for this member, `{}` ([node] witness), found {}",
+                self.node.witness, self.node.id, own.witness
+            )),
+            Some(_) => {}
         }
         for (group, members) in groups {
             if members < usize::from(self.mesh.rf) {
-                refuse(format!("group `{group}` has {members} members, expected at least rf = {}", self.mesh.rf));
+                refuse(format!(
+                    "group `{group}` has {members} members with a node, expected at least rf = {}",
+                    self.mesh.rf
+                ));
             }
         }
     }

@@ -124,6 +124,8 @@ sections! {
         id: MemberId = Required, "a member id: 1 to 63 lower-case letters, digits and inner hyphens, not digits only (it is a name in a certificate)", any;
         /// The directory of the member's store; made if it is not there.
         data_dir: PathBuf = Value("'/var/lib/miroir'"), "the path of a directory", is_path;
+        /// This sidecar has no node: it votes and holds no documents.
+        witness: bool = Value("false"), "true or false", any;
         /// Seconds that requests under way get to end after SIGTERM.
         shutdown_drain_s: u64 = Value("10"), "a number of seconds from 0 to 600", |v| *v <= 600;
     }
@@ -156,10 +158,14 @@ sections! {
     mesh MeshConfig {
         /// Where the mesh port listens (UDP).
         listen: SocketAddr = Value("'0.0.0.0:7781'"), "an IP address with a port, such as 0.0.0.0:7781", any;
-        /// All members that the mesh begins with: the same list, in the same order, on all.
-        bootstrap: Vec<BootstrapMember> = Required,
+        /// All members that the mesh begins with: the same list, in the same order, on all. Empty: this member waits for
+        /// `miroir-ctl mesh init`.
+        bootstrap: Vec<BootstrapMember> = Value("[]"),
             "a list such as [{ id = \"m1\", group = \"g1\", address = \"10.0.0.1:7781\" }]",
             |v: &Vec<BootstrapMember>| v.iter().all(|m| m.address.is_reachable());
+        /// Seconds of silence after which a voter is replaced, if there is another member to take its place.
+        voter_replace_after_s: u64 = Value("600"), "a number of seconds from 10 to 604800",
+            |v| (10..=604_800).contains(v);
         /// Copies of each shard inside one group.
         rf: u8 = Value("1"), "a number from 1 to 16", |v| (1..=16).contains(v);
         /// The certificate of the mesh's own CA, PEM.

@@ -23,6 +23,9 @@ pub struct BootstrapMember {
     pub group: GroupId,
     /// Where the others reach its mesh port (UDP).
     pub address: MeshAddress,
+    /// It has no node.
+    #[serde(default)]
+    pub witness: bool,
 }
 
 /// The host of a member.

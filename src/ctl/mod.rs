@@ -4,8 +4,10 @@
 //! works inside.
 
 pub mod client;
+mod mesh;
 mod status;
 pub mod table;
 
 pub use client::{Client, ClientError, Target};
+pub use mesh::{MeshCommand, mesh};
 pub use status::status;

@@ -24,7 +24,9 @@ use super::peers::{BODY_UNIT_BYTES, MeshCounters, Peer, Shared};
 use super::{Answer, Call, Handler, tls};
 use crate::types::MemberId;
 use crate::types::TraceId;
-use crate::types::limits::{CALL_BODY_MAX_BYTES, CALL_HEADER_MAX_BYTES, GOSSIP_MESSAGE_MAX_BYTES};
+use crate::types::limits::{
+    CALL_BODY_MAX_BYTES, CALL_HEADER_MAX_BYTES, GOSSIP_MESSAGE_MAX_BYTES, LEDGER_ENCODED_MAX_BYTES,
+};
 use crate::wire::codec;
 use crate::wire::frame::{
     AnswerHead, HELLO_MAX_BYTES, Hello, PROTOCOL_VERSION, REQUEST_HEAD_BYTES, RequestHead, Welcome,
@@ -44,7 +46,7 @@ const GOSSIP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that a call is worked on, whatever its caller says.
 const DEADLINE_MAX: Duration = Duration::from_secs(600);
 /// Largest body of a call of class control.
-const CONTROL_BODY_MAX_BYTES: usize = 4 << 20;
+const CONTROL_BODY_MAX_BYTES: usize = LEDGER_ENCODED_MAX_BYTES;
 
 /// The connections of peers, by member and kind.
 #[derive(Default)]

@@ -1,11 +1,25 @@
-//! Wall-clock times as clients read them. Order and deadlines never come from here.
+//! Wall-clock times as clients read them, and the clock that leases go by. Order and deadlines never come from the former.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 /// Now, RFC 3339 in UTC, as Meilisearch writes it.
 pub fn now_rfc3339() -> String {
     OffsetDateTime::now_utc().format(&Rfc3339).expect("a time of this age has an RFC 3339 form")
+}
+
+/// The time since the machine was started, sleep included (CLOCK_BOOTTIME). Never goes back; says nothing to other machines.
+pub fn since_boot() -> Duration {
+    // The kernel's clocks count up from zero.
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+}
+
+/// Seconds since 1970 by the wall clock; 0 before that.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The ISO 8601 duration between two RFC 3339 times, as Meilisearch writes it; `None` if one of them is none.

@@ -22,6 +22,8 @@ pub struct Listed {
     pub group: GroupId,
     /// `host:port` of its mesh endpoint.
     pub address: String,
+    /// It has no node: it votes, and holds no documents.
+    pub witness: bool,
 }
 
 /// The mesh as its list has it, seen from one member.
@@ -40,17 +42,14 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// The position of the own member in the list.
-    ///
-    /// # Panics
-    /// Never for a topology made from a checked config: the own id is in the list.
-    pub fn position(&self) -> usize {
-        self.members.iter().position(|m| m.id == self.own).expect("the config check put the own id into the list")
+    /// The position of the own member in the list; `None` if it is not in it.
+    pub fn position(&self) -> Option<usize> {
+        self.members.iter().position(|m| m.id == self.own)
     }
 
-    /// Member → group.
+    /// Member → group, of those that hold documents.
     pub fn groups(&self) -> BTreeMap<MemberId, GroupId> {
-        self.members.iter().map(|m| (m.id.clone(), m.group.clone())).collect()
+        self.members.iter().filter(|m| !m.witness).map(|m| (m.id.clone(), m.group.clone())).collect()
     }
 
     /// Whether the member is in the list.
@@ -61,6 +60,16 @@ impl Topology {
     /// All members, in the order of the list.
     pub fn ids(&self) -> impl Iterator<Item = &MemberId> {
         self.members.iter().map(|m| &m.id)
+    }
+
+    /// All members with a node, in the order of the list.
+    pub fn holders(&self) -> impl Iterator<Item = &MemberId> {
+        self.members.iter().filter(|m| !m.witness).map(|m| &m.id)
+    }
+
+    /// The own entry; `None` if this member is not in the list.
+    pub fn own_entry(&self) -> Option<&Listed> {
+        self.members.iter().find(|m| m.id == self.own)
     }
 
     /// All members but the own one.
@@ -164,7 +173,7 @@ impl Cluster {
         Arc::clone(&self.topology.read().unwrap_or_else(std::sync::PoisonError::into_inner).topology)
     }
 
-    /// Member → group, of the list now.
+    /// Member → group, of those in the list now that hold documents.
     pub fn groups(&self) -> Arc<BTreeMap<MemberId, GroupId>> {
         Arc::clone(&self.topology.read().unwrap_or_else(std::sync::PoisonError::into_inner).groups)
     }
@@ -222,13 +231,9 @@ impl Cluster {
         self.seen().get(member).is_some_and(Seen::serving)
     }
 
-    /// The member that makes records: the first of the list that lives and knows what the others know.
-    pub fn maker(&self) -> Option<MemberId> {
-        let seen = self.seen();
-        let able = |s: &Seen| s.alive() && s.state == Some(MemberState::Active);
-        let topology = self.topology();
-        let first = topology.members.iter().find(|m| seen.get(&m.id).is_some_and(able));
-        first.map(|m| m.id.clone())
+    /// Whether the member says that it is in service, with or without a node.
+    pub fn active(&self, member: &MemberId) -> bool {
+        self.seen().get(member).is_some_and(|s| !s.suspect && s.state == Some(MemberState::Active))
     }
 
     /// Members that answer now.

@@ -96,7 +96,7 @@ impl Documents {
         let index = match self.indexes.find(uid) {
             Ok(index) => index,
             Err(_) => {
-                self.writes.require_serving(self.cluster.topology().ids())?;
+                self.writes.require_serving(self.cluster.topology().holders())?;
                 self.indexes.find_or_create(uid, None, trace).await?.0
             }
         };

@@ -99,7 +99,7 @@ impl Indexes {
                 }
                 Err(ChangeError::Conflict(_)) => {}
                 // The name may stand, and somebody may have written to it: nothing is taken back.
-                Err(e @ ChangeError::Unknown(_)) => return Err(change_failed(&e)),
+                Err(e @ ChangeError::Unknown) => return Err(change_failed(&e)),
                 Err(e) => {
                     self.give_up(&physical, trace).await;
                     return Err(change_failed(&e));
@@ -220,7 +220,7 @@ impl Indexes {
             return self.already_exists(uid, subject).await;
         }
         let topology = self.cluster.topology();
-        let orders = topology.ids().cloned().map(|m| Order::without_body(m, WriteKind::EnsureIndex)).collect();
+        let orders = topology.holders().cloned().map(|m| Order::without_body(m, WriteKind::EnsureIndex)).collect();
         self.writes.send(&index, subject, orders, None, Instant::now() + PATIENCE, trace).await
     }
 
@@ -266,7 +266,7 @@ impl Indexes {
         };
         let body = Bytes::from(serde_json::json!({ "primaryKey": key }).to_string());
         let order = |m| Order { body: body.clone(), ..Order::without_body(m, WriteKind::UpdateIndex) };
-        let orders = self.cluster.topology().ids().cloned().map(order).collect();
+        let orders = self.cluster.topology().holders().cloned().map(order).collect();
         self.writes.send(&index, subject, orders, None, Instant::now() + PATIENCE, trace).await
     }
 
@@ -292,7 +292,7 @@ impl Indexes {
         let index = self.records.snapshot().index(physical).ok_or_else(|| Failure::index_not_found(uid))?;
         // A member that is away follows the record when it is back.
         let topology = self.cluster.topology();
-        let here = topology.ids().filter(|m| self.cluster.serving(m)).cloned();
+        let here = topology.holders().filter(|m| self.cluster.serving(m)).cloned();
         let orders = here.map(|m| Order::without_body(m, WriteKind::DeleteIndex)).collect();
         self.writes.send(&index, Subject::IndexDeletion, orders, None, Instant::now() + PATIENCE, trace).await
     }
@@ -326,13 +326,12 @@ fn rivals(what: &str) -> Failure {
 /// A change of a record that did not come about, as the client reads it.
 pub fn change_failed(error: &ChangeError) -> Failure {
     match error {
-        ChangeError::Unknown(_) => {
+        ChangeError::Unknown => {
             tracing::warn!(%error, "whether a record was changed is not known");
             let message =
                 "The mesh's records may or may not have been changed; look before you send the request again.";
             Failure::new(ErrorCode::MiroirWriteUnknown, message)
         }
-        ChangeError::Store(e) => Failure::internal(e.to_string()),
         ChangeError::TooLarge(_) => Failure::new(ErrorCode::PayloadTooLarge, format!("{error}.")),
         ChangeError::Conflict(_) | ChangeError::Unavailable(_) => {
             tracing::warn!(%error, "a record could not be changed");

@@ -22,7 +22,7 @@ use crate::store::local::LocalIndex;
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 use crate::types::SHARD_FIELD;
-use crate::types::{IndexRecord, MemberId, PhysicalIndex, ShardSet};
+use crate::types::{IndexRecord, PhysicalIndex, ShardSet};
 use crate::wire::verbs::{NodeQuestion, Read, ReadKind, ReadRoute, Refusal, Reply, Write, WriteKind};
 
 /// How often an index's unfinished tasks are looked at while the sidecar waits for them.
@@ -151,16 +151,16 @@ impl Local {
         Some(Answer::of(Reply::NodeDown(reason)))
     }
 
-    async fn record(&self, from: &MemberId, physical: &PhysicalIndex, version: u64, call: &Call) -> RecordOrAnswer {
-        let record = self.records.at_least(physical, version, from, call.trace).await;
+    async fn record(&self, physical: &PhysicalIndex, version: u64) -> RecordOrAnswer {
+        let record = self.records.at_least(physical, version).await;
         record.map_err(|refusal| Answer::of(Reply::Refused(refusal)))
     }
 
     /// Reads some shards of an index.
     ///
     /// Cancel-safe: dropping the future closes the request to the node.
-    pub async fn read(&self, from: &MemberId, read: &Read, call: &Call) -> Answer {
-        let record = match self.record(from, &read.index, read.record_version, call).await {
+    pub async fn read(&self, read: &Read, call: &Call) -> Answer {
+        let record = match self.record(&read.index, read.record_version).await {
             Ok(record) => record,
             Err(answer) => return answer,
         };
@@ -196,8 +196,8 @@ impl Local {
     /// Carries out a write on the own node's copies.
     ///
     /// Not cancel-safe: a dropped write may have been enqueued.
-    pub async fn write(&self, from: &MemberId, write: &Write, call: &Call) -> Answer {
-        let record = match self.record(from, &write.index, write.record_version, call).await {
+    pub async fn write(&self, write: &Write, call: &Call) -> Answer {
+        let record = match self.record(&write.index, write.record_version).await {
             Ok(record) => record,
             Err(answer) => return answer,
         };

@@ -4,7 +4,9 @@
 //! | --- | --- |
 //! | [`cluster`] | who belongs to the mesh, who is alive, whose node is healthy |
 //! | [`health`] | probes the own node |
-//! | [`records`] | the replicated records: reading, changing, keeping equal |
+//! | [`ledger`] | agreement by majority: votes, changes, copies of all records |
+//! | [`mesh`] | how the mesh is made, and who belongs to it |
+//! | [`records`] | the records of names and indexes |
 //! | [`local`] | everything that touches the own node |
 //! | [`members`] | one way to ask any member, the own one included |
 //! | [`indexes`] | creates, finds and deletes indexes |
@@ -24,8 +26,10 @@ pub mod documents;
 pub mod failure;
 pub mod health;
 pub mod indexes;
+pub mod ledger;
 pub mod local;
 pub mod members;
+pub mod mesh;
 pub mod reads;
 pub mod records;
 pub mod search;

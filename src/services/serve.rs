@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::RwLock;
 use tracing::Instrument;
 
+use super::ledger::inbox::NotTaken;
 use super::local::Local;
 use super::records::Records;
 use super::tasks::Tasks;
@@ -92,18 +93,20 @@ impl Serve {
     async fn answer(&self, from: &MemberId, call: Call) -> Answer {
         match &call.request {
             Request::Probe => Answer::of(Reply::Done),
-            Request::RecordVersions => Answer::of(Reply::RecordVersions(self.records.versions())),
-            Request::RecordFetch(keys) => Answer::of(Reply::Records(self.records.copies(keys))),
-            Request::RecordPush(copies) => Answer::of(match self.records.learn(copies.clone()).await {
+            Request::Ledger => Answer::of(match self.records.ledger().deliver(from, &call.body) {
                 Ok(()) => Reply::Done,
-                Err(e) => Reply::Refused(Refusal::Other(e.to_string())),
+                Err(NotTaken::Full) => Reply::Refused(Refusal::Busy),
+                Err(e) => Reply::Refused(Refusal::Malformed(e.to_string())),
             }),
-            Request::RecordChange(copy) => Answer::of(self.records.serve_change(copy.clone(), call.trace).await),
-            Request::Read(read) => self.local.read(from, read, &call).await,
+            Request::Confirm(record) => Answer::of(match self.records.confirm(record).await {
+                Ok(()) => Reply::Done,
+                Err(refusal) => Reply::Refused(refusal),
+            }),
+            Request::Read(read) => self.local.read(read, &call).await,
             Request::Write(write) => {
                 // A write runs to its end even if the caller goes: it may have reached the node.
-                let (local, from, write, call) = (self.local.clone(), from.clone(), write.clone(), call.clone());
-                let write = async move { local.write(&from, &write, &call).await };
+                let (local, write, call) = (self.local.clone(), write.clone(), call.clone());
+                let write = async move { local.write(&write, &call).await };
                 let write = tokio::spawn(write.in_current_span());
                 write.await.unwrap_or_else(|e| Answer::of(Reply::NodeUnknown(format!("the write failed inside: {e}"))))
             }

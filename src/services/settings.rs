@@ -58,14 +58,14 @@ impl Settings {
     pub async fn patch(&self, uid: &IndexUid, patch: Map<String, Value>, trace: TraceId) -> Result<Summary, Failure> {
         // Refused before an index is made for it.
         settings::to_node(&patch, &Default::default(), 1).map_err(|e| reserved(&e.setting))?;
-        self.writes.require_serving(self.cluster.topology().ids())?;
+        self.writes.require_serving(self.cluster.topology().holders())?;
         let index = self.indexes.find_or_create(uid, None, trace).await?.0;
         let record = &index.value;
         let (node_patch, _) = settings::to_node(&patch, &record.client_settings, record.shard_count())
             .map_err(|e| reserved(&e.setting))?;
         let body = Bytes::from(Value::Object(node_patch).to_string());
         let order = |m| Order { body: body.clone(), ..Order::without_body(m, WriteKind::Settings) };
-        let orders = self.cluster.topology().ids().cloned().map(order).collect();
+        let orders = self.cluster.topology().holders().cloned().map(order).collect();
         let subject = Subject::Settings(details(&patch));
         let deadline = Instant::now() + PATIENCE;
         let summary = self.writes.send(&index, subject, orders, None, deadline, trace).await?;

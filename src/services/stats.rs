@@ -76,7 +76,7 @@ impl Nodes {
     /// The answers of all members that serve and answer with 200.
     async fn ask_all(&self, question: NodeQuestion, trace: TraceId) -> BTreeMap<MemberId, Bytes> {
         let topology = self.cluster.topology();
-        let members: Vec<_> = topology.ids().filter(|m| self.cluster.serving(m)).collect();
+        let members: Vec<_> = topology.holders().filter(|m| self.cluster.serving(m)).collect();
         let asks = members.iter().map(|m| async { (*m, self.ask(m, question.clone(), trace).await) });
         let answers = futures_util::future::join_all(asks).await;
         answers.into_iter().filter_map(|(m, a)| Some((m.clone(), a.ok().filter(|(s, _)| *s == 200)?.1))).collect()

@@ -267,7 +267,11 @@ impl Tasks {
             parts: None,
             outcome: None,
         };
-        let (position, members) = (topology.position() as u32, topology.members.len() as u32);
+        let Some(position) = topology.position() else {
+            let message = "This member does not belong to the mesh. Nothing was done.";
+            return Err(Failure::new(ErrorCode::MiroirNoQuorum, message));
+        };
+        let (position, members) = (position as u32, topology.members.len() as u32);
         let uid = self.store.new_task(position, members, index_uid.clone(), kind, encode(&body)?).await?;
         Ok(NewTask { uid, index_uid, body })
     }
@@ -310,7 +314,8 @@ impl Tasks {
     /// `miroir_no_quorum` if the task's home can't be asked now.
     pub async fn task(&self, uid: TaskUid, trace: TraceId) -> Result<Option<Bytes>, Failure> {
         let topology = self.cluster.topology();
-        let home = &topology.members[uid.0 as usize % topology.members.len()].id;
+        let Some(at) = (uid.0 as usize).checked_rem(topology.members.len()) else { return Ok(None) };
+        let home = &topology.members[at].id;
         if home == self.cluster.own() {
             return Ok(self.own_task(uid, trace).await?.map(Bytes::from));
         }

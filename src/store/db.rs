@@ -1,10 +1,11 @@
-//! The connection: a writer thread that runs jobs in the order they come, as many as wait in one transaction.
+//! A file: one connection with a writer thread that runs jobs in the order they come, as many as wait in one transaction.
 //!
 //! A job is answered after the commit that holds it. A job that fails is undone alone (a savepoint), the others of its
-//! transaction stay.
+//! transaction stay. Must not know: what is in the file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,51 +16,65 @@ use super::error::StoreError;
 const QUEUE: usize = 256;
 /// Jobs of one transaction at most.
 const GROUP: usize = 64;
+/// How long the process before may take to let go of a file that only one may have.
+const EXCLUSIVE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Ordered, forward only: the position in this list is the schema's number.
-const MIGRATIONS: &[&str] = &["CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
-     CREATE TABLE records (key TEXT PRIMARY KEY, version INTEGER NOT NULL, value TEXT NOT NULL) STRICT;
-     CREATE TABLE local_indexes (physical TEXT PRIMARY KEY, made INTEGER NOT NULL, held TEXT NOT NULL) STRICT;
-     CREATE TABLE tasks (
-        uid INTEGER PRIMARY KEY, index_uid TEXT, kind TEXT NOT NULL, state TEXT NOT NULL, body TEXT NOT NULL
-     ) STRICT;
-     CREATE INDEX tasks_open ON tasks (uid) WHERE state <> 'finished';"];
+/// What a file is: its name, and how its tables came about.
+#[derive(Debug)]
+pub(super) struct Schema {
+    /// The file's name in the member's directory.
+    pub(super) file: &'static str,
+    /// The name of its writer thread.
+    pub(super) thread: &'static str,
+    /// Ordered, forward only: the position in this list is the schema's number.
+    pub(super) migrations: &'static [&'static str],
+    /// No other process may have it open.
+    pub(super) exclusive: bool,
+}
 
-type Job = Box<dyn FnOnce(&Transaction<'_>) -> Box<dyn FnOnce(Result<(), StoreError>) + Send> + Send>;
+/// Told how the transaction ended.
+type Tell = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+/// An error says that the whole transaction is lost, not the job alone.
+type Job = Box<dyn FnOnce(&Transaction<'_>) -> (Result<(), StoreError>, Tell) + Send>;
 
-/// A handle of the member's store; cheap to clone.
+/// A handle of one file; cheap to clone.
 #[derive(Clone)]
-pub struct Store {
+pub(super) struct Db {
     jobs: mpsc::Sender<Job>,
     fatal: watch::Receiver<Option<StoreError>>,
     path: Arc<PathBuf>,
 }
 
-impl std::fmt::Debug for Store {
+impl std::fmt::Debug for Db {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Db").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
-impl Store {
-    /// Opens `miroir.sqlite` in `dir`, makes it if there is none, checks it and brings its schema up to date.
+impl Db {
+    /// Opens the file in `dir`, makes it if there is none, checks it and brings its schema up to date.
     ///
     /// # Errors
     /// [`StoreError`] with the remedy in its text. A damaged file is refused, never replaced.
-    pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        let path = dir.join("miroir.sqlite");
+    pub(super) fn open(dir: &Path, schema: &Schema) -> Result<Self, StoreError> {
+        let path = dir.join(schema.file);
         let open = |reason: String| StoreError::Open { path: path.clone(), reason };
         std::fs::create_dir_all(dir).map_err(|e| open(e.to_string()))?;
         check_magic(&path)?;
         let conn = Connection::open(&path).map_err(|e| open(e.to_string()))?;
-        let conn = prepare(conn, &path)?;
+        let conn = prepare(conn, &path, schema)?;
         let (jobs, inbox) = mpsc::channel(QUEUE);
         let (fatal_tx, fatal) = watch::channel(None);
         std::thread::Builder::new()
-            .name("store".into())
+            .name(schema.thread.into())
             .spawn(move || write_loop(conn, inbox, &fatal_tx))
             .map_err(|e| open(e.to_string()))?;
         Ok(Self { jobs, fatal, path: Arc::new(path) })
+    }
+
+    /// Where the file is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Runs `job` on the writer and returns its result once it is committed.
@@ -68,37 +83,54 @@ impl Store {
     ///
     /// # Errors
     /// What the job or the commit failed with.
-    pub async fn run<T, F>(&self, job: F) -> Result<T, StoreError>
+    pub(super) async fn run<T, F>(&self, job: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     {
         let (answer, wait) = oneshot::channel();
         let job: Job = Box::new(move |tx| {
-            let done = in_savepoint(tx, job);
-            Box::new(move |committed| {
+            let (lost, done) = match in_savepoint(tx, job) {
+                Ok(done) => (Ok(()), done),
+                Err(lost) => (Err(lost.clone()), Err(lost)),
+            };
+            let tell: Tell = Box::new(move |committed| {
                 // Nobody listening is a caller that has gone; the job's effect stands all the same.
                 drop(answer.send(committed.and(done)));
-            })
+            });
+            (lost, tell)
         });
         self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
         wait.await.map_err(|_| StoreError::Closed)?
     }
 
     /// Changes once, when the store has failed for good: the member must leave service.
-    pub fn fatal(&self) -> watch::Receiver<Option<StoreError>> {
+    pub(super) fn fatal(&self) -> watch::Receiver<Option<StoreError>> {
         self.fatal.clone()
     }
 }
 
+/// Runs a job so that it can be undone alone. The outer error says that the transaction is lost: on a full disk, and on some
+/// other failures, SQLite undoes all of it by itself.
 fn in_savepoint<T>(
     tx: &Transaction<'_>,
     job: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
+) -> Result<Result<T, StoreError>, StoreError> {
     tx.execute_batch("SAVEPOINT job")?;
     let done = job(tx);
-    tx.execute_batch(if done.is_ok() { "RELEASE job" } else { "ROLLBACK TO job; RELEASE job" })?;
-    done
+    let undone = match (&done, tx.is_autocommit()) {
+        (Ok(_), false) => tx.execute_batch("RELEASE job"),
+        (Err(_), false) => tx.execute_batch("ROLLBACK TO job; RELEASE job"),
+        (_, true) => Ok(()),
+    };
+    match (done, undone, tx.is_autocommit()) {
+        (done, Ok(()), false) => Ok(done),
+        (Err(cause), ..) => Err(cause),
+        (Ok(_), Err(cause), _) => Err(cause.into()),
+        (Ok(_), Ok(()), true) => {
+            Err(StoreError::Sql { reason: "the transaction ended inside a job".into(), fatal: true })
+        }
+    }
 }
 
 /// SQLite takes a file shorter than a header for a new one and would write over it; a store is never rebuilt so.
@@ -119,9 +151,14 @@ fn check_magic(path: &Path) -> Result<(), StoreError> {
     Err(StoreError::Corrupt { path: path.to_owned(), reason: "it does not begin as an SQLite file does".into() })
 }
 
-fn prepare(conn: Connection, path: &Path) -> Result<Connection, StoreError> {
+fn prepare(conn: Connection, path: &Path, schema: &Schema) -> Result<Connection, StoreError> {
     let corrupt = |reason: String| StoreError::Corrupt { path: path.to_owned(), reason };
     let setup = || -> Result<String, rusqlite::Error> {
+        if schema.exclusive {
+            // Taken with the next line, and kept until the process ends.
+            conn.busy_timeout(EXCLUSIVE_PATIENCE)?;
+            conn.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        }
         conn.pragma_update(None, "journal_mode", "WAL")?;
         conn.pragma_update(None, "synchronous", "FULL")?;
         conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
@@ -134,16 +171,17 @@ fn prepare(conn: Connection, path: &Path) -> Result<Connection, StoreError> {
                 Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
                     corrupt(e.to_string())
                 }
+                Some(rusqlite::ErrorCode::DatabaseBusy) => StoreError::InUse { path: path.to_owned() },
                 _ => StoreError::Open { path: path.to_owned(), reason: e.to_string() },
             });
         }
     }
     let found: i64 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;
-    let known = i64::try_from(MIGRATIONS.len()).expect("few migrations");
+    let known = i64::try_from(schema.migrations.len()).expect("few migrations");
     if found > known {
         return Err(StoreError::Newer { path: path.to_owned(), found, known });
     }
-    for (number, sql) in (1..).zip(MIGRATIONS).skip(usize::try_from(found).unwrap_or(0)) {
+    for (number, sql) in (1..).zip(schema.migrations).skip(usize::try_from(found).unwrap_or(0)) {
         conn.execute_batch(&format!("BEGIN IMMEDIATE; {sql} PRAGMA user_version = {number}; COMMIT;"))?;
     }
     Ok(conn)
@@ -164,21 +202,21 @@ fn write_loop(mut conn: Connection, mut inbox: mpsc::Receiver<Job>, fatal: &watc
     }
 }
 
-type Answers = Vec<Box<dyn FnOnce(Result<(), StoreError>) + Send>>;
-
 fn run_group(
     conn: &mut Connection,
     first: Job,
     inbox: &mut mpsc::Receiver<Job>,
-    answers: &mut Answers,
+    answers: &mut Vec<Tell>,
 ) -> Result<(), StoreError> {
     // If it can't be begun, the job is dropped with its answer channel, and its caller sees the store closed.
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    answers.push(first(&tx));
-    while answers.len() < GROUP
-        && let Ok(job) = inbox.try_recv()
-    {
-        answers.push(job(&tx));
+    let mut next = Some(first);
+    while let Some(job) = next {
+        let (lost, tell) = job(&tx);
+        answers.push(tell);
+        // None of the group is stored then.
+        lost?;
+        next = if answers.len() < GROUP { inbox.try_recv().ok() } else { None };
     }
     tx.commit()?;
     Ok(())
@@ -188,10 +226,21 @@ fn run_group(
 mod tests {
     use super::*;
 
+    const NOTES: Schema = Schema {
+        file: "notes.sqlite",
+        thread: "notes",
+        migrations: &["CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;"],
+        exclusive: false,
+    };
+
+    fn open(dir: &Path) -> Result<Db, StoreError> {
+        Db::open(dir, &NOTES)
+    }
+
     #[tokio::test]
     async fn a_failed_job_is_undone_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = open(dir.path()).unwrap();
         let put = |key: &'static str, fail: bool| {
             store.run(move |tx| {
                 tx.execute("INSERT INTO meta VALUES (?1, x'00')", [key])?;
@@ -208,11 +257,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_disk_that_is_full_fails_the_whole_group_and_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).unwrap();
+        let full = |tx: &Transaction<'_>| Ok(tx.query_row("PRAGMA max_page_count = 1", [], |r| r.get::<_, i64>(0))?);
+        store.run(full).await.unwrap();
+        let put = |key: &'static str, size: i64| {
+            store.run(move |tx| Ok(tx.execute("INSERT INTO meta VALUES (?1, zeroblob(?2))", (key, size))?))
+        };
+        let (_small, large, _after) = tokio::join!(put("a", 1), put("b", 1 << 20), put("c", 1));
+        assert!(matches!(large, Err(StoreError::Sql { fatal: true, .. })), "{large:?}");
+        assert!(store.fatal().borrow().as_ref().is_some_and(StoreError::is_fatal));
+        let conn = Connection::open(dir.path().join(NOTES.file)).unwrap();
+        let large: i64 = conn.query_row("SELECT count(*) FROM meta WHERE key = 'b'", [], |r| r.get(0)).unwrap();
+        assert_eq!(large, 0);
+    }
+
+    #[tokio::test]
     async fn what_was_answered_is_there_after_reopening() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = open(dir.path()).unwrap();
         store.run(|tx| Ok(tx.execute("INSERT INTO meta VALUES ('k', x'07')", [])?)).await.unwrap();
-        let again = Store::open(dir.path()).unwrap();
+        let again = open(dir.path()).unwrap();
         let v: Vec<u8> = again.run(|tx| Ok(tx.query_row("SELECT value FROM meta", [], |r| r.get(0))?)).await.unwrap();
         assert_eq!(v, [7]);
     }
@@ -220,11 +286,11 @@ mod tests {
     #[test]
     fn a_damaged_file_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("miroir.sqlite");
+        let path = dir.path().join(NOTES.file);
         for size in [1, 64, 600, 9_000] {
             let notes = b"not a database ".repeat(600)[..size].to_vec();
             std::fs::write(&path, &notes).unwrap();
-            let error = Store::open(dir.path()).unwrap_err();
+            let error = open(dir.path()).unwrap_err();
             assert!(matches!(error, StoreError::Corrupt { .. }), "{size} bytes: {error}");
             assert_eq!(std::fs::read(&path).unwrap(), notes);
         }
@@ -233,8 +299,8 @@ mod tests {
     #[test]
     fn a_newer_schema_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("miroir.sqlite");
+        let path = dir.path().join(NOTES.file);
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-        assert!(matches!(Store::open(dir.path()), Err(StoreError::Newer { found: 99, .. })));
+        assert!(matches!(open(dir.path()), Err(StoreError::Newer { found: 99, .. })));
     }
 }

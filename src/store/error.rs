@@ -33,6 +33,36 @@ pub enum StoreError {
         /// Highest schema number that this version knows.
         known: i64,
     },
+    /// Another process has the file open.
+    #[error("the store {path} is in use by another process; a member runs once, and its directory belongs to it alone")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The directory belongs to another member.
+    #[error("the store {path} belongs to member {owner}, the config says {member}; ids are never reused")]
+    OtherMember {
+        /// The file.
+        path: PathBuf,
+        /// Whose store it is.
+        owner: String,
+        /// Who was to run on it.
+        member: String,
+    },
+    /// The member's two files were not written side by side: one of them is missing, or comes from a copy.
+    #[error(
+        "{file} does not belong beside {other} ({reason}): one of them was put back from a copy, taken away or replaced. A \
+         member never goes on from old files: move the whole directory away and start again, and it rejoins the mesh \
+         with an empty store"
+    )]
+    Mismatch {
+        /// One file.
+        file: PathBuf,
+        /// The other one.
+        other: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
     /// A statement failed.
     #[error("the store failed: {reason}")]
     Sql {
@@ -59,9 +89,14 @@ impl StoreError {
     pub fn is_fatal(&self) -> bool {
         match self {
             Self::Sql { fatal, .. } => *fatal,
-            Self::Open { .. } | Self::Corrupt { .. } | Self::Newer { .. } | Self::Malformed { .. } | Self::Closed => {
-                true
-            }
+            Self::Open { .. }
+            | Self::Corrupt { .. }
+            | Self::Newer { .. }
+            | Self::InUse { .. }
+            | Self::OtherMember { .. }
+            | Self::Mismatch { .. }
+            | Self::Malformed { .. }
+            | Self::Closed => true,
         }
     }
 }

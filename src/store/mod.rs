@@ -1,15 +1,23 @@
-//! The member's SQLite files: one connection with one writer thread, group commit, embedded forward-only migrations.
+//! The member's SQLite files, each with one connection, one writer thread, group commit and forward-only migrations.
 //!
-//! What is answered has been committed with `synchronous=FULL`. Reads check what writes checked. Must not know: the mesh,
-//! the node, or why something is stored.
+//! | file | holds |
+//! | --- | --- |
+//! | `ledger.sqlite` ([`LedgerStore`]) | who the store is, its starts and transactions, votes, copies of records |
+//! | `miroir.sqlite` ([`Store`]) | tasks, what the own node holds; notes which ledger file it lies beside |
+//!
+//! What is answered has been committed with `synchronous=FULL`. Reads check what writes checked. The two files belong
+//! together ([`identity`]): neither is used beside another copy of the other. Must not know: the mesh, the node, or why
+//! something is stored.
 
-pub mod db;
+mod db;
 pub mod error;
 pub mod identity;
+pub mod ledger;
 pub mod local;
-pub mod records;
+pub mod member;
 pub mod tasks;
 
-pub use db::Store;
 pub use error::StoreError;
 pub use identity::Identity;
+pub use ledger::LedgerStore;
+pub use member::Store;

@@ -104,9 +104,28 @@ metrics! {
     gossip_members: IntGaugeVec = "miroir_gossip_members",
         "Members by the state that they gossip (joining, active, draining, removed)", ["state"], &[];
     peers_suspect: IntGauge = "miroir_peers_suspect", "Peers whose probes go unanswered", [], &[];
-    records: IntGauge = "miroir_records_known", "Records in this member's store", [], &[];
-    records_digest: IntGauge = "miroir_records_digest",
-        "48 bits of the digest of all records: equal on members that know the same", [], &[];
+    ledger_operations: IntCounterVec = "miroir_ledger_operations_total",
+        "Changes and reads of this member by how they ended (changed, conflict, read, unknown, no_quorum, refused)",
+        ["outcome"], &[];
+    ledger_duration: HistogramVec = "miroir_ledger_operation_duration_seconds",
+        "Time of this member's changes and reads", ["kind"], SECONDS;
+    ledger_rounds: IntCounter = "miroir_ledger_rounds_total",
+        "Rounds in which this member asked other voters; more than operations: rivals, or voters that are away", [], &[];
+    ledger_conflicts: IntCounter = "miroir_ledger_conflicts_total",
+        "Refusals of this member's rounds because of a rival's higher ballot", [], &[];
+    ledger_messages: IntCounterVec = "miroir_ledger_messages_total",
+        "Messages of the ledger (queued, dropped, delivered, refused, lost: to peers; received: from peers; not_taken: of          peers, but there was no room)", ["outcome"], &[];
+    ledger_commit: Histogram = "miroir_ledger_commit_seconds",
+        "Time to make one step of the ledger durable", [], SECONDS;
+    ledger_stale: IntGauge = "miroir_ledger_stale",
+        "1 while this member can't tell whether its copies of records are the newest, otherwise 0", [], &[];
+    ledger_voters: IntGauge = "miroir_ledger_voters", "Voters of the newest list that this member knows", [], &[];
+    ledger_list: IntGauge = "miroir_ledger_list_number", "Number of that list", [], &[];
+    ledger_broken: IntCounter = "miroir_ledger_broken_invariants_total",
+        "Invariants that this member found broken; the log names them", [], &[];
+    records: IntGauge = "miroir_ledger_copies", "Copies of records in this member's store", [], &[];
+    records_digest: IntGauge = "miroir_ledger_digest",
+        "48 bits of the digest of all copies: equal on members that know the same", [], &[];
     tasks_pending: IntGauge = "miroir_tasks_pending",
         "Tasks handed out by this member that are not finished", [], &[];
     writes: IntCounterVec = "miroir_writes_total",

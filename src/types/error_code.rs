@@ -113,6 +113,7 @@ codes! {
     MiroirReservedField "miroir_reserved_field" 400 InvalidRequest,
     MiroirIndexLimit "miroir_index_limit" 400 InvalidRequest,
     MiroirNotSupported "miroir_not_supported" 501 InvalidRequest,
+    MiroirMeshState "miroir_mesh_state" 409 InvalidRequest,
     MiroirNoQuorum "miroir_no_quorum" 503 System,
     MiroirShardsUnavailable "miroir_shards_unavailable" 503 System,
     MiroirWriteUnknown "miroir_write_unknown" 504 System,

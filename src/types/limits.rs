@@ -38,6 +38,8 @@ pub const LEDGER_KEY_MAX_BYTES: usize = 512;
 pub const LEDGER_ITEMS_MAX: usize = 512;
 /// Most bytes of keys and values in one ledger message.
 pub const LEDGER_MESSAGE_MAX_BYTES: usize = 4 << 20;
+/// Largest ledger message, encoded: with ballots, lists and framing.
+pub const LEDGER_ENCODED_MAX_BYTES: usize = 6 << 20;
 /// Most changes and reads that a member's ledger has under way or queued.
 pub const LEDGER_OPS_MAX: usize = 8_192;
 /// Most of them for one key.
@@ -48,6 +50,7 @@ pub const LEDGER_STORES_MAX: usize = 1_024;
 pub const VOTERS_MAX: usize = 5;
 
 const _: () = assert!(LEDGER_MESSAGE_MAX_BYTES > 2 * (RECORD_MAX_BYTES + LEDGER_KEY_MAX_BYTES), "an item always fits");
+const _: () = assert!(LEDGER_ENCODED_MAX_BYTES > LEDGER_MESSAGE_MAX_BYTES + LEDGER_ITEMS_MAX * 1024, "ballots fit");
 const _: () = assert!(LEDGER_ITEMS_MAX * LEDGER_KEY_MAX_BYTES < LEDGER_MESSAGE_MAX_BYTES, "a page of keys fits");
 const _: () = assert!(LEDGER_STORES_MAX > MEMBERS_MAX && VOTERS_MAX <= MEMBERS_MAX);
 const _: () = assert!(PHYSICAL_UID_PART_MAX_BYTES + 3 + 8 <= INDEX_UID_MAX_BYTES);

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError};
 use crate::types::limits::CALL_HEADER_MAX_BYTES;
-use crate::types::{PhysicalIndex, RecordVersion, ShardSet, TaskUid};
+use crate::types::{PhysicalIndex, RecordKey, RecordVersion, ShardSet, TaskUid};
 
 /// Traffic classes: each has its own limit of calls under way, so that bulk never starves votes or searches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// Probes, gossip, records. Travels on the control connection.
+    /// Probes, gossip, the ledger. Travels on the control connection.
     Control,
     /// Writes to replicas.
     Replicate,
@@ -36,15 +36,13 @@ impl Class {
     }
 }
 
-/// A replicated record on its way: key, version and encoded value.
+/// A replicated record at a version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordCopy {
-    /// `names`, or `index:<physical>`.
-    pub key: String,
+pub struct RecordAt {
+    /// Its key in the ledger.
+    pub key: RecordKey,
     /// Counts the changes of this key, from 1.
     pub version: RecordVersion,
-    /// The value as JSON, so that an older member can carry fields that it does not know.
-    pub value: String,
 }
 
 /// A route that reads.
@@ -124,14 +122,6 @@ pub enum NodeQuestion {
 pub enum Request {
     /// Are you there? Answered by the transport itself, on a thread of its own.
     Probe,
-    /// All record keys with their versions.
-    RecordVersions,
-    /// The records of these keys.
-    RecordFetch(Vec<String>),
-    /// Records that the sender has; newer ones are taken.
-    RecordPush(Vec<RecordCopy>),
-    /// Asks the member that makes records to change one; `version` is the expected one.
-    RecordChange(RecordCopy),
     /// A read of these shards from the node beside you. You decide whether a filter is needed.
     Read(Read),
     /// A write to the node beside you.
@@ -140,6 +130,10 @@ pub enum Request {
     Node(NodeQuestion),
     /// A mesh task of which you are the home.
     Task(TaskUid),
+    /// A message of the ledger, in the body. One-way: the answer says that it arrived.
+    Ledger,
+    /// Answered when your copy of the record is at that version or a newer one.
+    Confirm(RecordAt),
 }
 
 /// A read of some shards of an index.
@@ -194,9 +188,6 @@ pub enum Refusal {
         /// Version known here.
         known: RecordVersion,
     },
-    /// The receiver is not the one that makes records now.
-    #[error("this member does not make records")]
-    NotMaker,
     /// Anything else, for people.
     #[error("{0}")]
     Other(String),
@@ -207,14 +198,6 @@ pub enum Refusal {
 pub enum Reply {
     /// Done, nothing to say.
     Done,
-    /// Keys and versions.
-    RecordVersions(Vec<(String, RecordVersion)>),
-    /// Records asked for.
-    Records(Vec<RecordCopy>),
-    /// The change was made.
-    Changed(RecordVersion),
-    /// The record was at this version, not at the expected one.
-    Conflict(RecordVersion),
     /// The node answered with this HTTP status; the body is the node's.
     Node(u16),
     /// The node did not answer: it is down, or its key is wrong. For a write it is certain that nothing was enqueued.
@@ -277,16 +260,15 @@ macro_rules! verbs {
     }};
 }
 
+// 2 to 5 were given once.
 verbs! {
     1 Probe,
-    2 RecordVersions,
-    3 RecordFetch(payload),
-    4 RecordPush(payload),
-    5 RecordChange(payload),
     6 Read(payload),
     7 Write(payload),
     8 Node(payload),
     9 Task(payload),
+    10 Ledger,
+    11 Confirm(payload),
 }
 
 /// The number of [`Request::Read`].
@@ -295,15 +277,13 @@ pub const READ: u16 = 6;
 impl Request {
     /// Whether a member that belongs to no mesh yet may be asked by, or may ask, one that does.
     pub fn before_mesh(verb: u16) -> bool {
-        verb == Self::Probe.verb()
+        verb == Self::Probe.verb() || verb == Self::Ledger.verb()
     }
 
     /// The traffic class that a call of this verb belongs to.
     pub fn class(&self) -> Class {
         match self {
-            Self::Probe | Self::RecordVersions | Self::RecordFetch(_) | Self::RecordPush(_) | Self::RecordChange(_) => {
-                Class::Control
-            }
+            Self::Probe | Self::Ledger | Self::Confirm(_) => Class::Control,
             Self::Read(_) | Self::Node(_) | Self::Task(_) => Class::Query,
             Self::Write(_) => Class::Replicate,
         }
@@ -319,13 +299,10 @@ mod tests {
     fn every_verb_survives_the_wire() {
         let index = PhysicalIndex::new("packages__m00000001").unwrap();
         let shards: ShardSet = [ShardId(0), ShardId(63)].into_iter().collect();
-        let record = RecordCopy { key: "names".into(), version: 7, value: "{}".into() };
         for r in [
             Request::Probe,
-            Request::RecordVersions,
-            Request::RecordFetch(vec!["names".into()]),
-            Request::RecordPush(vec![record.clone()]),
-            Request::RecordChange(record),
+            Request::Ledger,
+            Request::Confirm(RecordAt { key: RecordKey::mesh(), version: 7 }),
             Request::Read(Read {
                 index: index.clone(),
                 record_version: 3,
@@ -355,9 +332,9 @@ mod tests {
 
     #[test]
     fn a_length_that_is_a_lie_allocates_nothing() {
-        // A vector of 2^60 strings.
+        // A key of 2^60 bytes.
         let mut lie = vec![253];
         lie.extend_from_slice(&(1_u64 << 60).to_le_bytes());
-        assert!(Request::decode_payload(3, &lie).is_err());
+        assert!(Request::decode_payload(11, &lie).is_err());
     }
 }

@@ -63,8 +63,8 @@ pub struct Base {
     pub digest: [u64; 2],
     /// Digest of the newest of copies and accepted values: what a voter compares with.
     pub view: [u64; 2],
-    /// When each member was heard last, and from which store.
-    pub heard: BTreeMap<MemberId, (StoreId, Instant)>,
+    /// When each member was heard last.
+    pub heard: BTreeMap<MemberId, Instant>,
     /// For the driver.
     pub effects: VecDeque<Effect>,
     /// For this member itself.

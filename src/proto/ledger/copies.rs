@@ -73,18 +73,20 @@ impl Copies {
 
     /// Shows the digest to every voter.
     pub fn tick(&mut self, base: &mut Base, env: &Env) {
-        let Some(list) = base.stored.list.clone().filter(|_| base.made()) else {
-            self.due = env.now.plus(base.config.renew_interval);
-            return;
-        };
+        // A member that has just joined shows them at once.
+        let Some(list) = base.stored.list.clone().filter(|_| base.made()) else { return };
         if env.now < self.due {
             return;
         }
-        self.due = env.now.plus(base.config.renew_interval);
+        // Until it has heard enough it asks again as soon as a question may be taken for lost.
+        let lost_after = base.config.round_timeout.saturating_mul(2).min(base.config.renew_interval);
+        let fresh = self.fresh(&list, &base.config, env.now);
+        self.due = env.now.plus(if fresh { base.config.renew_interval } else { lost_after });
         self.relist(&list);
         for voter in &list.voters {
             // One that is reading still counts from its sending; one without an answer is asked anew.
-            let goes_on = |e: &Exchange| e.answered && env.now.since(e.sent) < base.config.lease_ttl;
+            let goes_on =
+                |e: &Exchange| env.now.since(e.sent) < if e.answered { base.config.lease_ttl } else { lost_after };
             if self.exchanges.get(voter).is_some_and(goes_on) {
                 continue;
             }

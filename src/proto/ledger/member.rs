@@ -37,7 +37,7 @@ impl Ledger {
     pub fn recover(config: Config, stored: Stored, env: &mut Env) -> Self {
         let mut base = Base::new(config, stored);
         let voters = base.stored.list.iter().flat_map(|l| l.voters.iter());
-        base.heard = voters.map(|v| (v.member.clone(), (v.store, env.now))).collect();
+        base.heard = voters.map(|v| (v.member.clone(), env.now)).collect();
         if base.stored.rolled_back {
             base.effects.push_back(rolled_back(&base));
         }
@@ -214,7 +214,7 @@ impl Ledger {
             }
         }
         if base.heard.contains_key(from) || base.heard.len() < 2 * MEMBERS_MAX {
-            base.heard.insert(from.clone(), (header.sender.store, now));
+            base.heard.insert(from.clone(), now);
         }
         None
     }

@@ -28,7 +28,7 @@ use super::message::{Item, RoundId};
 use super::proposer::{Job, Origin, Proposer, Want};
 use super::voters;
 use crate::proto::env::{Env, Instant};
-use crate::types::{MemberId, MeshRecord, RecordKey, StoreId, Voter, VoterList, VotersState};
+use crate::types::{MemberId, MeshRecord, RecordKey, Voter, VoterList, VotersState};
 
 /// Keys that are rewritten at the same time.
 const REWRITES_MAX: usize = 64;
@@ -117,7 +117,7 @@ impl Settle {
             self.noticed = None;
             return;
         };
-        if !self.is_my_turn(base, env.now, &record.voters, true) || !can_vote(base, &next, env.now) {
+        if !self.is_my_turn(base, env.now, &record.voters, true) {
             return;
         }
         let value = MeshRecord { voters: next, voters_state: VotersState::Settling, ..record };
@@ -290,25 +290,13 @@ fn ask_keys(base: &mut Base, list: &Arc<VoterList>, voter: &Voter, round: RoundI
     base.send(&voter.member, Some(voter.store), Some(Arc::clone(list)), item);
 }
 
-/// Whether a majority of a list has spoken lately, each from the store that is listed: a list without one would stand still,
-/// and no other could follow it.
-fn can_vote(base: &Base, list: &VoterList, now: Instant) -> bool {
-    let lately = |v: &&Voter| {
-        let speaks = |(store, at): &(StoreId, Instant)| *store == v.store && now.since(*at) < base.config.lease_ttl;
-        **v == base.me() || base.heard.get(&v.member).is_some_and(speaks)
-    };
-    list.voters.iter().filter(lately).count() >= list.majority()
-}
-
-/// Who has not been heard for so long that it should not vote, or speaks from another store than the record says.
+/// Who has not been heard for so long that it should not vote.
 fn silent(base: &Base, record: &MeshRecord, now: Instant) -> BTreeSet<MemberId> {
     let votes = |id: &MemberId| record.voters.of_member(id).is_some();
     let quiet = |id: &MemberId| {
         let heard = base.heard.get(id).copied();
-        let listed = record.member(id).map(|m| m.store);
         // One that does not vote yet has to be heard before it does; a voter has had since this process began.
-        heard
-            .map_or(!votes(id), |(store, at)| Some(store) != listed || now.since(at) >= base.config.voter_replace_after)
+        heard.map_or(!votes(id), |at| now.since(at) >= base.config.voter_replace_after)
     };
     let others = record.members.iter().map(|m| &m.id).filter(|id| **id != base.config.member);
     others.filter(|id| quiet(id)).cloned().collect()
