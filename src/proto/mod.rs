@@ -6,10 +6,14 @@
 //! | [`placement`] | a document's shard, a shard's members |
 //! | [`document`] | how a body splits into documents, which primary key, which ids are valid |
 //! | [`settings`] | what nodes are told instead of the client's settings, and back |
+//! | [`lease`] | who leads a scope, until when, and which orders are too old |
 //! | [`search`] | which members for which shards, and one list out of many |
 
 pub mod document;
+pub mod env;
 pub mod json;
+pub mod lease;
 pub mod placement;
+pub mod register;
 pub mod search;
 pub mod settings;

@@ -32,9 +32,25 @@ pub const CALL_BODY_MAX_BYTES: usize = 512 << 20;
 pub const GOSSIP_MESSAGE_MAX_BYTES: usize = 64 << 10;
 /// Largest total of a member's own gossip values.
 pub const GOSSIP_OWN_MAX_BYTES: usize = 8 << 10;
+/// Largest epoch: the last integer that every JSON reader keeps exact.
+pub const EPOCH_MAX: u64 = 1 << 53;
+/// Shortest lease that may be configured.
+pub const LEASE_TTL_MIN_MS: u64 = 100;
+/// Longest lease that may be configured.
+pub const LEASE_TTL_MAX_MS: u64 = 600_000;
+/// Most scopes that one member watches or holds at a time.
+pub const LEASE_SCOPES_MAX: usize = 16_384;
+/// Most scopes whose highest epoch one member remembers.
+pub const FENCES_MAX: usize = 65_536;
+/// Most changes or reads that a core gives to the ledger in one batch.
+pub const LEDGER_BATCH_MAX: usize = 512;
+/// Most of its own leases that a member gossips.
+pub const LEASE_SIGNS_MAX: usize = 64;
 
 const _: () = assert!(PHYSICAL_UID_PART_MAX_BYTES + 3 + 8 <= INDEX_UID_MAX_BYTES);
 const _: () = assert!(CALL_HEADER_MAX_BYTES > RECORD_MAX_BYTES, "a record travels in a call's header");
 const _: () = assert!(SHARDS_DEFAULT <= SHARDS_MAX);
 const _: () = assert!(GOSSIP_OWN_MAX_BYTES < GOSSIP_MESSAGE_MAX_BYTES);
 const _: () = assert!(BODY_DEFAULT_MAX_BYTES < CALL_BODY_MAX_BYTES);
+const _: () = assert!(LEASE_SCOPES_MAX < FENCES_MAX, "whatever is held can be fenced");
+const _: () = assert!(LEASE_TTL_MAX_MS.checked_mul(1_050).is_some(), "a lease's patience fits microseconds");
