@@ -196,6 +196,11 @@ pub enum LeaseError {
 }
 
 impl LeaseValue {
+    /// Microseconds of belief for each millisecond of the TTL.
+    pub const BELIEF_PER_MS: u64 = 950;
+    /// Microseconds of patience for each millisecond of the TTL.
+    pub const PATIENCE_PER_MS: u64 = 1_050;
+
     /// Reads a record's text.
     ///
     /// # Errors
@@ -215,12 +220,12 @@ impl LeaseValue {
 
     /// How long its holder may believe, from before it sent the attempt: the TTL less a twentieth.
     pub fn belief(&self) -> Duration {
-        Duration::from_micros(self.ttl_ms * 950)
+        Duration::from_micros(self.ttl_ms * Self::BELIEF_PER_MS)
     }
 
     /// How long everybody else must see it unchanged: the TTL and a twentieth.
     pub fn patience(&self) -> Duration {
-        Duration::from_micros(self.ttl_ms * 1_050)
+        Duration::from_micros(self.ttl_ms * Self::PATIENCE_PER_MS)
     }
 }
 

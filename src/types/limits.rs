@@ -46,6 +46,22 @@ pub const FENCES_MAX: usize = 65_536;
 pub const LEDGER_BATCH_MAX: usize = 512;
 /// Most of its own leases that a member gossips.
 pub const LEASE_SIGNS_MAX: usize = 64;
+/// Finished operations of a scope that stay listed.
+pub const OPERATIONS_PAST_MAX: usize = 20;
+/// Lines of an operation's history.
+pub const OPERATION_HISTORY_MAX: usize = 64;
+/// Largest extra state of an operation, as JSON.
+pub const OPERATION_EXTRA_MAX_BYTES: usize = 256 << 10;
+/// Longest text of an operation's error.
+pub const OPERATION_ERROR_MAX_BYTES: usize = 2_048;
+/// Most requests about one scope's operations that wait for the ledger at a time.
+pub const OPERATION_REQUESTS_MAX: usize = 32;
+/// Most jobs in one queue.
+pub const JOBS_MAX: usize = 1_000;
+/// Largest work or cursor of a job, as JSON.
+pub const JOB_PART_MAX_BYTES: usize = 4 << 10;
+/// Former targets that an alias remembers.
+pub const ALIAS_HISTORY_MAX: usize = 5;
 
 const _: () = assert!(PHYSICAL_UID_PART_MAX_BYTES + 3 + 8 <= INDEX_UID_MAX_BYTES);
 const _: () = assert!(CALL_HEADER_MAX_BYTES > RECORD_MAX_BYTES, "a record travels in a call's header");

@@ -6,11 +6,13 @@ pub mod error_code;
 pub mod ids;
 pub mod lease;
 pub mod limits;
+pub mod operation;
 pub mod records;
 pub mod shards;
 
 pub use error_code::{ErrorCode, ErrorKind};
 pub use ids::{GroupId, IdError, IndexUid, MemberId, MeshId, PhysicalIndex, RecordVersion, TaskUid, TraceId};
 pub use lease::{Epoch, Holder, LeaseSign, LeaseValue, Order, Scope};
-pub use records::{IndexRecord, NamesRecord, ReplicaState, ShardRecord, ShardReplica};
+pub use operation::{Claim, Job, JobsRecord, OperationEntry, OperationRecord, OperationState, Progress};
+pub use records::{AliasRecord, FormerTarget, IndexRecord, NamesRecord, ReplicaState, ShardRecord, ShardReplica};
 pub use shards::{ShardId, ShardSet};

@@ -174,9 +174,10 @@ impl LeaseCore {
     }
 
     /// The scope is not wanted any more. Belief ends now; the release is sent when the driver says that what ran under the
-    /// lease [has ended](Self::handle_ended).
+    /// lease [has ended](Self::handle_ended). Standing scopes and the own `alive:` are wanted as long as the process lives.
     pub fn handle_release(&mut self, env: &mut Env, scope: &Scope) {
-        if let Some(scoped) = self.scopes.get_mut(scope) {
+        let kept = scope.is_standing() || self.is_own_life(scope);
+        if let Some(scoped) = self.scopes.get_mut(scope).filter(|_| !kept) {
             scoped.wanted = false;
             self.give_back(env.now, scope);
         }
@@ -345,7 +346,7 @@ impl LeaseCore {
     }
 
     fn give_back(&mut self, now: Instant, scope: &Scope) {
-        let patience = Duration::from_micros(self.config.ttl_ms * 1_050);
+        let patience = Duration::from_micros(self.config.ttl_ms * LeaseValue::PATIENCE_PER_MS);
         let me = self.me.clone();
         let Some(scoped) = self.scopes.get_mut(scope) else { return };
         let stands = scoped.watch.lease().is_some_and(|v| v.holder == me && !v.released);

@@ -223,8 +223,9 @@ impl Sim {
     /// A delay: short mostly, and under faults now and then as long as several TTLs; all is over when it is calm.
     fn delay(&mut self, short: Range<u64>) -> u64 {
         if self.hit() {
-            let long = self.rng.u64(0..3 * TTL);
-            return long.min(self.calm_at - self.now);
+            // Half of them just late enough that somebody has asked in between.
+            let long = if self.rng.bool() { 3 * TTL } else { 2 * DEADLINE };
+            return self.rng.u64(0..long).min(self.calm_at - self.now);
         }
         self.rng.u64(short)
     }
@@ -386,6 +387,12 @@ impl Sim {
                 None => {}
             }
             return;
+        }
+        // The worst moment to be cut off: when what one has just heard is all that one will hear.
+        if matches!(input, Input::Answer(_, Answer::Conflict { .. })) && self.now < self.calm_at && self.rng.bool() {
+            self.nodes[n].cut = true;
+            let back = (self.now + self.rng.u64(0..2 * TTL)).min(self.calm_at);
+            self.at(back, Event::Cut(n, false));
         }
         self.with(n, |core, env| match input {
             Input::Tick => core.handle_tick(env),
