@@ -91,9 +91,12 @@ fn names_are_bounded_by_count_and_by_bytes() {
     assert_eq!(create(&names, &uid("more"), &uid("a")), Err(AliasError::Full));
     assert_eq!(check_new_index(&names, &uid("more")), Err(AliasError::Full));
     let mut names = self::names();
-    while check_new_index(&names, &uid(&format!("{:0>400}", names.indexes.len()))).is_ok() {
-        let name = uid(&format!("{:0>400}", names.indexes.len()));
-        names.indexes.insert(name.clone(), PhysicalIndex::of(&name, 0));
+    let long = |n: usize| uid(&format!("{n:0>400}"));
+    let add = |names: &mut NamesRecord, name: IndexUid| names.indexes.insert(name.clone(), PhysicalIndex::of(&name, 0));
+    (0..1_305).for_each(|n| drop(add(&mut names, long(n))));
+    while check_new_index(&names, &long(names.indexes.len())).is_ok() {
+        let name = long(names.indexes.len());
+        add(&mut names, name);
     }
     assert!(names.indexes.len() < NAMES_MAX && encoded(&names) <= RECORD_MAX_BYTES);
 }

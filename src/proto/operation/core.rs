@@ -137,7 +137,8 @@ impl Operations {
     pub fn next_wake(&self) -> Option<Instant> {
         let wake = |s: &Scoped| match (&s.under_way, &s.led) {
             (Some(u), _) => Some(u.given.plus(ANSWER_WITHIN)),
-            (None, _) if s.read_first || !s.requests.is_empty() => Some(s.not_before),
+            (None, _) if !s.requests.is_empty() => Some(s.not_before),
+            (None, Some(_)) if s.read_first || s.known.is_none() => Some(s.not_before),
             (None, Some(led)) => match &led.run {
                 None => s.wanted.then(|| led.retry_at.max(s.not_before)),
                 Some((_, Some(_))) => Some(s.not_before),

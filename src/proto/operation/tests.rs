@@ -2,7 +2,6 @@
 //! and doing a step twice is doing it once. Leases are granted by the test, sometimes to two at once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -11,12 +10,8 @@ use crate::proto::env::{Env, Instant};
 use crate::proto::register::{Answer, Change, Chosen, OpId, Read};
 use crate::types::{Epoch, OperationEntry, OperationRecord, OperationState, Scope};
 
-static SIX: Kind = Kind {
-    name: "six",
-    phases: &["a", "b", "c", "d", "e", "f"],
-    undoable: &["a", "b", "c"],
-    destructive: &["f"],
-};
+static SIX: Kind =
+    Kind { name: "six", phases: &["a", "b", "c", "d", "e", "f"], undoable: &["a", "b", "c"], destructive: &["f"] };
 static SETTINGS: Kind =
     Kind { name: "settings", phases: &["propose", "verify", "commit"], undoable: &["propose"], destructive: &[] };
 
@@ -41,6 +36,7 @@ struct World {
     rng: fastrand::Rng,
     cores: Vec<Operations>,
     starts: Vec<u64>,
+    ticks: Vec<u64>,
     wants: BTreeSet<usize>,
     /// What each member believes; more than one only where a clock stood still.
     believes: Vec<Option<Epoch>>,
@@ -67,6 +63,7 @@ impl World {
             rng: fastrand::Rng::with_seed(seed),
             cores: vec![Operations::new(vec![&SIX, &SETTINGS]); 3],
             starts: vec![1; 3],
+            ticks: vec![0; 3],
             wants: BTreeSet::new(),
             believes: vec![None; 3],
             epoch: 0,
@@ -118,7 +115,11 @@ impl World {
             self.carry_out(n, effect);
         }
         if let Some(wake) = self.cores[n].next_wake() {
-            self.at(wake.0.max(self.now + 1), Event::Tick(n, self.starts[n]));
+            let at = wake.0.max(self.now + 1);
+            if at < self.ticks[n] || self.ticks[n] <= self.now {
+                self.ticks[n] = at;
+                self.at(at, Event::Tick(n, self.starts[n]));
+            }
         }
         out
     }
@@ -185,6 +186,7 @@ impl World {
         self.believes[n] = None;
         self.wants.remove(&n);
         self.starts[n] += 1;
+        self.ticks[n] = 0;
         self.cores[n] = Operations::new(vec![&SIX, &SETTINGS]);
         if !self.chosen.is_empty() {
             let copy = self.chosen[self.rng.usize(0..self.chosen.len())].clone();
@@ -308,7 +310,7 @@ fn a_leader_killed_in_verify_is_followed_in_verify() {
 
 #[test]
 fn phases_never_go_back_and_twice_is_once_whatever_fails() {
-    for seed in 0..1_500 {
+    for seed in 0..1_000 {
         let calm_at = 30 * SECOND;
         let mut world = World::new(seed, 30 + seed % 200, calm_at);
         world.begin((seed % 3) as usize, &SIX);
@@ -367,7 +369,7 @@ fn what_can_be_undone_is_cancelled_and_what_cannot_is_not() {
     }
     let id = world.with(1, |core, env| core.handle_request(env, &SCOPE, cancel, "now"));
     world.run(world.now + 20 * SECOND);
-    let answer = world.answered.iter().find(|(request, _)| *request == id);
+    let answer = world.answered.iter().rev().find(|(request, _)| *request == id);
     assert!(matches!(answer, Some((_, Err(RequestError::TooLate { .. })))), "{answer:?}");
     assert_eq!(world.last().state, OperationState::Done);
 }
@@ -422,5 +424,4 @@ fn progress_has_a_rate_and_is_written_seldom() {
     assert!((49.0..51.0).contains(&progress.rate) && progress.done >= 2_400, "{progress:?}");
     assert!(progress.seconds_left().is_some_and(|s| (100.0..200.0).contains(&s)));
     assert!((4..=7).contains(&(world.chosen.len() as u64 - version)), "one write in ten seconds");
-    assert!(Duration::from_secs(60) >= Duration::from_micros(SECOND));
 }
