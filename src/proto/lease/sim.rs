@@ -280,12 +280,13 @@ impl Sim {
             }
             Effect::Changes(changes) => {
                 for change in changes {
-                    self.ask(n, change.op, |lost| Event::Change(n, start, change, lost));
+                    let vote = Some((change.key.clone(), change.value.clone()));
+                    self.ask(n, change.op, vote, |lost| Event::Change(n, start, change, lost));
                 }
             }
             Effect::Reads(reads) => {
                 for read in reads {
-                    self.ask(n, read.op, |lost| Event::Read(n, start, read, lost));
+                    self.ask(n, read.op, None, |lost| Event::Read(n, start, read, lost));
                 }
             }
             Effect::Gossip(signs) => {
@@ -300,7 +301,7 @@ impl Sim {
     }
 
     /// Sends a request on its way, or tells that it is lost.
-    fn ask(&mut self, n: usize, op: OpId, event: impl FnOnce(bool) -> Event) {
+    fn ask(&mut self, n: usize, op: OpId, vote: Option<(String, Arc<str>)>, event: impl FnOnce(bool) -> Event) {
         let start = Some(self.nodes[n].start);
         if self.nodes[n].cut || self.hit() {
             let answer = if self.rng.bool() { Answer::Unknown } else { Answer::NoQuorum };
@@ -308,6 +309,11 @@ impl Sim {
         }
         let d = self.delay(MS..30 * MS);
         let overdue = d > DEADLINE && self.rng.bool();
+        // What is held up has reached one voter already, now and then.
+        if let Some((key, value)) = vote.filter(|_| d > DEADLINE && self.rng.bool()) {
+            let other = self.rng.usize(0..self.nodes.len());
+            self.at(self.now + MS, Event::Hear(other, None, Input::Accepted(key, value)));
+        }
         if overdue {
             self.at(self.now + DEADLINE, Event::Hear(n, start, Input::Answer(op, Answer::Unknown)));
         }
@@ -354,6 +360,17 @@ impl Sim {
             }
         }
         self.reply(n, start, change.op, Answer::Changed { version }, told);
+    }
+
+    /// The worst moment for a change to take effect that was thought lost: right after its sender has asked.
+    fn let_land(&mut self, n: usize, start: u64, key: &str) {
+        let thought_lost =
+            |e: &Event| matches!(e, Event::Change(m, s, c, true) if *m == n && *s == start && c.key == key);
+        let held_up: Vec<_> = self.events.iter().filter(|(_, e)| thought_lost(e)).map(|(at, _)| *at).collect();
+        for at in held_up {
+            let event = self.events.remove(&at).expect("found above");
+            self.at(self.now + 1, event);
+        }
     }
 
     fn send_order(&mut self, n: usize) {
@@ -418,6 +435,7 @@ impl Sim {
                 Event::Change(n, start, change, told) => self.change(n, start, change, told),
                 Event::Read(n, start, read, told) => {
                     let current = self.registers.get(&read.key).cloned();
+                    self.let_land(n, start, &read.key);
                     self.reply(n, start, read.op, Answer::Read { current }, told);
                 }
                 Event::Kill(n) => self.kill(n),
