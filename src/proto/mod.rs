@@ -36,7 +36,6 @@ pub mod env;
 pub mod invariant;
 pub mod jobs;
 pub mod json;
-pub mod json;
 pub mod lease;
 pub mod ledger;
 pub mod operation;
