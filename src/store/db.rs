@@ -32,7 +32,10 @@ pub(super) struct Schema {
     pub(super) exclusive: bool,
 }
 
-type Job = Box<dyn FnOnce(&Transaction<'_>) -> Box<dyn FnOnce(Result<(), StoreError>) + Send> + Send>;
+/// Told how the transaction ended.
+type Tell = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+/// An error says that the whole transaction is lost, not the job alone.
+type Job = Box<dyn FnOnce(&Transaction<'_>) -> (Result<(), StoreError>, Tell) + Send>;
 
 /// A handle of one file; cheap to clone.
 #[derive(Clone)]
@@ -87,11 +90,15 @@ impl Db {
     {
         let (answer, wait) = oneshot::channel();
         let job: Job = Box::new(move |tx| {
-            let done = in_savepoint(tx, job);
-            Box::new(move |committed| {
+            let (lost, done) = match in_savepoint(tx, job) {
+                Ok(done) => (Ok(()), done),
+                Err(lost) => (Err(lost.clone()), Err(lost)),
+            };
+            let tell: Tell = Box::new(move |committed| {
                 // Nobody listening is a caller that has gone; the job's effect stands all the same.
                 drop(answer.send(committed.and(done)));
-            })
+            });
+            (lost, tell)
         });
         self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
         wait.await.map_err(|_| StoreError::Closed)?
@@ -103,14 +110,27 @@ impl Db {
     }
 }
 
+/// Runs a job so that it can be undone alone. The outer error says that the transaction is lost: on a full disk, and on some
+/// other failures, SQLite undoes all of it by itself.
 fn in_savepoint<T>(
     tx: &Transaction<'_>,
     job: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
+) -> Result<Result<T, StoreError>, StoreError> {
     tx.execute_batch("SAVEPOINT job")?;
     let done = job(tx);
-    tx.execute_batch(if done.is_ok() { "RELEASE job" } else { "ROLLBACK TO job; RELEASE job" })?;
-    done
+    let undone = match (&done, tx.is_autocommit()) {
+        (Ok(_), false) => tx.execute_batch("RELEASE job"),
+        (Err(_), false) => tx.execute_batch("ROLLBACK TO job; RELEASE job"),
+        (_, true) => Ok(()),
+    };
+    match (done, undone, tx.is_autocommit()) {
+        (done, Ok(()), false) => Ok(done),
+        (Err(cause), ..) => Err(cause),
+        (Ok(_), Err(cause), _) => Err(cause.into()),
+        (Ok(_), Ok(()), true) => {
+            Err(StoreError::Sql { reason: "the transaction ended inside a job".into(), fatal: true })
+        }
+    }
 }
 
 /// SQLite takes a file shorter than a header for a new one and would write over it; a store is never rebuilt so.
@@ -182,21 +202,21 @@ fn write_loop(mut conn: Connection, mut inbox: mpsc::Receiver<Job>, fatal: &watc
     }
 }
 
-type Answers = Vec<Box<dyn FnOnce(Result<(), StoreError>) + Send>>;
-
 fn run_group(
     conn: &mut Connection,
     first: Job,
     inbox: &mut mpsc::Receiver<Job>,
-    answers: &mut Answers,
+    answers: &mut Vec<Tell>,
 ) -> Result<(), StoreError> {
     // If it can't be begun, the job is dropped with its answer channel, and its caller sees the store closed.
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    answers.push(first(&tx));
-    while answers.len() < GROUP
-        && let Ok(job) = inbox.try_recv()
-    {
-        answers.push(job(&tx));
+    let mut next = Some(first);
+    while let Some(job) = next {
+        let (lost, tell) = job(&tx);
+        answers.push(tell);
+        // None of the group is stored then.
+        lost?;
+        next = if answers.len() < GROUP { inbox.try_recv().ok() } else { None };
     }
     tx.commit()?;
     Ok(())
@@ -234,6 +254,23 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(keys, "a,c");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_full_fails_the_whole_group_and_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).unwrap();
+        let full = |tx: &Transaction<'_>| Ok(tx.query_row("PRAGMA max_page_count = 1", [], |r| r.get::<_, i64>(0))?);
+        store.run(full).await.unwrap();
+        let put = |key: &'static str, size: i64| {
+            store.run(move |tx| Ok(tx.execute("INSERT INTO meta VALUES (?1, zeroblob(?2))", (key, size))?))
+        };
+        let (_small, large, _after) = tokio::join!(put("a", 1), put("b", 1 << 20), put("c", 1));
+        assert!(matches!(large, Err(StoreError::Sql { fatal: true, .. })), "{large:?}");
+        assert!(store.fatal().borrow().as_ref().is_some_and(StoreError::is_fatal));
+        let conn = Connection::open(dir.path().join(NOTES.file)).unwrap();
+        let large: i64 = conn.query_row("SELECT count(*) FROM meta WHERE key = 'b'", [], |r| r.get(0)).unwrap();
+        assert_eq!(large, 0);
     }
 
     #[tokio::test]

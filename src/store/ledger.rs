@@ -122,6 +122,19 @@ impl LedgerStore {
         self.0.run(|tx| text(tx, "bootstrap")).await
     }
 
+    /// From now on the file does not grow any more, as on a full disk.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn fill_for_test(&self) -> Result<(), StoreError> {
+        self.0
+            .run(|tx| {
+                tx.query_row("PRAGMA max_page_count = 1", [], |row| row.get::<_, i64>(0))?;
+                Ok(())
+            })
+            .await
+    }
+
     /// Notes what [`LedgerStore::bootstrap`] gives.
     ///
     /// # Errors

@@ -90,7 +90,7 @@ mod tests {
 
     fn encoded() -> Bytes {
         let sender = Sender { store: StoreId([1; 16]), start: 1, began: 1, count: 1 };
-        let header = Header { mesh: None, sender, to_store: None, list: None, forming: None };
+        let header = Header { mesh: None, sender, to_store: None, list: None, forming: None, made: false };
         let message = Message { header, items: Vec::new() };
         codec::encode("ledger message", &message, LEDGER_ENCODED_MAX_BYTES).unwrap().into()
     }

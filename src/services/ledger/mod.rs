@@ -14,6 +14,8 @@ pub mod driver;
 pub mod handle;
 pub mod inbox;
 pub mod outbox;
+#[cfg(test)]
+mod tests;
 
 pub use driver::{Driver, Parts};
 pub use handle::{ChangeRequest, Copies, Follower, LedgerHandle, Sighting, Status, words};
