@@ -173,7 +173,7 @@ fn a_fault_inside_the_member_list_names_its_own_line() {
     assert_eq!(
         faults,
         ["miroir.toml:6: [mesh] bootstrap: expected a list such as [{ id = \"m1\", group = \"g1\", address = \
-          \"10.0.0.1:7781\" }], found a list (unknown field `grup`, expected one of `id`, `group`, `address`)"]
+          \"10.0.0.1:7781\" }], found a list (unknown field `grup`, expected one of `id`, `group`, `address`, `witness`)"]
     );
 }
 
@@ -339,7 +339,7 @@ fn relations_between_keys_are_checked() {
         (format!("{SOUND}[meilisearch]\nurl = \"http://localhost:7780\"\n"), "miroir.toml:6: [meilisearch] url: expected the node's own address, found that of [http] listen".into()),
         (format!("{SOUND}probe_interval_ms = 2000\n"), "miroir.toml:5: [mesh] probe_interval_ms: expected at most gossip_interval_ms = 1000 (a suspect must be known before gossip misses it), found 2000".into()),
         (format!("{SOUND}[leader_election]\nlease_ttl_s = 6\n"), "miroir.toml: [leader_election] renew_interval_s: expected less than half of lease_ttl_s = 6 (one lost renewal must not cost a lease), found 3".into()),
-        (format!("{SOUND}[leader_election]\nlease_ttl_s = 2\n"), "miroir.toml:6: [leader_election] lease_ttl_s: expected a number of seconds from 3 to 600, found 2".into()),
+        (format!("{SOUND}[leader_election]\nlease_ttl_s = 2\n"), "miroir.toml:6: [leader_election] lease_ttl_s: expected a number of seconds from 3 to 600, found the number 2".into()),
         (format!("{SOUND}[search]\ndeadline_ms = 60001\n"), "miroir.toml:6: [search] deadline_ms: expected at most [meilisearch] timeout_s = 60 (no part may take longer), found 60001".into()),
     ] {
         assert_eq!(Case::new(&text).faults(&[]).join("\n"), fault);
