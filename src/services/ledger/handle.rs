@@ -314,6 +314,11 @@ impl LedgerHandle {
         now() < *self.shared.fresh_until.borrow()
     }
 
+    /// Until when the copies are fresh, as far as is known; wakes whenever that changes.
+    pub fn fresh_until(&self) -> watch::Receiver<Instant> {
+        self.shared.fresh_until.subscribe()
+    }
+
     /// Waits until the copies are fresh.
     ///
     /// Cancel-safe.
