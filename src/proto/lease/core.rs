@@ -184,6 +184,15 @@ impl LeaseCore {
         self.run(env);
     }
 
+    /// The scope is given back so that a member that comes before this one may have it, and wanted all the same: if nobody
+    /// takes it, this member does.
+    pub fn handle_yield(&mut self, env: &mut Env, scope: &Scope) {
+        if self.scopes.get(scope).is_some_and(|s| s.own.hold().is_some()) {
+            self.give_back(env.now, scope);
+        }
+        self.run(env);
+    }
+
     /// The process is about to end: nothing is wanted any more.
     pub fn handle_shutdown(&mut self, env: &mut Env) {
         let scopes: Vec<Scope> = self.scopes.keys().cloned().collect();

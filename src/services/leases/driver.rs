@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::handle::{Input, LeaseHandle, Shared};
 use super::view::{Row, View};
 use crate::proto::env::{Env, Instant};
-use crate::proto::lease::{Config, Effect, Fences, LeaseCore, LostWhy};
+use crate::proto::lease::{Config, Effect, Fences, LeaseCore, LostWhy, rank};
 use crate::proto::ledger;
 use crate::proto::register::{Answer, Change, Chosen, OpId, Read};
 use crate::rt::clock;
@@ -32,6 +32,8 @@ const HOLDINGS: &str = "miroir::holdings";
 const WAITING: usize = 256;
 /// The longest nap: timers of the runtime do not run while the machine sleeps.
 const NAP: Duration = Duration::from_secs(1);
+/// So many TTLs the member that comes first for a standing scope has lived before another one gives the scope to it.
+const SETTLED_TTLS: u32 = 3;
 /// Between two writings of the table for people.
 const SHOW_PAUSE: Duration = Duration::from_secs(1);
 
@@ -81,6 +83,10 @@ pub struct Driver {
     began: BTreeMap<Scope, Instant>,
     // Given back, while something may still run under the lease.
     ending: BTreeSet<Scope>,
+    // Since when each member is seen to live under one epoch.
+    lives: BTreeMap<MemberId, (Epoch, Instant)>,
+    // To which life a standing scope was offered: once, because that member may not want it.
+    offered: BTreeMap<Scope, (MemberId, Epoch)>,
     closing: Vec<oneshot::Sender<()>>,
     counted_until: Instant,
 }
@@ -115,6 +121,8 @@ impl Driver {
             members: Vec::new(),
             began: BTreeMap::new(),
             ending: BTreeSet::new(),
+            lives: BTreeMap::new(),
+            offered: BTreeMap::new(),
             closing: Vec::new(),
             counted_until: at,
         };
@@ -177,6 +185,7 @@ impl Driver {
             let standing = *state.borrow_and_update();
             self.hear_standing(standing).await?;
             self.hear_ended().await?;
+            self.spread().await?;
         }
     }
 
@@ -253,6 +262,38 @@ impl Driver {
         if eligible != self.eligible {
             self.eligible = eligible;
             self.call(|core, env| core.handle_eligible(env, eligible));
+            self.step().await?;
+        }
+        Ok(())
+    }
+
+    /// Gives standing scopes to the members that come first for them: after a start whoever is there first holds them all.
+    async fn spread(&mut self) -> Result<(), StoreError> {
+        let (view, at) = (Arc::clone(&self.shared.view.borrow()), now());
+        let mut lives = BTreeMap::new();
+        for row in view.rows().iter().filter(|row| row.expires_in(at).is_some()) {
+            if let Scope::Alive(member) = &row.scope {
+                let before = self.lives.get(member).filter(|(epoch, _)| *epoch == row.epoch);
+                lives.insert(member.clone(), before.copied().unwrap_or((row.epoch, at)));
+            }
+        }
+        self.lives = lives;
+        let settled = Duration::from_millis(self.config.ttl_ms) * SETTLED_TTLS;
+        let members: Vec<&MemberId> = self.members.iter().collect();
+        let mut offers = Vec::new();
+        for scope in Scope::STANDING.iter().filter(|scope| view.believes(scope, at).is_some()) {
+            let Some(first) = rank::order(scope, &members).first().copied() else { continue };
+            let Some((epoch, since)) = self.lives.get(first).copied() else { continue };
+            let offer = (first.clone(), epoch);
+            let new = self.offered.get(scope) != Some(&offer);
+            if new && first != self.ledger.member() && at.since(since) >= settled {
+                offers.push((scope.clone(), offer));
+            }
+        }
+        for (scope, offer) in offers {
+            tracing::debug!(%scope, to = %offer.0, "a standing scope is given to the member that comes first for it");
+            self.offered.insert(scope.clone(), offer);
+            self.call(|core, env| core.handle_yield(env, &scope));
             self.step().await?;
         }
         Ok(())
