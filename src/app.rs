@@ -168,6 +168,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         config.node.witness,
     );
     tokio::spawn(mesh_service.clone().follow_ledger());
+    tokio::spawn(mesh_service.clone().keep_own_store());
 
     let own_state = watch::Sender::new(MemberState::Joining);
     if !config.node.witness {

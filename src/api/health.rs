@@ -27,8 +27,9 @@ pub async fn health(State(api): State<Api>) -> ApiResult {
     let seen = api.cluster.seen();
     let own = seen.get(own);
     let why = match own {
-        Some(seen) if seen.state == Some(MemberState::Active) => seen.node.error.clone(),
         Some(seen) if seen.state == Some(MemberState::Draining) => Some("it is draining".into()),
+        Some(seen) if !api.mesh.witness() && seen.node.error.is_some() => seen.node.error.clone(),
+        Some(seen) if seen.state == Some(MemberState::Active) => None,
         _ => Some(api.mesh.missing()),
     };
     let why = why.unwrap_or_else(|| "its node has not been probed yet".into());

@@ -85,13 +85,15 @@ pub fn promises_never_go_back(
     Ok(())
 }
 
+/// A value, and who accepted it under which list.
+type Acceptances = (Versioned, Vec<(Voter, u64)>);
+
 /// Everything that was ever accepted, chosen or answered in one mesh: what the invariants across members are asked of.
 /// Grows without bound, for tests, simulator and model.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
     lists: BTreeMap<u64, VoterList>,
-    /// Key and ballot → the value, and who accepted it under which list.
-    accepted: BTreeMap<(RecordKey, Ballot), (Versioned, Vec<(Voter, u64)>)>,
+    accepted: BTreeMap<(RecordKey, Ballot), Acceptances>,
     /// Key and version → the chosen value.
     chosen: BTreeMap<(RecordKey, u64), Versioned>,
     /// Key and version → how many changes were answered with it.
@@ -152,13 +154,25 @@ impl History {
 
     /// Somebody holds or tells this value as chosen.
     ///
+    /// A majority of a list that holds one ballot is enough, whenever its voters accepted it: no later round misses it.
+    ///
     /// # Errors
     /// [`Broken`] if no majority accepted it, or if another value of the version is chosen.
-    pub fn told_as_chosen(&self, key: &RecordKey, record: &Versioned) -> Result<(), Broken> {
-        match self.chosen.get(&(key.clone(), record.version)) {
-            Some(chosen) => one_value_per_version(key, chosen, record),
-            None => broken("copies_are_chosen", key, format!("{record:?} was accepted by no majority")),
+    pub fn told_as_chosen(&mut self, key: &RecordKey, record: &Versioned) -> Result<(), Broken> {
+        if let Some(chosen) = self.chosen.get(&(key.clone(), record.version)) {
+            return one_value_per_version(key, chosen, record);
         }
+        let lists = &self.lists;
+        let held = |voters: &[(Voter, u64)]| {
+            let votes = |l: &VoterList| voters.iter().filter(|(v, under)| *under <= l.number && l.has(v)).count();
+            lists.values().any(|l| votes(l) >= l.majority())
+        };
+        let of_key = self.accepted.iter().filter(|((k, _), (known, _))| k == key && known == record);
+        if !of_key.map(|(_, (_, voters))| voters).any(|voters| held(voters)) {
+            return broken("copies_are_chosen", key, format!("{record:?} was accepted by no majority"));
+        }
+        self.chosen.insert((key.clone(), record.version), record.clone());
+        Ok(())
     }
 
     /// A change was answered with this version.
@@ -191,5 +205,82 @@ impl History {
     /// The newest chosen version of a key; 0 if there is none.
     pub fn newest(&self, key: &RecordKey) -> u64 {
         self.versions(key).next_back().map_or(0, |((_, v), _)| *v)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{MemberId, StoreId};
+
+    fn voter(i: u8) -> Voter {
+        Voter { member: MemberId::new(format!("m{i}")).unwrap(), store: StoreId([i; 16]) }
+    }
+
+    fn list(number: u64, voters: &[u8]) -> VoterList {
+        VoterList::new(number, voters.iter().map(|i| voter(*i)).collect())
+    }
+
+    fn ballot(counter: u64) -> Ballot {
+        Ballot { counter, member: voter(1).member, start: 1 }
+    }
+
+    fn value(version: u64, text: &str) -> Versioned {
+        Versioned { version, announced: version, value: text.into() }
+    }
+
+    fn key() -> RecordKey {
+        RecordKey::new("k").unwrap()
+    }
+
+    #[test]
+    fn lists_are_one_voter_apart() {
+        let mut h = History::default();
+        assert!(h.listed(&list(1, &[1, 2, 3])).is_ok());
+        assert!(h.listed(&list(1, &[1, 2, 3])).is_ok());
+        assert!(h.listed(&list(1, &[1, 2, 4])).is_err(), "another list of the same number");
+        assert!(h.listed(&list(2, &[1, 2, 4])).is_err(), "one out and one in");
+    }
+
+    #[test]
+    fn two_chosen_values_of_a_version_are_seen() {
+        let mut h = History::default();
+        h.listed(&list(1, &[1, 2, 3])).unwrap();
+        for i in [1, 2] {
+            assert!(h.accepted(&voter(i), 1, &key(), &ballot(1), &value(1, "x")).is_ok());
+        }
+        assert!(h.told_as_chosen(&key(), &value(1, "x")).is_ok());
+        assert!(h.accepted(&voter(2), 1, &key(), &ballot(2), &value(1, "y")).is_ok(), "not chosen yet");
+        assert!(h.told_as_chosen(&key(), &value(1, "y")).is_err());
+        assert!(h.accepted(&voter(3), 1, &key(), &ballot(2), &value(1, "y")).is_err());
+    }
+
+    #[test]
+    fn votes_of_stores_that_are_not_listed_do_not_choose() {
+        let mut h = History::default();
+        h.listed(&list(1, &[1, 2, 3])).unwrap();
+        let emptied = Voter { store: StoreId([9; 16]), ..voter(2) };
+        h.accepted(&voter(1), 1, &key(), &ballot(1), &value(1, "x")).unwrap();
+        h.accepted(&emptied, 1, &key(), &ballot(1), &value(1, "x")).unwrap();
+        h.accepted(&voter(1), 1, &key(), &ballot(1), &value(1, "x")).unwrap();
+        assert_eq!(h.newest(&key()), 0);
+    }
+
+    #[test]
+    fn a_ballot_with_two_values_is_seen() {
+        let mut h = History::default();
+        h.accepted(&voter(1), 1, &key(), &ballot(1), &value(1, "x")).unwrap();
+        assert!(h.accepted(&voter(2), 1, &key(), &ballot(1), &value(1, "y")).is_err());
+    }
+
+    #[test]
+    fn steps_back_are_seen() {
+        assert!(versions_never_go_back(&key(), Some(&value(2, "x")), &value(1, "x")).is_err());
+        assert!(versions_never_go_back(&key(), Some(&value(2, "x")), &value(2, "y")).is_err());
+        assert!(versions_never_go_back(&key(), Some(&value(2, "x")), &value(2, "x")).is_ok());
+        assert!(promises_never_go_back(&key(), Some(&ballot(2)), Some(&ballot(1)), None).is_err());
+        assert!(promises_never_go_back(&key(), None, Some(&ballot(1)), Some(&ballot(2))).is_err());
+        let mut h = History::default();
+        assert!(h.changed(&key(), 1).is_ok() && h.changed(&key(), 1).is_err());
     }
 }

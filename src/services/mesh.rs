@@ -11,15 +11,19 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::cluster::{Cluster, Listed, MemberState, Topology};
-use super::ledger::{LedgerHandle, Status};
+use super::ledger::{ChangeRequest, LedgerHandle, Status};
 use crate::net::peers::{Mesh, PeerAddress};
-use crate::proto::ledger::{Bootstrap, BootstrapMember};
+use crate::proto::ledger::{Answer, Bootstrap, BootstrapMember};
 use crate::store::{Identity, Store};
 use crate::types::limits::{MEMBERS_MAX, SHARDS_MAX};
-use crate::types::{GroupId, MemberId, MemberState as Recorded, MeshId, MeshRecord, VotersState};
+use crate::types::{GroupId, MemberId, MemberState as Recorded, MeshId, MeshRecord, RecordKey, VotersState};
 
 /// How long a member that knew its mesh before waits to hear whether its copies are the newest, before it serves from them.
 const FRESH_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a change of the mesh's record may take.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two attempts at one.
+const CHANGE_PAUSE: Duration = Duration::from_secs(1);
 /// Copies of a shard inside a group at most.
 const RF_MAX: u16 = 16;
 
@@ -324,6 +328,38 @@ impl MeshService {
         let others = listed.others().cloned().collect();
         self.take(listed);
         self.ledger.set_peers(others).await;
+    }
+
+    /// Has the mesh's record name the store that this member has now, if it names another: the disk was lost. Only then can it
+    /// become a voter again.
+    pub async fn keep_own_store(self) {
+        let (own, store) = (self.cluster.own(), self.identity.store);
+        let other =
+            |record: &MeshRecord| record.member(own).is_some_and(|m| m.store != store && m.state != Recorded::Removed);
+        let mut status = self.ledger.status();
+        loop {
+            if status.wait_for(|s| s.mesh.is_some() && s.record.as_deref().is_some_and(other)).await.is_err() {
+                return;
+            }
+            self.ledger.wait_fresh().await;
+            let copy = self.ledger.copies().get(&RecordKey::mesh()).cloned();
+            let record = copy.as_ref().and_then(|copy| MeshRecord::from_json(&copy.value).ok()).filter(|r| other(r));
+            if let (Some(copy), Some(mut record)) = (copy, record) {
+                record.members.iter_mut().filter(|m| m.id == *own).for_each(|m| m.store = store);
+                let change = ChangeRequest {
+                    key: RecordKey::mesh(),
+                    expected: copy.version,
+                    value: record.to_json().into(),
+                    quiet: false,
+                };
+                match self.ledger.change(change, CHANGE_PATIENCE).await {
+                    Answer::Changed { .. } => tracing::info!(%store, "the mesh's record names this member's new store"),
+                    answer => tracing::warn!(?answer, "the mesh's record does not name this member's new store yet"),
+                }
+            }
+            // Rivals and missing voters are given time; what was changed shows in the record.
+            tokio::time::sleep(CHANGE_PAUSE).await;
+        }
     }
 
     /// Waits until this member may serve clients: it is listed in a mesh, and its copies are the newest, or have been once

@@ -18,7 +18,7 @@ use crate::types::{MemberId, MeshId, StoreId};
 pub struct Identity {
     /// Drawn with the ledger's file.
     pub store: StoreId,
-    /// Goes up by one before a new process sends anything; from 1.
+    /// Goes up by one before a new process sends anything; a new store's numbers are no other store's.
     pub start: u64,
     /// 64 secret bytes, the same for every start, so that a restarted process can end its old connections.
     pub reset_secret: Vec<u8>,
@@ -56,8 +56,14 @@ impl Store {
                 None => put(tx, "member", member.as_bytes())?,
             }
             match get(tx, "store")? {
-                None if started == 0 => put(tx, "store", &id.0)?,
-                None => return mismatch(format!("it is new, the other one has seen {started} starts")),
+                None if started == id.first_start() => {
+                    put(tx, "store", &id.0)?;
+                    put(tx, "start", &started.to_le_bytes())?;
+                }
+                None => {
+                    let starts = started.saturating_sub(id.first_start());
+                    return mismatch(format!("it is new, the other one has seen {starts} starts"));
+                }
                 Some(noted) if noted == id.0 => {}
                 Some(_) => return mismatch("they name different stores".to_owned()),
             }
@@ -164,10 +170,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = start(dir.path()).await.unwrap();
         let second = start(dir.path()).await.unwrap();
-        assert_eq!((first.start, second.start), (1, 2));
+        let before = first.store.first_start();
+        assert_eq!((first.start, second.start), (before + 1, before + 2));
         assert_eq!((first.store, first.reset_secret), (second.store, second.reset_secret));
         assert!(matches!(start_as(dir.path(), "m2").await, Err(StoreError::OtherMember { .. })));
-        assert_eq!(start(dir.path()).await.unwrap().start, 3);
+        assert_eq!(start(dir.path()).await.unwrap().start, before + 3);
     }
 
     #[tokio::test]
@@ -206,8 +213,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let m1 = MemberId::new("m1").unwrap();
         // After the ledger's file was made.
-        LedgerStore::open(dir.path()).unwrap().load(&m1).await.unwrap();
-        assert_eq!(start(dir.path()).await.unwrap().start, 1);
+        let made = LedgerStore::open(dir.path()).unwrap().load(&m1).await.unwrap();
+        assert_eq!(start(dir.path()).await.unwrap().start, made.start + 1);
         // After the own file noted the beginning, and after the ledger's file counted.
         for counted in [false, true] {
             let (ledger, store) = (LedgerStore::open(dir.path()).unwrap(), Store::open(dir.path()).unwrap());

@@ -83,7 +83,9 @@ impl LedgerStore {
                     None => put(tx, "member", member.as_bytes())?,
                 }
                 if get(tx, "store")?.is_none() {
-                    put(tx, "store", Uuid::new_v4().as_bytes())?;
+                    let store = StoreId(*Uuid::new_v4().as_bytes());
+                    put(tx, "store", &store.0)?;
+                    put_count(tx, "start", store.first_start())?;
                 }
                 read(tx)
             })

@@ -16,6 +16,15 @@ use super::limits;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StoreId(pub [u8; 16]);
 
+impl StoreId {
+    /// The start of the process before the first one on this store. Ballots, leases and rounds go by member and start, so
+    /// a member's new store must not count from 1 again: the upper 32 of 52 bits come from the store's id.
+    pub fn first_start(&self) -> u64 {
+        let [a, b, c, d, ..] = self.0;
+        u64::from(u32::from_be_bytes([a, b, c, d])) << 20
+    }
+}
+
 impl fmt::Display for StoreId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
@@ -253,6 +262,13 @@ mod tests {
         for bad in ["\"\"", "\"zz\"", &format!("\"+{}\"", "a".repeat(31)), &format!("\"{}\"", "a".repeat(33))] {
             assert!(serde_json::from_str::<StoreId>(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn two_stores_of_a_member_never_have_a_process_of_the_same_number() {
+        let (a, b) = (StoreId([1; 16]), StoreId([2; 16]));
+        assert!(b.first_start() - a.first_start() >= 1 << 20);
+        assert!(StoreId([255; 16]).first_start() < 1 << 53, "a number that every JSON reader reads");
     }
 
     #[test]

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::acceptor::{self, Acceptance};
 use super::base::{Base, Outgoing};
 use super::copies::Copies;
 use super::effect::{Answer, Command, Config, Effect, Notice, RecoveringRow, Refused, Row};
@@ -17,6 +16,7 @@ use super::recovering::Recovering;
 use super::settle::Settle;
 use super::stored::Stored;
 use super::stores::{self, Heard};
+use super::votes;
 use crate::proto::env::{Env, Instant};
 use crate::types::limits::MEMBERS_MAX;
 use crate::types::{MemberId, MeshId, MeshRecord, RecordKey, Versioned, Voter, VoterList};
@@ -70,9 +70,12 @@ impl Ledger {
             self.base.flush();
             return;
         }
+        let for_this_store = message.header.to_store.is_none_or(|s| s == self.base.stored.store);
         let mut meant_for_us = None;
         for item in message.items {
             match item {
+                // What was said to this member's former store: only questions are worth a refusal.
+                item if !for_this_store && !item.is_question() => {}
                 item if outside_of_a_mesh(&item) => self.outside(env, from, &message.header, item),
                 item => {
                     let meant = *meant_for_us.get_or_insert_with(|| self.look_at_mesh(env, from, &message.header));
@@ -268,9 +271,8 @@ impl Ledger {
                 }
             }
             Item::RecoverPage { round, after, rows, more } => {
-                if self.recovering.page(base, from, store, round, after.as_ref(), (rows, more)) {
-                    self.proposer.relist(base, env);
-                }
+                let made = self.recovering.page(base, from, store, round, after.as_ref(), (rows, more));
+                made.then(|| self.proposer.relist(base, env));
             }
             Item::Refused(Refusal::RolledBack { store, refused, .. })
                 if store == base.stored.store && refused == base.stored.start =>
@@ -320,12 +322,12 @@ impl Ledger {
         if header.mesh.is_none() || base.stored.mesh.is_none() && !forming::admits(base, from, header) {
             return;
         }
-        let answer = match admit(base, header) {
+        let answer = match votes::admit(base, header) {
             Err(refusal) => {
                 base.send(from, Some(header.sender.store), base.stored.list.clone(), Item::Refused(refusal));
                 return;
             }
-            Ok(()) => vote(base, header, item),
+            Ok(()) => votes::vote(base, header, item),
         };
         if let Some(answer) = answer {
             base.send(from, Some(header.sender.store), header.list.clone(), answer);
@@ -413,69 +415,4 @@ fn outside_of_a_mesh(item: &Item) -> bool {
             | Item::RecoverPage { .. }
             | Item::Refused(Refusal::RolledBack { .. })
     )
-}
-
-/// Whether this member votes on what comes under this header.
-fn admit(base: &Base, header: &Header) -> Result<(), Refusal> {
-    if header.to_store != Some(base.stored.store) {
-        return Err(Refusal::OtherStore);
-    }
-    let Some(list) = &header.list else { return Err(Refusal::NoVoter) };
-    if base.stored.list.as_ref().is_some_and(|own| own.number > list.number) {
-        return Err(Refusal::OlderList);
-    }
-    if list.has(&base.me()) { Ok(()) } else { Err(Refusal::NoVoter) }
-}
-
-/// Answers as a voter; what the answer says is made durable by the same step.
-fn vote(base: &mut Base, header: &Header, item: Item) -> Option<Item> {
-    let register = |key: &RecordKey| base.stored.registers.get(key);
-    let unformed = base.stored.mesh.is_none();
-    match item {
-        Item::Prepare { round, key, ballot } if !unformed || key.is_mesh() => {
-            match acceptor::prepare(register(&key), &key, &ballot) {
-                Err(promise) => Some(Item::Higher { round, ballot, promise }),
-                Ok(row) => {
-                    let accepted = register(&key).and_then(|r| r.accepted.clone());
-                    base.persist(row);
-                    Some(Item::Promised { round, ballot, accepted })
-                }
-            }
-        }
-        Item::Accept { round, key, ballot, record, next } => {
-            match acceptor::accept(register(&key), &key, &ballot, &record, next.as_ref()) {
-                Err(promise) => Some(Item::Higher { round, ballot, promise }),
-                Ok(Acceptance::Again) => Some(Item::Accepted { round, ballot }),
-                Ok(Acceptance::Reused) => {
-                    base.notice(Notice::Broken { invariant: "a_ballot_has_one_value", key });
-                    None
-                }
-                Ok(Acceptance::New(row)) => {
-                    if unformed {
-                        let (Some(mesh), Some(list)) = (header.mesh, header.list.clone()) else { return None };
-                        if !forming::is_first(header, &key, &record) {
-                            return None;
-                        }
-                        base.persist(Row::Mesh { mesh, made: false });
-                        base.persist(Row::List(list));
-                    }
-                    base.persist(row);
-                    base.effects.push_back(Effect::Accepted { key, record });
-                    Some(Item::Accepted { round, ballot })
-                }
-            }
-        }
-        _ if unformed => None,
-        Item::Query { round, key } => {
-            let accepted = register(&key).and_then(|r| r.accepted.clone());
-            Some(Item::Found { round, accepted })
-        }
-        Item::Raise { round } => Some(Item::Raised { round }),
-        Item::Keys { round, after } => {
-            let (keys, more) = acceptor::keys(&base.stored.registers, after.as_ref());
-            Some(Item::KeysPage { round, after, keys, more })
-        }
-        Item::Digest { round, digest, after } => Some(Copies::compare(base, round, digest, after)),
-        _ => None,
-    }
 }

@@ -237,6 +237,19 @@ impl Item {
         }
     }
 
+    /// Whether a voter is asked.
+    pub(super) fn is_question(&self) -> bool {
+        matches!(
+            self,
+            Self::Prepare { .. }
+                | Self::Accept { .. }
+                | Self::Query { .. }
+                | Self::Raise { .. }
+                | Self::Keys { .. }
+                | Self::Digest { .. }
+        )
+    }
+
     /// What is wrong with it, if anything.
     fn fault(&self) -> Option<&'static str> {
         let wrong = match self {
@@ -283,5 +296,88 @@ impl Item {
             _ => false,
         };
         wrong.then_some("item")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Voter;
+    use crate::wire::codec;
+
+    fn member(id: &str) -> MemberId {
+        MemberId::new(id).unwrap()
+    }
+
+    fn ballot(counter: u64) -> Ballot {
+        Ballot { counter, member: member("a"), start: 1 }
+    }
+
+    fn record(version: u64, announced: u64, bytes: usize) -> Versioned {
+        Versioned { version, announced, value: "x".repeat(bytes).into() }
+    }
+
+    const ROUND: RoundId = RoundId { start: 1, number: 1 };
+
+    fn message(items: Vec<Item>) -> Message {
+        let sender = Sender { store: StoreId([7; 16]), start: 3, began: 4, count: 9 };
+        let list = VoterList::new(2, vec![Voter { member: member("a"), store: StoreId([7; 16]) }]);
+        let header = Header {
+            mesh: Some(MeshId([1; 16])),
+            made: true,
+            sender,
+            to_store: Some(StoreId([8; 16])),
+            list: Some(Arc::new(list)),
+            forming: None,
+        };
+        Message { header, items }
+    }
+
+    fn accept(ballot: Ballot, record: Versioned, next: Option<Ballot>) -> Item {
+        Item::Accept { round: ROUND, key: RecordKey::mesh(), ballot, record, next }
+    }
+
+    #[test]
+    fn a_message_reads_back_from_the_wire() {
+        let found = Item::Found { round: ROUND, accepted: Some((ballot(4), record(3, 2, 10))) };
+        let sent =
+            message(vec![accept(ballot(4), record(3, 2, 10), Some(ballot(5))), found, Item::Raise { round: ROUND }]);
+        let bytes = codec::encode("ledger message", &sent, 1 << 20).unwrap();
+        let read: Message = codec::decode::<_, { 1 << 20 }>("ledger message", &bytes).unwrap();
+        assert_eq!((read.check(), &read), (Ok(()), &sent));
+    }
+
+    #[test]
+    fn what_is_over_a_bound_is_refused() {
+        let value = RECORD_MAX_BYTES;
+        let good = |item: Item| message(vec![item]).check();
+        assert_eq!(good(accept(ballot(1), record(1, 1, value), None)), Ok(()));
+        for bad in [
+            accept(ballot(1), record(1, 1, value + 1), None),
+            accept(ballot(1), record(0, 0, 1), None),
+            accept(ballot(1), record(1, 2, 1), None),
+            accept(ballot(1), record(u64::MAX, 1, 1), None),
+            accept(ballot(u64::MAX), record(1, 1, 1), None),
+            accept(ballot(2), record(1, 1, 1), Some(ballot(2))),
+            Item::Higher { round: ROUND, ballot: ballot(1), promise: ballot(u64::MAX) },
+            Item::KeysPage { round: ROUND, after: None, keys: Vec::new(), more: true },
+            Item::KeysPage { round: ROUND, after: Some(RecordKey::mesh()), keys: vec![RecordKey::mesh()], more: false },
+        ] {
+            assert!(good(bad.clone()).is_err(), "{bad:?}");
+        }
+        assert!(message(vec![Item::Raise { round: ROUND }; LEDGER_ITEMS_MAX + 1]).check().is_err());
+        assert!(message(vec![accept(ballot(1), record(1, 1, value), None); 4]).check().is_err());
+    }
+
+    #[test]
+    fn a_malformed_voter_list_is_refused() {
+        let mut bad = message(Vec::new());
+        let twice = Voter { member: member("a"), store: StoreId([9; 16]) };
+        let mut list = VoterList::clone(bad.header.list.as_ref().unwrap());
+        list.voters.push(twice);
+        bad.header.list = Some(Arc::new(list));
+        assert!(bad.check().is_err());
+        bad.header.list = Some(Arc::new(VoterList::new(1, Vec::new())));
+        assert!(bad.check().is_err());
     }
 }

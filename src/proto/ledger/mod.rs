@@ -7,13 +7,14 @@
 //! | file | decides |
 //! | --- | --- |
 //! | [`acceptor`] | what a voter may promise and accept |
-//! | [`round`] | when the votes on one key suffice, and for what |
-//! | [`proposer`] | which round of which key comes next; answers, deadlines, back-off |
+//! | `votes` | which questions a voter takes |
+//! | `round` | when the votes on one key suffice, and for what |
+//! | `proposer` | which round of which key comes next; answers, deadlines, back-off |
 //! | [`voters`] | who should vote |
-//! | [`settle`] | how one voter list takes over from the one before |
-//! | [`copies`], [`diff`] | what this member knows as chosen, whom to tell, and whether it is stale |
-//! | [`forming`], [`recovering`] | how a mesh is made, once, and how survivors go on |
-//! | [`stores`] | which stores are older than they were |
+//! | `settle` | how one voter list takes over from the one before |
+//! | `copies`, `diff` | what this member knows as chosen, whom to tell, and whether it is stale |
+//! | `forming`, `recovering` | how a mesh is made, once, and how survivors go on |
+//! | `stores` | which stores are older than they were |
 //! | [`member`] | all of them behind one interface |
 //! | [`message`], [`effect`], [`stored`] | what comes in, what goes out, what is durable |
 //!
@@ -38,6 +39,7 @@ mod stores;
 #[cfg(test)]
 mod tests;
 pub mod voters;
+mod votes;
 
 pub use effect::{
     Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, Notice, OpId, Read, Refused, Row,

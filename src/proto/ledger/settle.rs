@@ -242,7 +242,6 @@ impl Settle {
     }
 
     /// An operation of the change has ended.
-    #[expect(clippy::too_many_arguments, reason = "who is told what, and with whom to go on")]
     pub fn ended(
         &mut self,
         base: &mut Base,

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::effect::{Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, OpId, Read, Row};
+use super::effect::{Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, Notice, OpId, Read, Row};
 use super::member::Ledger;
 use super::message::Message;
 use super::stored::Stored;
@@ -81,6 +81,7 @@ pub struct World {
     pub counts: BTreeMap<&'static str, u64>,
     /// Messages so far.
     pub sent: u64,
+    pub notices: BTreeSet<(MemberId, Notice)>,
 }
 
 pub fn id(i: u8) -> MemberId {
@@ -133,6 +134,7 @@ impl World {
             bootstrap: Some(Bootstrap { members, rf: 2, shards: 64 }),
             counts: BTreeMap::new(),
             sent: 0,
+            notices: BTreeSet::new(),
         }
     }
 
@@ -277,7 +279,10 @@ impl World {
             Effect::RolledBack { .. } => {
                 self.rolled_back.insert(member.clone());
             }
-            Effect::Copied { .. } | Effect::Accepted { .. } | Effect::Notice(_) => {}
+            Effect::Notice(notice) => {
+                self.notices.insert((member.clone(), notice));
+            }
+            Effect::Copied { .. } | Effect::Accepted { .. } => {}
         }
     }
 
@@ -293,6 +298,18 @@ impl World {
             let event = Event::Deliver { from: from.clone(), to: to.clone(), message: Box::new(message.clone()) };
             self.at(self.now.plus(delay), event);
         }
+    }
+
+    /// Takes the messages from one member to another out of the bag.
+    pub fn hold(&mut self, from: &MemberId, to: &MemberId) -> Vec<Event> {
+        let between = |e: &Event| matches!(e, Event::Deliver { from: f, to: t, .. } if f == from && t == to);
+        let at: Vec<_> = self.queue.iter().filter(|(_, e)| between(e)).map(|(at, _)| *at).collect();
+        at.iter().filter_map(|at| self.queue.remove(at)).collect()
+    }
+
+    /// Puts messages that were held back into the bag.
+    pub fn release(&mut self, held: Vec<Event>) {
+        held.into_iter().for_each(|event| self.at(self.now, event));
     }
 
     /// Runs for a span of the world's time.
@@ -352,6 +369,20 @@ impl World {
         let change = Change { op, key: key.clone(), expected, value: value.into(), quiet, deadline };
         self.submit(member, Command::Change(vec![change]));
         op.0
+    }
+
+    /// Asks for the first values of several keys at once.
+    pub fn batch(&mut self, member: &MemberId, keys: impl Iterator<Item = RecordKey>) -> Vec<u64> {
+        let deadline = self.now.plus(Duration::from_secs(2));
+        let mut changes = Vec::new();
+        for key in keys {
+            let value = format!("\"{member} {}\"", self.next_op + 1);
+            let op = self.op(member, &key, Some(value.clone()));
+            changes.push(Change { op, key, expected: 0, value: value.into(), quiet: false, deadline });
+        }
+        let ops = changes.iter().map(|c| c.op.0).collect();
+        self.submit(member, Command::Change(changes));
+        ops
     }
 
     pub fn read(&mut self, member: &MemberId, key: &RecordKey) -> u64 {

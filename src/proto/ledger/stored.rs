@@ -24,7 +24,7 @@ pub struct Register {
 pub struct Stored {
     /// The store's id, drawn when it was made.
     pub store: StoreId,
-    /// The process that works on it.
+    /// The process that works on it; begins at [`StoreId::first_start`].
     pub start: u64,
     /// Its transactions so far.
     pub count: u64,
@@ -51,7 +51,7 @@ impl Stored {
     pub fn new(store: StoreId) -> Self {
         Self {
             store,
-            start: 0,
+            start: store.first_start(),
             count: 0,
             mesh: None,
             list: None,

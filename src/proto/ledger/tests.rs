@@ -5,12 +5,13 @@
 use std::collections::BTreeSet;
 #[cfg(test)]
 use std::env;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::effect::Answer;
+use super::effect::{Answer, Notice};
 use super::simulated::{Faults, World, id, key};
 use super::voters;
-use crate::types::{MemberState, RecordKey};
+use crate::types::{MemberState, MeshId, RecordKey, Voter, VoterList, VotersState};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -328,4 +329,113 @@ fn a_member_that_hears_nobody_is_stale_and_answers_no_quorum() {
     assert_eq!(world.answers[&op], Answer::NoQuorum);
     assert!(!world.nodes[&id(2)].core.as_ref().unwrap().fresh(world.now));
     assert!(world.nodes[&id(0)].core.as_ref().unwrap().fresh(world.now));
+}
+
+#[test]
+fn a_batch_is_one_message_to_each_voter() {
+    let mut world = made(9, 3);
+    let before = world.sent;
+    let ops = world.batch(&id(0), (0..100).map(key));
+    assert_eq!(world.sent - before, 2);
+    world.run(SECOND);
+    assert!(ops.iter().all(|op| world.answers[op] == Answer::Changed { version: 1 }));
+    assert!(world.running().all(|(_, l)| (0..100).all(|k| l.copy(&key(k)).is_some())));
+}
+
+#[test]
+fn of_rivals_one_succeeds_and_the_others_are_told_what_was_chosen() {
+    for seed in 10..20 {
+        let mut world = made(seed, 3);
+        let ops: Vec<_> = (0..3).map(|i| world.change(&id(i), &key(0), 0, None, false)).collect();
+        world.run(3 * SECOND);
+        let won = ops.iter().filter(|op| matches!(world.answers[op], Answer::Changed { version: 1 })).count();
+        // A loser whose value was carried to its end by a rival is told a conflict with its own value.
+        let own = |op: &&u64| matches!(&world.answers[op], Answer::Conflict { maybe_own: true, current: Some(_) });
+        assert!(won == 1 || won == 0 && ops.iter().any(|op| own(&op)), "seed {seed}: {:?}", world.answers);
+        world.check_never();
+    }
+}
+
+#[test]
+fn a_caller_does_not_change_the_voters() {
+    let mut world = made(21, 3);
+    let (version, mut record) = world.record().unwrap();
+    record.voters.voters.pop();
+    let op = world.change(&id(0), &RecordKey::mesh(), version, Some(record.to_json()), false);
+    world.run(SECOND);
+    assert!(matches!(world.answers[&op], Answer::Refused { .. }));
+    assert_eq!(world.truth().unwrap().voters.voters.len(), 3);
+}
+
+#[test]
+fn a_new_member_votes_and_a_silent_one_is_replaced_until_it_is_heard_again() {
+    let names = |world: &World| {
+        let record = world.truth().unwrap();
+        assert_eq!(record.voters_state, VotersState::Settled);
+        record.voters.voters.iter().map(|v| v.member.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    let mut world = World::new(22, 3);
+    (0..4).for_each(|i| world.add(&id(i)));
+    world.run(2 * SECOND);
+    world.batch(&id(0), (0..100).map(key));
+    let entry = world.entry(&id(3));
+    world.edit_members(&id(0), |all| all.push(entry));
+    world.run(5 * SECOND);
+    assert_eq!(names(&world), "m0 m1 m2 m3");
+    world.crash(&id(1));
+    world.run(15 * SECOND);
+    assert_eq!(names(&world), "m0 m2 m3");
+    world.start(&id(1));
+    world.run(5 * SECOND);
+    assert_eq!(names(&world), "m0 m1 m2 m3");
+}
+
+#[test]
+fn members_of_two_meshes_say_so_and_exchange_nothing() {
+    let mut world = made(23, 3);
+    world.add(&id(4));
+    world.crash(&id(4));
+    let disk = &mut world.nodes.get_mut(&id(4)).unwrap().disk;
+    let other = MeshId([9; 16]);
+    let own = Voter { member: id(4), store: disk.store };
+    (disk.mesh, disk.list) = (Some((other, true)), Some(Arc::new(VoterList::new(1, vec![own]))));
+    world.start(&id(4));
+    let entry = world.entry(&id(4));
+    world.edit_members(&id(0), |all| all.push(entry));
+    world.run(3 * SECOND);
+    let core = world.nodes[&id(4)].core.as_ref().unwrap();
+    assert_eq!((core.mesh(), core.copy(&RecordKey::mesh())), (Some(other), None));
+    let mesh = world.truth().unwrap().mesh;
+    assert!(world.notices.contains(&(id(4), Notice::OtherMesh { member: id(0), mesh })));
+}
+
+#[test]
+fn a_maker_that_lost_its_disk_is_not_overtaken_by_what_it_said_before() {
+    let mut world = World::new(24, 3);
+    (0..3).for_each(|i| world.add(&id(i)));
+    let until = |world: &mut World, done: &dyn Fn(&World) -> bool| {
+        for _ in 0..20_000 {
+            if done(world) {
+                return;
+            }
+            world.run(Duration::from_micros(100));
+        }
+        panic!("it does not come to that");
+    };
+    // The maker has accepted its own record, and has told the others to.
+    until(&mut world, &|w| w.nodes[&id(0)].disk.mesh.is_some());
+    let to_one = world.hold(&id(0), &id(1));
+    let to_two = world.hold(&id(0), &id(2));
+    assert!(!to_one.is_empty() && !to_two.is_empty());
+    world.crash(&id(0));
+    world.add(&id(0));
+    let store = world.nodes[&id(0)].disk.store;
+    // One has let the maker's next life make a mesh when the earlier one's word arrives.
+    until(&mut world, &|w| w.nodes[&id(1)].disk.forming.as_ref().is_some_and(|f| f.store == store));
+    world.release(to_one);
+    world.run(Duration::from_millis(1));
+    assert_eq!(world.nodes[&id(1)].disk.mesh, None);
+    world.run(5 * SECOND);
+    assert_eq!(world.joined.len(), 1);
+    assert!(world.running().all(|(_, l)| l.mesh().is_some()));
 }
