@@ -151,8 +151,7 @@ fn renewal_keeps_every_scope_with_its_leader_and_a_clean_end_gives_it_away_at_on
 #[test]
 fn a_killed_leader_has_a_successor_and_a_stopped_one_does_not_believe_when_it_goes_on() {
     let mut mesh = mesh();
-    for round in 0..2 {
-        let scope = STANDING[round];
+    for scope in &STANDING[..2] {
         let killed = leaders(&mesh, scope, &[0, 1, 2])[0];
         mesh.sidecar(killed).kill();
         wait_led(&mesh, &others(killed), FAILOVER, "another leader after a kill");

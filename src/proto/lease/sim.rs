@@ -144,6 +144,10 @@ impl Sim {
         self.with(n, |core, env| core.handle_release(env, scope));
     }
 
+    pub fn offer(&mut self, n: usize, scope: &Scope) {
+        self.with(n, |core, env| core.handle_yield(env, scope));
+    }
+
     pub fn local(&self, n: usize) -> Instant {
         Instant(self.nodes[n].offset + self.now * self.nodes[n].rate_ppm / 1_000_000)
     }

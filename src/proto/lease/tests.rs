@@ -95,6 +95,23 @@ fn a_released_lease_is_taken_at_once() {
 }
 
 #[test]
+fn a_scope_that_is_offered_goes_to_another_or_comes_back() {
+    for seed in 0..20 {
+        let mut sim = Sim::new(seed, 3, 0, 0, true);
+        sim.run(10 * SECOND).unwrap();
+        let first = sim.believers(&Scope::TaskIds)[0];
+        sim.offer(first, &Scope::TaskIds);
+        assert!(sim.believers(&Scope::TaskIds).is_empty(), "belief ends before the release is sent");
+        sim.run(sim.now + SECOND).unwrap();
+        assert_eq!(sim.believers(&Scope::TaskIds).len(), 1, "seed {seed}");
+        let next = sim.believers(&Scope::TaskIds)[0];
+        (0..3).filter(|n| *n != next).for_each(|n| sim.offer(n, &Scope::TaskIds));
+        assert_eq!(sim.believers(&Scope::TaskIds), [next], "only the holder can offer it");
+        sim.check_log().unwrap();
+    }
+}
+
+#[test]
 fn a_restarted_leader_leads_again_at_once_with_the_next_epoch() {
     let mut sim = Sim::new(7, 3, 0, 0, true);
     sim.run(10 * SECOND).unwrap();

@@ -446,13 +446,17 @@ impl Driver {
     }
 }
 
+/// What is written as soon as it changes; that a lease was renewed is written now and then.
+type Gist = (Scope, Option<Holder>, Epoch);
+
 /// Keeps the table for people.
 async fn show(store: Store, mut view: watch::Receiver<Arc<View>>, ttl_ms: u64) {
     let refresh = Duration::from_millis(ttl_ms / 2);
-    let mut shown: Option<(Vec<(Scope, Option<Holder>, Epoch)>, Instant)> = None;
+    let mut shown: Option<(Vec<Gist>, Instant)> = None;
     loop {
         let (rows, at) = (Arc::clone(&view.borrow_and_update()), now());
-        let gist: Vec<_> = rows.rows().iter().map(|row| (row.scope.clone(), row.holder.clone(), row.epoch)).collect();
+        let gist: Vec<Gist> =
+            rows.rows().iter().map(|row| (row.scope.clone(), row.holder.clone(), row.epoch)).collect();
         let due = shown.as_ref().is_none_or(|(before, since)| *before != gist || at.since(*since) >= refresh);
         if due {
             let lines = rows.rows().iter().map(|row| line(row, at)).collect();

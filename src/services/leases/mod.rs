@@ -10,6 +10,8 @@
 
 pub mod driver;
 pub mod handle;
+#[cfg(test)]
+mod tests;
 pub mod view;
 
 pub use driver::{Driver, Inputs, Parts};
