@@ -499,9 +499,9 @@ async fn keep_gauges(metrics: Arc<Metrics>, mesh: Arc<Mesh>, cluster: Cluster, r
         }
         metrics.shards_total.set(count(total));
         metrics.shards_served.set(count(served));
-        metrics.records.set(count(records.ledger().copies().len()));
+        let copies = records.ledger().copies();
+        metrics.records.set(count(copies.len()));
         metrics.ledger_stale.set(i64::from(!records.ledger().fresh()));
-        let digest = snapshot.digest().get(..12).and_then(|d| i64::from_str_radix(d, 16).ok());
-        metrics.records_digest.set(digest.unwrap_or(0));
+        metrics.records_digest.set(i64::try_from(copies.digest() >> 16).unwrap_or(0));
     }
 }

@@ -85,6 +85,11 @@ impl Copies {
     pub fn digest(&self) -> u64 {
         self.sum
     }
+
+    /// The same of some of the copies only.
+    pub fn digest_of(&self, wanted: impl Fn(&RecordKey) -> bool) -> u64 {
+        self.records.iter().filter(|(key, _)| wanted(key)).fold(0, |sum, (key, record)| sum ^ hash(key, record))
+    }
 }
 
 fn hash(key: &RecordKey, record: &Versioned) -> u64 {
