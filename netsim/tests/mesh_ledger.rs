@@ -122,16 +122,15 @@ fn files_that_were_put_back_are_refused_with_what_to_do() {
     let mut mesh = Mesh::start(Plan::of(3, 2));
     let dir = mesh.members[2].dir.clone();
     let (store, old, new) = (dir.join("store"), dir.join("old"), dir.join("new"));
-    let restart = |mesh: &mut Mesh| {
-        mesh.sidecar(2).kill();
+    let run_once = |mesh: &mut Mesh| {
         start_sidecars(mesh, [2]);
         mesh.sidecar(2).kill();
     };
     mesh.sidecar(2).kill();
     copy_dir(&store, &old);
-    restart(&mut mesh);
+    run_once(&mut mesh);
     create(&mesh.client(0), "movies");
-    restart(&mut mesh);
+    run_once(&mut mesh);
     copy_dir(&store, &new);
     for file in ["miroir.sqlite", "ledger.sqlite"] {
         fs::remove_dir_all(&store).unwrap();

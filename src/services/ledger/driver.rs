@@ -95,7 +95,7 @@ impl Driver {
         let core = Ledger::recover(config.clone(), stored, &mut Env { now: now(), rng: &mut rng });
         let status = Status {
             mesh: core.mesh(),
-            record: copies.get(&RecordKey::mesh()).and_then(|copy| read_mesh(copy)),
+            record: copies.get(&RecordKey::mesh()).and_then(read_mesh),
             voters: core.voters().cloned().map(Arc::new),
             bootstrap: config.bootstrap.is_some(),
             ..Status::default()
