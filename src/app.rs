@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::api::{self, Api, ApiOptions, auth::Keys};
 use crate::config::{Config, UnavailableShardPolicy};
@@ -16,12 +16,14 @@ use crate::net::gossip::{Gossip, GossipConfig};
 use crate::net::node::NodeClient;
 use crate::net::peers::{Mesh, MeshConfig, PeerAddress};
 use crate::net::tls::TlsFiles;
+use crate::proto::lease::Config as LeaseConfig;
 use crate::proto::ledger::{Bootstrap, Config as LedgerConfig};
 use crate::rt::{Phase, Shutdown, Signal, Signals, clock};
 use crate::services::cluster::{Cluster, MemberState, NodeHealth, Seen};
 use crate::services::documents::Documents;
 use crate::services::health;
 use crate::services::indexes::Indexes;
+use crate::services::leases::{self, Driver as LeaseDriver, LeaseHandle};
 use crate::services::ledger::{self, Driver};
 use crate::services::local::Local;
 use crate::services::members::Members;
@@ -36,20 +38,18 @@ use crate::services::tasks::Tasks;
 use crate::services::writes::Writes;
 use crate::store::{Identity, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{MemberId, MeshId, MeshRecord, RecordKey};
+use crate::types::{LeaseSign, MemberId, MeshId, MeshRecord, RecordKey, Scope};
 use crate::wire::frame::PROTOCOL_VERSION;
 use crate::wire::gossip::MemberGossip;
 
-/// How long a lease is valid, and with it how old a member's copies of records may be before it says so.
-const LEASE_TTL: Duration = Duration::from_secs(10);
-/// How often leases are renewed and copies compared.
-const RENEW_INTERVAL: Duration = Duration::from_secs(3);
 /// How long a round of the ledger waits for a majority.
 const ROUND_TIMEOUT: Duration = Duration::from_millis(500);
 /// The first back-off between rivals.
 const RETRY_BASE: Duration = Duration::from_millis(20);
 /// The part of the time to drain that saying goodbye to the peers takes.
 const CLOSING: Duration = Duration::from_millis(1_500);
+/// The part of that in which leases are given back.
+const RELEASING: Duration = Duration::from_millis(700);
 /// How often the gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(1);
 
@@ -91,13 +91,28 @@ async fn bootstrap(config: &Config, ledger: &LedgerStore) -> anyhow::Result<Opti
 fn ledger_config(config: &Config, bootstrap: Option<Bootstrap>) -> LedgerConfig {
     LedgerConfig {
         member: config.node.id.clone(),
-        renew_interval: RENEW_INTERVAL,
-        lease_ttl: LEASE_TTL,
+        renew_interval: Duration::from_secs(config.leader_election.renew_interval_s),
+        lease_ttl: Duration::from_secs(config.leader_election.lease_ttl_s),
         voter_replace_after: Duration::from_secs(config.mesh.voter_replace_after_s),
         round_timeout: ROUND_TIMEOUT,
         retry_base: RETRY_BASE,
         bootstrap,
     }
+}
+
+fn lease_config(config: &Config) -> LeaseConfig {
+    let section = &config.leader_election;
+    LeaseConfig {
+        enabled: section.enabled,
+        ttl_ms: section.lease_ttl_s * 1_000,
+        renew_interval: Duration::from_secs(section.renew_interval_s),
+    }
+}
+
+/// The services that decide who does what.
+struct Control {
+    mesh: MeshService,
+    leases: LeaseHandle,
 }
 
 /// Runs a member until it is told to stop.
@@ -129,6 +144,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ledger: ledger_store.clone(),
         store: store.clone(),
         peers: Arc::clone(&mesh) as Arc<dyn Peers>,
+        metrics: Arc::clone(&metrics),
+    });
+    let (lease_driver, leases, signs) = LeaseDriver::new(leases::Parts {
+        config: lease_config(&config),
+        start: identity.start,
+        fences: store.fences().await?,
+        ledger: ledger.clone(),
+        store: store.clone(),
         metrics: Arc::clone(&metrics),
     });
     let records = Records::new(ledger.clone(), cluster.clone(), members.clone());
@@ -176,28 +199,25 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let gossip = Arc::new(start_gossip(&config, &mesh, &store, &about).await?);
     tokio::spawn(follow_mesh(Arc::clone(&mesh), gossip.members(), cluster.clone()));
-    tokio::spawn(publish(
-        about,
-        Arc::clone(&gossip),
-        cluster.clone(),
-        records.clone(),
-        health_rx,
-        own_state.subscribe(),
-    ));
+    let leading =
+        tokio::spawn(lease_driver.run(leases::Inputs { state: own_state.subscribe(), gossip: gossip.members() }));
+    let says = Says { health: health_rx, state: own_state.subscribe(), leases: signs };
+    tokio::spawn(publish(about, Arc::clone(&gossip), cluster.clone(), records.clone(), says));
     tokio::spawn(local.clone().follow_records());
     tasks.end_unsent().await.map_err(|e| anyhow!("{e:?}"))?;
     tokio::spawn(tasks.clone().sweep(Arc::clone(&metrics)));
 
-    let parts = services(&config, &cluster, &members, &records, &tasks, &mesh_service, &metrics);
+    let control = Control { mesh: mesh_service.clone(), leases: leases.clone() };
+    let parts = services(&config, &cluster, &members, &records, &tasks, control, &metrics);
     tokio::spawn(keep_gauges(Arc::clone(&metrics), Arc::clone(&mesh), cluster.clone(), records.clone()));
     let drain = Duration::from_secs(config.node.shutdown_drain_s);
     let patience = Duration::from_secs(config.http.body_timeout_s);
-    let exposition = axum::Router::new().route("/metrics", {
-        let metrics = Arc::clone(&metrics);
-        axum::routing::get(move || std::future::ready(metrics.encode()))
+    let metrics_routes = axum::Router::new().route("/metrics", {
+        let (metrics, leases) = (Arc::clone(&metrics), leases.clone());
+        axum::routing::get(move || std::future::ready(exposition(&metrics, &leases)))
     });
     let metrics_server =
-        tokio::spawn(api::server::serve(metrics_listener, exposition, shutdown.clone(), patience, drain));
+        tokio::spawn(api::server::serve(metrics_listener, metrics_routes, shutdown.clone(), patience, drain));
     let room = parts.room.clone();
     let http_address = http.local_addr()?;
     let server = tokio::spawn(api::server::serve(
@@ -219,7 +239,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     );
     let entering = enter_service(mesh_service.clone(), own_state.clone(), began);
 
-    let ended = wait_for_end(&mut signals, &mesh, &[store.fatal(), ledger_store.fatal()], driving, entering).await;
+    let ended =
+        wait_for_end(&mut signals, &mesh, &[store.fatal(), ledger_store.fatal()], [driving, leading], entering).await;
     let drained = tokio::time::Instant::now() + drain.saturating_sub(CLOSING);
     tracing::info!(seconds = drain.as_secs(), "draining");
     own_state.send_replace(MemberState::Draining);
@@ -233,10 +254,20 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if tokio::time::timeout_at(drained, rest).await.is_err() {
         tracing::warn!("calls of peers were still under way when the time to drain was over");
     }
+    leases.shutdown(RELEASING).await;
     trigger.advance(Phase::Stopped);
     metrics_server.abort();
     mesh.shutdown("the member is shutting down").await;
     ended
+}
+
+/// All series, with what is led at this very instant.
+fn exposition(metrics: &Metrics, leases: &LeaseHandle) -> String {
+    let view = leases.rows();
+    // That a member lives is led by nobody.
+    let led = view.held(leases.now()).filter(|(scope, _)| !matches!(scope, Scope::Alive(_)));
+    let led: Vec<String> = led.map(|(scope, _)| scope.to_string()).collect();
+    metrics.encode_leading(led.iter().map(String::as_str))
 }
 
 /// Takes the member into service when it is ready.
@@ -260,7 +291,7 @@ async fn wait_for_end(
     signals: &mut Signals,
     mesh: &Mesh,
     stores: &[watch::Receiver<Option<StoreError>>; 2],
-    mut driving: JoinHandle<Result<(), StoreError>>,
+    [mut driving, mut leading]: [JoinHandle<Result<(), StoreError>>; 2],
     entering: impl Future<Output = Result<(), StoreError>>,
 ) -> anyhow::Result<()> {
     let [mut own, mut ledger] = stores.clone();
@@ -279,17 +310,23 @@ async fn wait_for_end(
                 Ok(()) => entered = true,
                 Err(error) => break error.to_string(),
             },
-            ended = &mut driving => match ended {
-                Ok(Ok(())) => break "the ledger's driver ended".to_owned(),
-                Ok(Err(error)) => break error.to_string(),
-                Err(error) => break format!("the ledger's driver failed inside: {error}"),
-            },
+            ended = &mut driving => break why_ended("the ledger's driver", ended),
+            ended = &mut leading => break why_ended("the driver of leases", ended),
             reason = failed(&mut own) => break reason,
             reason = failed(&mut ledger) => break reason,
         }
     };
     tracing::error!(reason, "the store has failed; this member turns itself off");
     Err(anyhow!("{reason}"))
+}
+
+/// Why a task ended that never should.
+fn why_ended(task: &str, ended: Result<Result<(), StoreError>, JoinError>) -> String {
+    match ended {
+        Ok(Ok(())) => format!("{task} ended"),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => format!("{task} failed inside: {error}"),
+    }
 }
 
 /// Waits for the store to fail; its text.
@@ -319,7 +356,7 @@ fn services(
     members: &Members,
     records: &Records,
     tasks: &Tasks,
-    mesh: &MeshService,
+    control: Control,
     metrics: &Arc<Metrics>,
 ) -> api::routes::Parts {
     let writes = Writes::new(cluster.clone(), members.clone(), tasks.clone(), Arc::clone(metrics));
@@ -340,7 +377,8 @@ fn services(
     let (master, admin) = (secret(&config.access.master_key), secret(&config.access.admin_key));
     api::routes::Parts {
         cluster: cluster.clone(),
-        mesh: mesh.clone(),
+        mesh: control.mesh,
+        leases: control.leases,
         documents: Documents::new(cluster.clone(), indexes.clone(), tasks.clone(), writes.clone()),
         settings: Settings::new(cluster.clone(), indexes.clone(), writes, nodes.clone()),
         stats: Stats::new(indexes.clone(), nodes, reads.clone()),
@@ -397,15 +435,16 @@ fn seen_of(g: &MemberGossip, suspect: bool) -> Seen {
     }
 }
 
+/// What of this member changes.
+struct Says {
+    health: watch::Receiver<NodeHealth>,
+    state: watch::Receiver<MemberState>,
+    leases: watch::Receiver<Vec<LeaseSign>>,
+}
+
 /// Tells the others, and the own picture, what changes about this member.
-async fn publish(
-    about: MemberGossip,
-    gossip: Arc<Gossip>,
-    cluster: Cluster,
-    records: Records,
-    mut health: watch::Receiver<NodeHealth>,
-    mut state: watch::Receiver<MemberState>,
-) {
+async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, records: Records, says: Says) {
+    let Says { mut health, mut state, mut leases } = says;
     let mut changes = records.watch();
     loop {
         let node = health.borrow_and_update().clone();
@@ -415,6 +454,7 @@ async fn publish(
             node_version: node.version,
             node_error: node.error,
             records_digest: records.snapshot().digest(),
+            leases: leases.borrow_and_update().clone(),
             ..about.clone()
         };
         cluster.update(|seen| {
@@ -427,6 +467,7 @@ async fn publish(
             changed = health.changed() => if changed.is_err() { return },
             changed = state.changed() => if changed.is_err() { return },
             changed = changes.changed() => if changed.is_err() { return },
+            changed = leases.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -475,9 +516,9 @@ async fn keep_gauges(metrics: Arc<Metrics>, mesh: Arc<Mesh>, cluster: Cluster, r
         }
         metrics.shards_total.set(count(total));
         metrics.shards_served.set(count(served));
-        metrics.records.set(count(records.ledger().copies().len()));
+        let copies = records.ledger().copies();
+        metrics.records.set(count(copies.len()));
         metrics.ledger_stale.set(i64::from(!records.ledger().fresh()));
-        let digest = snapshot.digest().get(..12).and_then(|d| i64::from_str_radix(d, 16).ok());
-        metrics.records_digest.set(digest.unwrap_or(0));
+        metrics.records_digest.set(i64::try_from(copies.digest() >> 16).unwrap_or(0));
     }
 }

@@ -85,7 +85,7 @@ fn unknown_keys_and_sections_are_named_with_what_is_expected() {
         faults_with("[metrics]\nlisten = \"127.0.0.1:1\"\nlisen = 3\n[htpp]\n"),
         [
             "miroir.toml:7: [metrics] lisen: unknown key, expected one of listen",
-            "miroir.toml:8: [htpp]: unknown section, expected one of [node], [meilisearch], [http], [mesh], [metrics], \
+            "miroir.toml:8: [htpp]: unknown section, expected one of [node], [meilisearch], [http], [mesh], [leader_election], [metrics], \
              [access], [index], [search], [log]",
         ]
     );
@@ -338,6 +338,8 @@ fn relations_between_keys_are_checked() {
         (format!("{SOUND}[http]\nlisten = \"0.0.0.0:9780\"\n"), "miroir.toml: [metrics] listen: expected another port than [http] listen = 0.0.0.0:9780, found 127.0.0.1:9780".into()),
         (format!("{SOUND}[meilisearch]\nurl = \"http://localhost:7780\"\n"), "miroir.toml:6: [meilisearch] url: expected the node's own address, found that of [http] listen".into()),
         (format!("{SOUND}probe_interval_ms = 2000\n"), "miroir.toml:5: [mesh] probe_interval_ms: expected at most gossip_interval_ms = 1000 (a suspect must be known before gossip misses it), found 2000".into()),
+        (format!("{SOUND}[leader_election]\nlease_ttl_s = 6\n"), "miroir.toml: [leader_election] renew_interval_s: expected less than half of lease_ttl_s = 6 (one lost renewal must not cost a lease), found 3".into()),
+        (format!("{SOUND}[leader_election]\nlease_ttl_s = 2\n"), "miroir.toml:6: [leader_election] lease_ttl_s: expected a number of seconds from 3 to 600, found the number 2".into()),
         (format!("{SOUND}[search]\ndeadline_ms = 60001\n"), "miroir.toml:6: [search] deadline_ms: expected at most [meilisearch] timeout_s = 60 (no part may take longer), found 60001".into()),
     ] {
         assert_eq!(Case::new(&text).faults(&[]).join("\n"), fault);

@@ -10,6 +10,7 @@ pub mod documents;
 pub mod error;
 pub mod health;
 pub mod indexes;
+pub mod leases;
 pub mod mesh;
 pub mod params;
 pub mod room;

@@ -20,10 +20,11 @@ use super::auth::{Keys, require_key};
 use super::error::ApiError;
 use super::room::{Placed, Room};
 use super::service::in_service;
-use super::{admin, documents, health, indexes, mesh, search, settings, tasks, unsupported};
+use super::{admin, documents, health, indexes, leases, mesh, search, settings, tasks, unsupported};
 use crate::services::cluster::Cluster;
 use crate::services::documents::Documents;
 use crate::services::indexes::Indexes;
+use crate::services::leases::LeaseHandle;
 use crate::services::mesh::MeshService;
 use crate::services::reads::Reads;
 use crate::services::search::Searches;
@@ -50,6 +51,8 @@ pub struct Parts {
     pub cluster: Cluster,
     /// How the mesh is made, and who belongs to it.
     pub mesh: MeshService,
+    /// Who leads what.
+    pub leases: LeaseHandle,
     /// Indexes.
     pub indexes: Indexes,
     /// Adding and deleting documents.
@@ -117,6 +120,7 @@ pub fn router(api: Api) -> Router {
         .route("/multi-search", post(search::multi))
         .route("/tasks/{uid}", get(tasks::get))
         .route("/_miroir/topology", get(admin::topology))
+        .route("/_miroir/leases", get(leases::list))
         .route("/_miroir/mesh", get(mesh::status))
         .route("/_miroir/mesh/init", post(mesh::init))
         .route("/_miroir/mesh/recover", post(mesh::recover));

@@ -24,6 +24,8 @@ enum Command {
     /// The mesh itself: how it stands, how it is made, how survivors go on.
     #[command(subcommand)]
     Mesh(ctl::MeshCommand),
+    /// Shows who leads what: every lease with its holder and epoch.
+    Leases,
     /// Shows the members, their nodes, and what of each index is served.
     Status,
 }
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Mesh(command) => Client::new(&cli.target)
             .and_then(|client| ctl::mesh(&client, command, cli.target.json))
             .map_err(|e| e.to_string()),
+        Command::Leases => asked(ctl::leases),
         Command::Status => asked(ctl::status),
     };
     match done {

@@ -113,6 +113,14 @@ impl Config {
             );
             reader.fault(reader.place_of("mesh", "probe_interval_ms"), fault);
         }
+        let (renew, ttl) = (self.leader_election.renew_interval_s, self.leader_election.lease_ttl_s);
+        if renew * 2 >= ttl {
+            let fault = format!(
+                "[leader_election] renew_interval_s: expected less than half of lease_ttl_s = {ttl} (one lost renewal must not \
+                 cost a lease), found {renew}"
+            );
+            reader.fault(reader.place_of("leader_election", "renew_interval_s"), fault);
+        }
         let (deadline, timeout) = (self.search.deadline_ms, self.meilisearch.timeout_s * 1000);
         if deadline > timeout {
             let fault = format!(

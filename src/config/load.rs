@@ -9,8 +9,8 @@ use std::path::Path;
 use super::errors::{ConfigError, ConfigErrors, Place};
 use super::reader::{File, Reader};
 use super::sections::{
-    AccessConfig, HttpConfig, IndexConfig, KEYS, LogConfig, MeilisearchConfig, MeshConfig, MetricsConfig, NodeConfig,
-    SearchConfig,
+    AccessConfig, HttpConfig, IndexConfig, KEYS, LeaderElectionConfig, LogConfig, MeilisearchConfig, MeshConfig,
+    MetricsConfig, NodeConfig, SearchConfig,
 };
 
 const FILE_MAX_BYTES: u64 = 1 << 20;
@@ -26,6 +26,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// The other members.
     pub mesh: MeshConfig,
+    /// Leases.
+    pub leader_election: LeaderElectionConfig,
     /// Prometheus.
     pub metrics: MetricsConfig,
     /// Keys.
@@ -66,6 +68,7 @@ impl Config {
         let meilisearch = MeilisearchConfig::read(r);
         let http = HttpConfig::read(r);
         let mesh = MeshConfig::read(r);
+        let leader_election = LeaderElectionConfig::read(r);
         let metrics = MetricsConfig::read(r);
         let access = AccessConfig::read(r);
         let index = IndexConfig::read(r);
@@ -74,7 +77,8 @@ impl Config {
         let whole = || {
             let (node, meilisearch, http) = (node?, meilisearch?, http?);
             let (mesh, metrics, access) = (mesh?, metrics?, access?);
-            Some(Self { node, meilisearch, http, mesh, metrics, access, index: index?, search: search?, log: log? })
+            let (leader_election, index, search, log) = (leader_election?, index?, search?, log?);
+            Some(Self { node, meilisearch, http, mesh, leader_election, metrics, access, index, search, log })
         };
         match whole() {
             Some(config) => {

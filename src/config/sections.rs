@@ -11,7 +11,9 @@ use super::reader::Reader;
 use super::secret::Secret;
 use super::values::{BootstrapMember, LogFilter, LogFormat, NodeUrl, UnavailableShardPolicy};
 use crate::types::MemberId;
-use crate::types::limits::{BODY_DEFAULT_MAX_BYTES, CALL_BODY_MAX_BYTES, SHARDS_DEFAULT, SHARDS_MAX};
+use crate::types::limits::{
+    BODY_DEFAULT_MAX_BYTES, CALL_BODY_MAX_BYTES, LEASE_TTL_MAX_MS, LEASE_TTL_MIN_MS, SHARDS_DEFAULT, SHARDS_MAX,
+};
 
 /// What holds where a key is not set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +184,16 @@ sections! {
             |v| (20..=10_000).contains(v);
     }
 
+    /// `[leader_election]`: who leads what is led by one member at a time.
+    leader_election LeaderElectionConfig {
+        /// False: this member leads nothing; it votes all the same.
+        enabled: bool = Value("true"), "true or false", any;
+        /// Seconds that a lease lasts without being renewed; with it, how old copies of records may be before it is said.
+        lease_ttl_s: u64 = Value("10"), "a number of seconds from 3 to 600", |v| (3..=600).contains(v);
+        /// Seconds between two renewals of this member's leases.
+        renew_interval_s: u64 = Value("3"), "a number of seconds from 1 to 299", |v| (1..=299).contains(v);
+    }
+
     /// `[metrics]`: the Prometheus exposition.
     metrics MetricsConfig {
         /// Where it is served (TCP).
@@ -229,4 +241,5 @@ sections! {
 // Defaults and texts are literals, so that they can stand in `KEYS`; these keep them true.
 const _: () = assert!(BODY_DEFAULT_MAX_BYTES == 100_000_000);
 const _: () = assert!(CALL_BODY_MAX_BYTES == 536_870_912);
+const _: () = assert!(LEASE_TTL_MIN_MS <= 3_000 && LEASE_TTL_MAX_MS == 600_000);
 const _: () = assert!(SHARDS_DEFAULT == 64 && SHARDS_MAX == 1_024);

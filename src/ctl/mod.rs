@@ -4,10 +4,12 @@
 //! works inside.
 
 pub mod client;
+mod leases;
 mod mesh;
 mod status;
 pub mod table;
 
 pub use client::{Client, ClientError, Target};
+pub use leases::leases;
 pub use mesh::{MeshCommand, mesh};
 pub use status::status;

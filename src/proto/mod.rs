@@ -6,6 +6,10 @@
 //! | [`placement`] | a document's shard, a shard's members |
 //! | [`document`] | how a body splits into documents, which primary key, which ids are valid |
 //! | [`settings`] | what nodes are told instead of the client's settings, and back |
+//! | [`alias`] | what an alias may be, and how it is pointed at another index |
+//! | [`jobs`] | which member works on which job of a queue |
+//! | [`operation`] | phases, each recorded before the next begins; resuming, pausing, undoing |
+//! | [`lease`] | who leads a scope, until when, and which orders are too old |
 //! | [`search`] | which members for which shards, and one list out of many |
 //! | [`ledger`] | what is agreed on by majority |
 //!
@@ -26,11 +30,16 @@
 //!
 //! A core that speaks to itself does so inside the step: what it told itself is durable before anyone else hears of it.
 
+pub mod alias;
 pub mod document;
 pub mod env;
 pub mod invariant;
+pub mod jobs;
 pub mod json;
+pub mod lease;
 pub mod ledger;
+pub mod operation;
 pub mod placement;
+pub mod register;
 pub mod search;
 pub mod settings;

@@ -11,6 +11,12 @@ pub fn now_rfc3339() -> String {
     OffsetDateTime::now_utc().format(&Rfc3339).expect("a time of this age has an RFC 3339 form")
 }
 
+/// The time so long after now, in the same form; for people.
+pub fn rfc3339_after(span: Duration) -> String {
+    let then = time::Duration::try_from(span).ok().and_then(|span| OffsetDateTime::now_utc().checked_add(span));
+    then.and_then(|then| then.format(&Rfc3339).ok()).unwrap_or_else(now_rfc3339)
+}
+
 /// The time since the machine was started, sleep included (CLOCK_BOOTTIME). Never goes back; says nothing to other machines.
 pub fn since_boot() -> Duration {
     // The kernel's clocks count up from zero.

@@ -5,6 +5,7 @@
 //! | [`cluster`] | who belongs to the mesh, who is alive, whose node is healthy |
 //! | [`health`] | probes the own node |
 //! | [`ledger`] | agreement by majority: votes, changes, copies of all records |
+//! | [`leases`] | who leads what; stale orders are refused |
 //! | [`mesh`] | how the mesh is made, and who belongs to it |
 //! | [`records`] | the records of names and indexes |
 //! | [`local`] | everything that touches the own node |
@@ -26,6 +27,7 @@ pub mod documents;
 pub mod failure;
 pub mod health;
 pub mod indexes;
+pub mod leases;
 pub mod ledger;
 pub mod local;
 pub mod members;

@@ -39,6 +39,11 @@ pub fn index_key(physical: &PhysicalIndex) -> String {
     format!("{INDEX_PREFIX}{physical}")
 }
 
+/// Whether it is a record of this service; leases and the mesh itself have records of their own.
+fn is_own(key: &RecordKey) -> bool {
+    key.as_str() == NAMES || key.as_str().starts_with(INDEX_PREFIX)
+}
+
 fn key_of(key: &str) -> RecordKey {
     RecordKey::new(key).expect("`names`, and an index's bounded name behind a prefix, are keys")
 }
@@ -99,7 +104,7 @@ impl Snapshot {
         self.indexes.values()
     }
 
-    /// Equal for members that have the same records at the same versions.
+    /// Equal for members that have the same names and index records at the same versions.
     pub fn digest(&self) -> String {
         format!("{:016x}", self.digest)
     }
@@ -170,10 +175,13 @@ impl std::fmt::Debug for Records {
 
 impl Follower for Shared {
     fn copied(&self, news: &[(RecordKey, LedgerRecord)], now: &Copies) {
+        if !news.iter().any(|(key, _)| is_own(key)) {
+            return;
+        }
         let mut slot = self.snapshot.write().unwrap_or_else(PoisonError::into_inner);
         let mut next = Snapshot::clone(&slot);
         news.iter().for_each(|(key, record)| next.put(key, record));
-        next.digest = now.digest();
+        next.digest = now.digest_of(is_own);
         *slot = Arc::new(next);
         drop(slot);
         self.changed.send_modify(|n| *n += 1);
@@ -184,7 +192,7 @@ impl Records {
     /// Begins with the ledger's copies. [`Records::follower`] must hear of all later ones.
     pub fn new(ledger: LedgerHandle, cluster: Cluster, members: Members) -> Self {
         let copies = ledger.copies();
-        let mut snapshot = Snapshot { digest: copies.digest(), ..Snapshot::default() };
+        let mut snapshot = Snapshot { digest: copies.digest_of(is_own), ..Snapshot::default() };
         copies.iter().for_each(|(key, record)| snapshot.put(key, record));
         let shared = Shared { snapshot: RwLock::new(Arc::new(snapshot)), changed: watch::Sender::new(0) };
         Self { ledger, cluster, members, shared: Arc::new(shared) }

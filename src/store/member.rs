@@ -23,6 +23,16 @@ const SCHEMA: Schema = Schema {
      CREATE INDEX tasks_open ON tasks (uid) WHERE state <> 'finished';",
         // Records are in the ledger.
         "DROP TABLE records;",
+        // The second and third are for people: nothing is decided by them.
+        "CREATE TABLE fences (scope TEXT PRIMARY KEY, epoch INTEGER NOT NULL) STRICT;
+     CREATE TABLE leader_lease (
+        scope TEXT PRIMARY KEY, holder TEXT, epoch INTEGER NOT NULL, expires_at TEXT
+     ) STRICT;
+     CREATE TABLE mode_b_operations (
+        id TEXT PRIMARY KEY, scope TEXT NOT NULL, kind TEXT NOT NULL, phase TEXT NOT NULL, state TEXT NOT NULL,
+        entry TEXT NOT NULL, updated_at TEXT NOT NULL
+     ) STRICT;
+     CREATE INDEX mode_b_operations_scope ON mode_b_operations (scope);",
     ],
     exclusive: false,
 };

@@ -3,7 +3,7 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `ledger.sqlite` ([`LedgerStore`]) | who the store is, its starts and transactions, votes, copies of records |
-//! | `miroir.sqlite` ([`Store`]) | tasks, what the own node holds; notes which ledger file it lies beside |
+//! | `miroir.sqlite` ([`Store`]) | tasks, what the own node holds, highest epochs of leases; notes which ledger file it lies beside |
 //!
 //! What is answered has been committed with `synchronous=FULL`. Reads check what writes checked. The two files belong
 //! together ([`identity`]): neither is used beside another copy of the other. Must not know: the mesh, the node, or why
@@ -12,6 +12,7 @@
 mod db;
 pub mod error;
 pub mod identity;
+pub mod leases;
 pub mod ledger;
 pub mod local;
 pub mod member;

@@ -1,15 +1,16 @@
 //! Every Prometheus series, declared once and listable.
 //!
-//! Labels are words from closed sets: whatever a client or peer may choose freely is never one. Names are
+//! Labels are words from closed sets: whatever a client or peer may choose freely is never one (a scope names an index or
+//! alias, but is there only while this member leads it). Names are
 //! `miroir_<room>_<noun>_<unit|total>`. Must not know: who counts what when.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use super::process;
@@ -38,6 +39,7 @@ macro_rules! series {
 series!(IntCounter, name help _l _b => Self::new(name, help));
 series!(IntGauge, name help _l _b => Self::new(name, help));
 series!(IntCounterVec, name help labels _b => Self::new(Opts::new(name, help), labels));
+series!(CounterVec, name help labels _b => Self::new(Opts::new(name, help), labels));
 series!(IntGaugeVec, name help labels _b => Self::new(Opts::new(name, help), labels));
 series!(Histogram, name help _l bounds =>
     Self::with_opts(HistogramOpts::new(name, help).buckets(bounds.to_vec())));
@@ -50,6 +52,7 @@ macro_rules! metrics {
         #[derive(Debug)]
         pub struct Metrics {
             registry: Registry,
+            scraping: Mutex<()>,
             $( #[doc = $help] pub $field: $type, )+
         }
 
@@ -62,7 +65,7 @@ macro_rules! metrics {
                         .and_then(|series| registry.register(Box::new(series.clone())).map(|()| series))
                         .expect("the names and labels below are valid and different, as a test shows");
                 )+
-                Self { registry, $( $field ),+ }
+                Self { registry, scraping: Mutex::default(), $( $field ),+ }
             }
         }
 
@@ -123,6 +126,13 @@ metrics! {
     ledger_list: IntGauge = "miroir_ledger_list_number", "Number of that list", [], &[];
     ledger_broken: IntCounter = "miroir_ledger_broken_invariants_total",
         "Invariants that this member found broken; the log names them", [], &[];
+    leader: IntGaugeVec = "miroir_leader", "1 while this member leads the scope, otherwise absent", ["scope"], &[];
+    leader_acquisitions: IntCounter = "miroir_leader_acquisitions_total", "Leases that this member came to hold", [], &[];
+    lease_renewals: IntCounter = "miroir_lease_renewals_total", "Renewals of this member's leases in time", [], &[];
+    lease_losses: IntCounter = "miroir_lease_losses_total",
+        "Leases that this member lost otherwise than by giving them back", [], &[];
+    leaderless: CounterVec = "miroir_leaderless_seconds_total",
+        "Seconds in which this member knew of no leader of a standing scope", ["scope"], &[];
     records: IntGauge = "miroir_ledger_copies", "Copies of records in this member's store", [], &[];
     records_digest: IntGauge = "miroir_ledger_digest",
         "48 bits of the digest of all copies: equal on members that know the same", [], &[];
@@ -153,6 +163,15 @@ impl Metrics {
             TextEncoder::new().encode_to_string(&self.registry.gather()).expect("every series has a name and a type");
         process::encode(&mut out);
         out
+    }
+
+    /// The exposition with the scopes that this member leads at this very instant.
+    pub fn encode_leading<'a>(&self, scopes: impl IntoIterator<Item = &'a str>) -> String {
+        // Two scrapes at once do not take each other's away.
+        let _one = self.scraping.lock().unwrap_or_else(PoisonError::into_inner);
+        self.leader.reset();
+        scopes.into_iter().for_each(|scope| self.leader.with_label_values(&[scope]).set(1));
+        self.encode()
     }
 
     /// Counts a client's request from now until the guard is finished or dropped.

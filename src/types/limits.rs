@@ -48,6 +48,36 @@ pub const LEDGER_OPS_PER_KEY_MAX: usize = 256;
 pub const LEDGER_STORES_MAX: usize = 1_024;
 /// Most voters of one list.
 pub const VOTERS_MAX: usize = 5;
+/// Largest epoch: the last integer that every JSON reader keeps exact.
+pub const EPOCH_MAX: u64 = 1 << 53;
+/// Shortest lease that may be configured.
+pub const LEASE_TTL_MIN_MS: u64 = 100;
+/// Longest lease that may be configured.
+pub const LEASE_TTL_MAX_MS: u64 = 600_000;
+/// Most scopes that one member watches or holds at a time.
+pub const LEASE_SCOPES_MAX: usize = 16_384;
+/// Most scopes whose highest epoch one member remembers.
+pub const FENCES_MAX: usize = 65_536;
+/// Most changes or reads that a core gives to the ledger in one batch.
+pub const LEDGER_BATCH_MAX: usize = 512;
+/// Most of its own leases that a member gossips.
+pub const LEASE_SIGNS_MAX: usize = 64;
+/// Finished operations of a scope that stay listed.
+pub const OPERATIONS_PAST_MAX: usize = 20;
+/// Lines of an operation's history.
+pub const OPERATION_HISTORY_MAX: usize = 64;
+/// Largest extra state of an operation, as JSON.
+pub const OPERATION_EXTRA_MAX_BYTES: usize = 256 << 10;
+/// Longest text of an operation's error.
+pub const OPERATION_ERROR_MAX_BYTES: usize = 2_048;
+/// Most requests about one scope's operations that wait for the ledger at a time.
+pub const OPERATION_REQUESTS_MAX: usize = 32;
+/// Most jobs in one queue.
+pub const JOBS_MAX: usize = 1_000;
+/// Largest work or cursor of a job, as JSON.
+pub const JOB_PART_MAX_BYTES: usize = 4 << 10;
+/// Former targets that an alias remembers.
+pub const ALIAS_HISTORY_MAX: usize = 5;
 
 const _: () = assert!(LEDGER_MESSAGE_MAX_BYTES > 2 * (RECORD_MAX_BYTES + LEDGER_KEY_MAX_BYTES), "an item always fits");
 const _: () = assert!(LEDGER_ENCODED_MAX_BYTES > LEDGER_MESSAGE_MAX_BYTES + LEDGER_ITEMS_MAX * 1024, "ballots fit");
@@ -58,3 +88,5 @@ const _: () = assert!(CALL_HEADER_MAX_BYTES > RECORD_MAX_BYTES, "a record travel
 const _: () = assert!(SHARDS_DEFAULT <= SHARDS_MAX);
 const _: () = assert!(GOSSIP_OWN_MAX_BYTES < GOSSIP_MESSAGE_MAX_BYTES);
 const _: () = assert!(BODY_DEFAULT_MAX_BYTES < CALL_BODY_MAX_BYTES);
+const _: () = assert!(LEASE_SCOPES_MAX < FENCES_MAX, "whatever is held can be fenced");
+const _: () = assert!(LEASE_TTL_MAX_MS.checked_mul(1_050).is_some(), "a lease's patience fits microseconds");

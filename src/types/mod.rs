@@ -4,15 +4,20 @@
 
 pub mod error_code;
 pub mod ids;
+pub mod lease;
 pub mod ledger;
 pub mod limits;
+pub mod operation;
 pub mod records;
 pub mod shards;
 
 pub use error_code::{ErrorCode, ErrorKind};
 pub use ids::{GroupId, IdError, IndexUid, MemberId, MeshId, PhysicalIndex, RecordVersion, TaskUid, TraceId};
+pub use lease::{Epoch, Holder, LeaseSign, LeaseValue, Order, Scope};
 pub use ledger::{Ballot, KeyError, RecordKey, StoreId, Value, Versioned, Voter, VoterList};
+pub use operation::{Claim, Job, JobsRecord, OperationEntry, OperationRecord, OperationState, Progress};
 pub use records::{
-    IndexRecord, MemberState, MeshMember, MeshRecord, NamesRecord, ReplicaState, ShardRecord, ShardReplica, VotersState,
+    AliasRecord, FormerTarget, IndexRecord, MemberState, MeshMember, MeshRecord, NamesRecord, ReplicaState,
+    ShardRecord, ShardReplica, VotersState,
 };
 pub use shards::{SHARD_FIELD, ShardId, ShardSet};

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::ids::{GroupId, IndexUid, MemberId, MeshId, PhysicalIndex};
+use super::lease::Epoch;
 use super::ledger::{StoreId, VoterList};
 use super::shards::{ShardId, ShardSet};
 
@@ -15,6 +16,33 @@ use super::shards::{ShardId, ShardSet};
 pub struct NamesRecord {
     /// Index uid → the physical index that it names now.
     pub indexes: BTreeMap<IndexUid, PhysicalIndex>,
+    /// Alias → the index that it stands for. No name is index and alias at once (`proto::alias` holds that).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<IndexUid, AliasRecord>,
+}
+
+/// One alias.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AliasRecord {
+    /// The index that it stands for, by the clients' name, so that it follows when that index is resharded or swapped.
+    pub target: IndexUid,
+    /// Counts the targets, from 1.
+    pub version: u64,
+    /// The highest epoch that has led a flip of it.
+    #[serde(default)]
+    pub epoch: Epoch,
+    /// Former targets, oldest first.
+    #[serde(default)]
+    pub history: Vec<FormerTarget>,
+}
+
+/// An index that an alias stood for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerTarget {
+    /// The index.
+    pub target: IndexUid,
+    /// Until when, RFC 3339, UTC; for people.
+    pub until: String,
 }
 
 /// What a member is to a shard.

@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::types::limits::{GOSSIP_OWN_MAX_BYTES, NAMES_MAX, SHARDS_MAX};
-use crate::types::{GroupId, PhysicalIndex, ShardId, ShardSet};
+use crate::types::limits::{GOSSIP_OWN_MAX_BYTES, LEASE_SIGNS_MAX, NAMES_MAX, SHARDS_MAX};
+use crate::types::{Epoch, GroupId, LeaseSign, PhysicalIndex, ShardId, ShardSet};
 
 /// Longest text for people that is gossiped.
 const TEXT_MAX_CHARS: usize = 300;
+/// Longest text of leases; what is beyond it is not gossiped, and others hear of it otherwise.
+const LEASES_MAX_BYTES: usize = 2_048;
 
 /// Too much to gossip.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,6 +83,8 @@ pub struct MemberGossip {
     pub records_digest: String,
     /// When its process began, RFC 3339.
     pub started_at: String,
+    /// The leases that it holds, with the newest renewal of each.
+    pub leases: Vec<LeaseSign>,
 }
 
 /// Keys and texts, as they travel.
@@ -115,6 +119,10 @@ impl MemberGossip {
         }
         if !self.unserved.is_empty() {
             pairs.insert("unserved", unserved_text(&self.unserved));
+        }
+        let leases = leases_text(&self.leases);
+        if !leases.is_empty() {
+            pairs.insert("leases", leases);
         }
         let size = pairs.iter().map(|(k, v)| k.len() + v.len()).sum();
         if size > GOSSIP_OWN_MAX_BYTES {
@@ -151,6 +159,7 @@ impl MemberGossip {
             "load" => self.load = value.parse().ok()?,
             "records" => self.records_digest = text().filter(|t| t.bytes().all(|b| b.is_ascii_hexdigit()))?,
             "started" => self.started_at = text()?,
+            "leases" => self.leases = parse_leases(value)?,
             _ => {}
         }
         Some(())
@@ -215,6 +224,39 @@ fn parse_shards(text: &str) -> Option<ShardSet> {
     Some(shards)
 }
 
+/// `<scope>=<epoch>.<start>.<renewal>;…`: neither `=` nor `;` can stand in a scope.
+fn leases_text(leases: &[LeaseSign]) -> String {
+    let mut out = String::new();
+    for LeaseSign { scope, epoch, start, renewal } in leases.iter().take(LEASE_SIGNS_MAX) {
+        let separator = if out.is_empty() { "" } else { ";" };
+        let one = format!("{separator}{scope}={epoch}.{start}.{renewal}");
+        if out.len() + one.len() > LEASES_MAX_BYTES {
+            break;
+        }
+        out.push_str(&one);
+    }
+    out
+}
+
+fn parse_leases(text: &str) -> Option<Vec<LeaseSign>> {
+    if text.len() > LEASES_MAX_BYTES {
+        return None;
+    }
+    let sign = |part: &str| {
+        let (scope, numbers) = part.split_once('=')?;
+        let mut numbers = numbers.split('.').map(|n| n.parse::<u64>().ok());
+        let sign = LeaseSign {
+            scope: scope.parse().ok()?,
+            epoch: Epoch::new(numbers.next()??)?,
+            start: numbers.next()??,
+            renewal: numbers.next()??,
+        };
+        numbers.next().is_none().then_some(sign)
+    };
+    let signs: Vec<LeaseSign> = text.split(';').filter(|p| !p.is_empty()).map(sign).collect::<Option<_>>()?;
+    (signs.len() <= LEASE_SIGNS_MAX).then_some(signs)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -233,20 +275,27 @@ mod tests {
             protocol: u16, load: u32, node_healthy: bool,
             state in prop::sample::select(vec![MemberState::Joining, MemberState::Active, MemberState::Draining, MemberState::Removed]),
             unserved in prop::collection::btree_map(0_u32..9, prop::collection::btree_set(0..SHARDS_MAX, 0..60), 0..5),
+            leases in prop::collection::vec((0_usize..6, 0_u64..=1 << 53, any::<u64>(), any::<u64>()), 0..9),
         ) {
+            let sign = |(scope, epoch, start, renewal): (usize, u64, u64, u64)| {
+                let scopes = ["membership", "alive:m1", "alias_flip:a_B-c", "rebalance:a__m00000001", "ilm", "task_ids"];
+                LeaseSign { scope: scopes[scope].parse().unwrap(), epoch: Epoch::new(epoch).unwrap(), start, renewal }
+            };
+            let leases = leases.into_iter().map(sign).collect();
             let index = |n: u32| PhysicalIndex::new(format!("a-b_c__m{n:08x}")).unwrap();
             let unserved = unserved.into_iter().map(|(n, s)| (index(n), s.into_iter().map(ShardId).collect())).collect();
             let gossip = MemberGossip {
                 http: text.clone(), mesh: text.clone(), group: Some(GroupId::new("g1").unwrap()), version: text.clone(),
                 protocol, state, node_healthy, node_version: optional.clone(), node_error: optional, unserved, load,
-                records_digest: "00ff".into(), started_at: text,
+                records_digest: "00ff".into(), started_at: text, leases,
             };
             prop_assert_eq!(read(&gossip.to_pairs().unwrap()), (gossip, 0));
         }
 
         #[test]
-        fn garbage_is_passed_over(key in "[a-z.]{0,12}", value: String, shards in "[0-9,=;a_m-]{0,40}") {
-            let _ = MemberGossip::from_pairs([(key.as_str(), value.as_str()), ("unserved", &shards)]);
+        fn garbage_is_passed_over(key in "[a-z.]{0,12}", value: String, shards in "[0-9,=;a_m-]{0,40}", leases in "(task_ids|ilm|=|;|\\.|[0-9]){0,20}") {
+            let pairs = [(key.as_str(), value.as_str()), ("unserved", &shards), ("leases", &leases)];
+            let _ = MemberGossip::from_pairs(pairs);
         }
     }
 
@@ -270,6 +319,23 @@ mod tests {
             assert_eq!(parse_shards(bad), None, "{bad}");
         }
         assert_eq!(parse_shards("0-1023").unwrap(), ShardSet::all(SHARDS_MAX));
+    }
+
+    #[test]
+    fn as_many_leases_travel_as_there_is_room_for() {
+        let sign = |n: u64| LeaseSign {
+            scope: format!("alias_flip:{}{n}", "x".repeat(380)).parse().unwrap(),
+            epoch: Epoch::new(1 << 53).unwrap(),
+            start: u64::MAX,
+            renewal: n,
+        };
+        let gossip = MemberGossip { leases: (0..99).map(sign).collect(), ..MemberGossip::default() };
+        let heard = read(&gossip.to_pairs().unwrap()).0.leases;
+        assert!(!heard.is_empty() && heard[..] == gossip.leases[..heard.len()]);
+        for bad in ["ilm", "ilm=1", "ilm=1.2", "ilm=1.2.3.4", "ilm=9007199254740993.1.1", "x=1.1.1", "ilm=1.-2.3"] {
+            assert_eq!(parse_leases(bad), None, "{bad}");
+        }
+        assert_eq!(parse_leases(&"ilm=1.2.3;".repeat(LEASE_SIGNS_MAX + 1)), None);
     }
 
     #[test]

@@ -124,13 +124,19 @@ impl Process {
         self.signal(libc::SIGTERM);
     }
 
-    /// Stands still from now on: its sockets stay open, and it answers nothing.
+    /// SIGSTOP: it stands still, its sockets stay open, and its clock goes on.
     pub fn pause(&mut self) {
         self.signal(libc::SIGSTOP);
     }
 
+    /// SIGCONT.
     pub fn resume(&mut self) {
         self.signal(libc::SIGCONT);
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
     /// How it ended, if it has.

@@ -422,7 +422,7 @@ impl Driver {
 }
 
 /// 64 bits from the operating system.
-fn seed() -> u64 {
+pub(in crate::services) fn seed() -> u64 {
     let random = Uuid::new_v4().as_u128();
     (random ^ (random >> 64)) as u64
 }

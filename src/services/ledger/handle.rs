@@ -85,6 +85,11 @@ impl Copies {
     pub fn digest(&self) -> u64 {
         self.sum
     }
+
+    /// The same of some of the copies only.
+    pub fn digest_of(&self, wanted: impl Fn(&RecordKey) -> bool) -> u64 {
+        self.records.iter().filter(|(key, _)| wanted(key)).fold(0, |sum, (key, record)| sum ^ hash(key, record))
+    }
 }
 
 fn hash(key: &RecordKey, record: &Versioned) -> u64 {
@@ -312,6 +317,11 @@ impl LedgerHandle {
     /// Whether the copies hold everything that was announced a TTL less margin ago.
     pub fn fresh(&self) -> bool {
         now() < *self.shared.fresh_until.borrow()
+    }
+
+    /// Until when the copies are fresh, as far as is known; wakes whenever that changes.
+    pub fn fresh_until(&self) -> watch::Receiver<Instant> {
+        self.shared.fresh_until.subscribe()
     }
 
     /// Waits until the copies are fresh.

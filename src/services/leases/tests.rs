@@ -1,0 +1,197 @@
+//! One member that is a whole mesh, with its stores: what the driver adds to the core.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{Driver, Inputs, LeaseHandle, OrderError, Parts};
+use crate::net::{Answer, Call, CallError, Peers};
+use crate::proto::lease::{Config, OrderRefusal};
+use crate::proto::ledger::{Bootstrap, BootstrapMember, Config as LedgerConfig};
+use crate::services::cluster::MemberState;
+use crate::services::ledger::{self, LedgerHandle, now};
+use crate::store::{LedgerStore, Store, StoreError, identity};
+use crate::types::{Epoch, GroupId, IndexUid, LeaseValue, MemberId, Order, RecordKey, Scope};
+
+/// Nothing here takes nearly so long, unless it never happens.
+const LONG: Duration = Duration::from_secs(30);
+const TTL: Duration = Duration::from_millis(800);
+const RENEW: Duration = Duration::from_millis(200);
+
+struct Nobody;
+
+#[async_trait]
+impl Peers for Nobody {
+    async fn call(&self, to: &MemberId, _: Call) -> Result<Answer, CallError> {
+        Err(CallError::NoAnswer { member: to.clone(), reason: "nobody is there".into() })
+    }
+
+    fn is_suspect(&self, _: &MemberId) -> bool {
+        false
+    }
+}
+
+struct Running {
+    leases: LeaseHandle,
+    ledger: LedgerHandle,
+    state: watch::Sender<MemberState>,
+    drivers: [JoinHandle<Result<(), StoreError>>; 2],
+    _gossip: watch::Sender<BTreeMap<MemberId, crate::wire::gossip::MemberGossip>>,
+}
+
+impl Running {
+    async fn start(dir: &Path) -> Self {
+        let me = MemberId::new("m1").unwrap();
+        let entry = BootstrapMember {
+            id: me.clone(),
+            group: GroupId::new("g1").unwrap(),
+            address: "10.0.0.1:7781".into(),
+            witness: false,
+        };
+        let bootstrap = Some(Bootstrap { members: vec![entry], rf: 1, shards: 4 });
+        let (ledger_store, store) = (LedgerStore::open(dir).unwrap(), Store::open(dir).unwrap());
+        let (identity, stored) = identity::begin(&store, &ledger_store, &me).await.unwrap();
+        let config = LedgerConfig {
+            member: me,
+            renew_interval: RENEW,
+            lease_ttl: TTL,
+            voter_replace_after: LONG,
+            round_timeout: Duration::from_millis(150),
+            retry_base: Duration::from_millis(5),
+            bootstrap,
+        };
+        let (driver, ledger) = ledger::Driver::new(ledger::Parts {
+            config,
+            stored,
+            ledger: ledger_store,
+            store: store.clone(),
+            peers: Arc::new(Nobody),
+            metrics: Arc::default(),
+        });
+        let ttl_ms = u64::try_from(TTL.as_millis()).unwrap();
+        let (lease_driver, leases, _) = Driver::new(Parts {
+            config: Config { enabled: true, ttl_ms, renew_interval: RENEW },
+            start: identity.start,
+            fences: store.fences().await.unwrap(),
+            ledger: ledger.clone(),
+            store,
+            metrics: Arc::default(),
+        });
+        let (state, gossip) = (watch::Sender::new(MemberState::Active), watch::Sender::new(BTreeMap::new()));
+        let watched = Inputs { state: state.subscribe(), gossip: gossip.subscribe() };
+        let drivers = [tokio::spawn(driver.run()), tokio::spawn(lease_driver.run(watched))];
+        Self { leases, ledger, state, drivers, _gossip: gossip }
+    }
+
+    /// As if the process were killed.
+    async fn kill(self) {
+        for driver in self.drivers {
+            driver.abort();
+            assert!(driver.await.unwrap_err().is_cancelled());
+        }
+    }
+
+    async fn held(&self, scope: &Scope) -> Epoch {
+        let mut view = self.leases.watch();
+        let held = view.wait_for(|view| view.believes(scope, now()).is_some());
+        tokio::time::timeout(LONG, held).await.expect("it is held").unwrap();
+        self.leases.believes(scope).expect("it is renewed")
+    }
+
+    fn recorded(&self, scope: &Scope) -> Option<LeaseValue> {
+        let copies = self.ledger.copies();
+        let record = copies.get(&RecordKey::new(scope.lease_key()).unwrap())?;
+        Some(LeaseValue::parse(&record.value).unwrap())
+    }
+
+    async fn recorded_as(&self, scope: &Scope, released: bool) {
+        let mut changes = self.ledger.watch();
+        let stands = async {
+            loop {
+                changes.borrow_and_update();
+                if self.recorded(scope).is_some_and(|value| value.released == released) {
+                    return;
+                }
+                changes.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(LONG, stands).await.expect("it is written");
+    }
+}
+
+fn flip(name: &str) -> Scope {
+    Scope::AliasFlip(IndexUid::new(name).unwrap())
+}
+
+#[tokio::test]
+async fn a_lease_is_given_back_only_when_nothing_runs_under_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    running.leases.want(flip("a")).await.unwrap();
+    let epoch = running.held(&flip("a")).await;
+    let tenure = running.leases.enter(&flip("a")).unwrap();
+    assert_eq!((tenure.epoch(), tenure.stands()), (epoch, true));
+    running.leases.release(flip("a")).await;
+    let mut view = running.leases.watch();
+    view.wait_for(|view| view.believes(&flip("a"), now()).is_none()).await.unwrap();
+    assert!(!tenure.stands() && running.leases.enter(&flip("a")).is_none());
+    tokio::time::sleep(TTL / 4).await;
+    assert!(!running.recorded(&flip("a")).unwrap().released, "something runs under it");
+    drop(tenure);
+    running.recorded_as(&flip("a"), true).await;
+    running.kill().await;
+}
+
+#[tokio::test]
+async fn a_stale_order_is_refused_also_by_the_next_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let order =
+        |epoch, version| Order { scope: flip("b"), epoch: Epoch::new(epoch).unwrap(), record: "names".into(), version };
+    let running = Running::start(dir.path()).await;
+    running.leases.check_order(order(5, 0)).await.unwrap();
+    let behind = running.leases.check_order(order(5, 9)).await.unwrap_err();
+    assert!(matches!(behind, OrderError::Refused(OrderRefusal::Behind { needed: 9, known: 0, .. })), "{behind}");
+    let stale = |refused: Result<(), OrderError>| {
+        let highest = Epoch::new(5).unwrap();
+        matches!(refused, Err(OrderError::Refused(OrderRefusal::Stale { highest: h, .. })) if h == highest)
+    };
+    assert!(stale(running.leases.check_order(order(4, 0)).await));
+    running.kill().await;
+    let again = Running::start(dir.path()).await;
+    assert!(stale(again.leases.check_order(order(4, 0)).await));
+    again.leases.want(flip("b")).await.unwrap();
+    assert!(again.held(&flip("b")).await > Epoch::new(5).unwrap(), "who leads next is above every epoch seen");
+    again.kill().await;
+}
+
+#[tokio::test]
+async fn a_restarted_member_leads_again_under_a_higher_epoch_and_a_clean_end_gives_all_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let mut before = BTreeMap::new();
+    for scope in Scope::STANDING {
+        before.insert(scope.clone(), running.held(&scope).await);
+    }
+    running.kill().await;
+    let again = Running::start(dir.path()).await;
+    for (scope, epoch) in before {
+        assert!(again.held(&scope).await > epoch, "{scope}");
+    }
+    // Who is not in service leads nothing, and lives all the same.
+    let alive = Scope::Alive(MemberId::new("m1").unwrap());
+    again.held(&alive).await;
+    again.state.send_replace(MemberState::Draining);
+    for scope in Scope::STANDING {
+        again.recorded_as(&scope, true).await;
+    }
+    assert!(again.leases.believes(&alive).is_some());
+    again.leases.shutdown(LONG).await;
+    assert!(again.recorded(&alive).unwrap().released);
+    assert_eq!(again.leases.rows().held(now()).count(), 0);
+    again.kill().await;
+}
