@@ -92,11 +92,14 @@ struct Line {
     used: Instant,
 }
 
+/// Open connections without a request, of each runtime its own: a connection's task belongs to one.
+type Pools = Vec<(runtime::Id, Vec<Line>)>;
+
 /// A pool of connections to the node; cheap to clone.
 #[derive(Clone)]
 pub struct NodeClient {
     // For each runtime its own: a connection wakes whoever waits for it from the thread that it was made on.
-    idle: Arc<Mutex<Vec<(runtime::Id, Vec<Line>)>>>,
+    idle: Arc<Mutex<Pools>>,
     names: Names,
     base: String,
     host: HeaderValue,
