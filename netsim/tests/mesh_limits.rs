@@ -282,9 +282,9 @@ fn old_node(listener: TcpListener) {
 /// What `/health` and the topology say about a node that can't be used.
 fn node_trouble(mesh: &Mesh) -> String {
     let (client, admin) = (mesh.client(0), mesh.admin(0));
-    let asked = || client.try_call("GET", "/health", &[], b"").ok().filter(|a| a.text().contains("ode"));
+    let told = |a: &Answer| a.status == 503 && a.text().contains("the node");
     wait_until("the node's trouble to be known", Duration::from_secs(20), || {
-        asked().is_some_and(|a| a.status == 503 && !a.text().contains("it is starting"))
+        client.try_call("GET", "/health", &[], b"").is_ok_and(|a| told(&a))
     });
     let error = client.get("/health").expect_error(503, "miroir_shards_unavailable");
     let member = admin.get("/_miroir/topology").expect(200)["members"][0].clone();

@@ -211,7 +211,7 @@ mod tests {
     fn a_seed_may_be_a_commits_hash() {
         assert_eq!(seed("17"), Ok(17));
         assert_eq!(seed("0xff"), Ok(255));
-        assert_eq!(seed("eef2e08d6b7a4c8f9e0a1b2c3d4e5f6071829304"), Ok(0x004e_5f60_7182_9304));
+        assert_eq!(seed("eef2e08d6b7a4c8f9e0a1b2c3d4e5f6071829304"), Ok(0x0d4e_5f60_7182_9304));
         assert!(seed("").is_err() && seed("xyz").is_err() && seed("ü").is_err());
     }
 }
