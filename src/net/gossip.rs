@@ -236,8 +236,10 @@ impl Port {
 
     /// The address by which chitchat knows a member; `None` for strangers.
     fn address(&self, id: &MemberId) -> Option<SocketAddr> {
-        let member = *id == self.shared.config.member || self.shared.peer(id).is_some();
-        member.then(|| gossip_address(id))
+        if *id == self.shared.config.member {
+            return Some(gossip_address(id));
+        }
+        self.shared.peer(id).map(|peer| peer.gossip_address)
     }
 
     fn chitchat_config(&self, config: &GossipConfig, mesh: MeshId, start: u64) -> ChitchatConfig {
@@ -249,7 +251,7 @@ impl Port {
             gossip_interval: config.interval,
             listen_addr: address,
             // Numeric, because chitchat looks names up by the C library.
-            seed_nodes: self.shared.peers().keys().map(|id| gossip_address(id).to_string()).collect(),
+            seed_nodes: self.shared.peers().values().map(|peer| peer.gossip_address.to_string()).collect(),
             failure_detector_config: FailureDetectorConfig {
                 // A member is dead after about 8 intervals of silence.
                 initial_interval: config.interval * 2,
@@ -296,7 +298,7 @@ impl Socket for Port {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
         // An address that is no member's comes from a message; nobody is there.
         let peers = self.shared.peers();
-        let peer = peers.values().find(|peer| gossip_address(&peer.id) == to);
+        let peer = peers.values().find(|peer| peer.gossip_address == to);
         let bytes = message.serialize_to_vec();
         match peer {
             Some(peer) if bytes.len() <= GOSSIP_MESSAGE_MAX_BYTES => {

@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 
 use super::classes::{ClassGates, ClassLimits, Kind};
 use super::endpoint::{self, CloseCode, MeshThread, RESET_SECRET_BYTES};
+use super::gossip::gossip_address;
 use super::resolve::{self, Names, ResolveError};
 use super::tls::{TlsError, TlsFiles, TlsStore};
 use super::{Answer, Call, CallError, Handler, Peers, client, link, server};
@@ -164,6 +165,8 @@ pub(super) struct Peer {
     pub(super) served: ClassGates,
     pub(super) probe: Mutex<link::ProbeState>,
     pub(super) gossip_out: mpsc::Sender<Bytes>,
+    /// The address by which chitchat knows it.
+    pub(super) gossip_address: SocketAddr,
     /// What keeps its connections; ends when it is no member any more.
     pub(super) tasks: Mutex<Vec<AbortHandle>>,
 }
@@ -173,6 +176,7 @@ impl Peer {
         let (gossip_out, waiting) = mpsc::channel(GOSSIP_OUT_MAX);
         let down = || watch::Sender::new(LinkState::Down("not connected yet".to_owned()));
         let peer = Self {
+            gossip_address: gossip_address(&id),
             id,
             address,
             control: down(),

@@ -108,41 +108,24 @@ impl List {
 
 /// What this member knows of the mesh's list: the record, before that the bootstrap list, before that itself alone.
 pub fn topology(own: &MemberId, record: Option<&MeshRecord>, list: Option<&Bootstrap>) -> Topology {
-    let own = own.clone();
-    match (record, list) {
-        (Some(record), _) => Topology {
-            own,
-            mesh: record.mesh,
-            members: record
-                .present()
-                .map(|m| Listed {
-                    id: m.id.clone(),
-                    group: m.group.clone(),
-                    address: m.address.clone(),
-                    witness: m.witness,
-                })
-                .collect(),
-            rf: usize::from(record.rf),
-            shards: record.shards,
-        },
-        (None, Some(list)) => Topology {
-            own,
-            mesh: MeshId::NONE,
-            members: list
-                .members
-                .iter()
-                .map(|m| Listed {
-                    id: m.id.clone(),
-                    group: m.group.clone(),
-                    address: m.address.clone(),
-                    witness: m.witness,
-                })
-                .collect(),
-            rf: usize::from(list.rf),
-            shards: list.shards,
-        },
-        (None, None) => Topology { own, mesh: MeshId::NONE, members: Vec::new(), rf: 1, shards: 1 },
-    }
+    let listed = |id: &MemberId, group: &GroupId, address: &str, witness| Listed {
+        id: id.clone(),
+        group: group.clone(),
+        address: address.to_owned(),
+        witness,
+    };
+    let (mesh, members, rf, shards) = match (record, list) {
+        (Some(r), _) => {
+            let members = r.present().map(|m| listed(&m.id, &m.group, &m.address, m.witness)).collect();
+            (r.mesh, members, r.rf, r.shards)
+        }
+        (None, Some(l)) => {
+            let members = l.members.iter().map(|m| listed(&m.id, &m.group, &m.address, m.witness)).collect();
+            (MeshId::NONE, members, l.rf, l.shards)
+        }
+        (None, None) => (MeshId::NONE, Vec::new(), 1, 1),
+    };
+    Topology { own: own.clone(), mesh, members, rf: usize::from(rf), shards }
 }
 
 /// The members of a topology, as the transport dials them.

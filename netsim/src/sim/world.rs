@@ -452,6 +452,7 @@ impl World {
         // accepted what says nothing of what is chosen. What is told as chosen does, and is looked at in every run.
         let exact = !self.swarm.faults.restore;
         let voter = Voter { member: member.id.clone(), store: stored.store };
+        let on_disk = |key: &RecordKey| stored.registers.get(key).cloned().unwrap_or_default();
         let mut registers = BTreeMap::new();
         let mut list = stored.list.as_ref().map_or(0, |l| l.number);
         for row in member.under_way() {
@@ -465,15 +466,13 @@ impl World {
                     Ok(())
                 }
                 Row::Promise { key, ballot } => {
-                    let register =
-                        registers.entry(key).or_insert_with(|| stored.registers.get(key).cloned().unwrap_or_default());
+                    let register = registers.entry(key).or_insert_with(|| on_disk(key));
                     let old = register.promise.replace(ballot.clone());
                     let accepted = register.accepted.as_ref().map(|(b, _)| b);
                     invariant::promises_never_go_back(key, old.as_ref(), Some(ballot), accepted)
                 }
                 Row::Accepted { key, promise, ballot, record } => {
-                    let register =
-                        registers.entry(key).or_insert_with(|| stored.registers.get(key).cloned().unwrap_or_default());
+                    let register = registers.entry(key).or_insert_with(|| on_disk(key));
                     let old = register.promise.replace(promise.clone());
                     register.accepted = Some((ballot.clone(), record.clone()));
                     invariant::promises_never_go_back(key, old.as_ref(), Some(promise), Some(ballot)).and_then(|()| {
@@ -503,9 +502,7 @@ impl World {
 
     /// A client asks this member to read a key or to change it from the version that it heard of last.
     pub fn ask(&mut self, host: Host, key: &RecordKey, change: bool) -> Result<(), Stopped> {
-        self.next_op += 1;
-        let op = OpId(self.next_op);
-        let deadline = Instant(self.members[host].clock.at(self.now)).plus(PATIENCE);
+        let (op, deadline) = self.next_request(host);
         let expected = self.heard.get(key).copied().unwrap_or(0);
         let command = if change {
             let value = format!("{{\"by\":{}}}", op.0);
@@ -522,6 +519,12 @@ impl World {
         self.run(host)
     }
 
+    /// A new request's name, and until when its client waits, on the member's clock.
+    fn next_request(&mut self, host: Host) -> (OpId, Instant) {
+        self.next_op += 1;
+        (OpId(self.next_op), Instant(self.members[host].clock.at(self.now)).plus(PATIENCE))
+    }
+
     /// The operator changes the mesh's record through this member.
     ///
     /// # Errors
@@ -532,9 +535,7 @@ impl World {
     }
 
     fn put_mesh(&mut self, host: Host, expected: u64, record: &MeshRecord) {
-        self.next_op += 1;
-        let op = OpId(self.next_op);
-        let deadline = Instant(self.members[host].clock.at(self.now)).plus(PATIENCE);
+        let (op, deadline) = self.next_request(host);
         let (key, value) = (RecordKey::mesh(), record.to_json());
         self.history.change(op.0, key.as_str(), expected, &value);
         self.note(format_args!("asked of {}: the mesh record becomes {value}", name(host)));

@@ -5,6 +5,7 @@
 //! step. Must not know: what the parts decide.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use twox_hash::XxHash64;
@@ -155,6 +156,16 @@ impl Base {
     pub fn announced(&self, key: &RecordKey) -> u64 {
         let accepted = self.stored.registers.get(key).and_then(|r| r.accepted.as_ref()).map_or(0, |(_, v)| v.announced);
         accepted.max(self.stored.copies.get(key).map_or(0, |c| c.announced))
+    }
+
+    /// The first keys behind `after` that have a vote or a copy here, in order: more than one message holds, if there are.
+    pub fn keys_behind(&self, after: Option<&RecordKey>) -> BTreeSet<&RecordKey> {
+        let from = || (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        // The first keys of both are among the first so many of each.
+        let most = 2 * LEDGER_ITEMS_MAX;
+        let held = self.stored.registers.range::<RecordKey, _>(from()).map(|(k, _)| k).take(most);
+        let copied = self.stored.copies.range::<RecordKey, _>(from()).map(|(k, _)| k).take(most);
+        held.chain(copied).collect()
     }
 
     /// Makes one change of the durable state.

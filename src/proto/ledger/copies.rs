@@ -8,7 +8,7 @@
 //! Rule: a copy comes from a proposer that saw the value chosen, or from a majority read; a list of keys only says what
 //! to read. An answer counts when everything it calls for has been read. Must not know: what the records mean.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,15 +118,7 @@ impl Copies {
         if after.is_none() && digest == base.view {
             return Item::Newer { round, after, entries: Vec::new(), more: false };
         }
-        let from = || {
-            (after.as_ref().map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded), std::ops::Bound::Unbounded)
-        };
-        let held = base.stored.registers.range::<RecordKey, _>(from()).map(|(k, _)| k);
-        let copied = base.stored.copies.range::<RecordKey, _>(from()).map(|(k, _)| k);
-        // The first keys of both are among the first so many of each.
-        let most = 2 * LEDGER_ITEMS_MAX;
-        let keys: BTreeSet<_> = held.take(most).chain(copied.take(most)).collect();
-        let mut rest = keys.into_iter().map(|k| (k.clone(), base.announced(k)));
+        let mut rest = base.keys_behind(after.as_ref()).into_iter().map(|k| (k.clone(), base.announced(k)));
         let entries: Vec<_> = rest.by_ref().take(LEDGER_ITEMS_MAX).collect();
         let more = rest.next().is_some();
         Item::Newer { round, after, entries, more }

@@ -10,7 +10,6 @@
 //! why the hosts are gone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::sync::Arc;
 
 use super::base::Base;
@@ -189,11 +188,7 @@ fn taken(row: RecoverRow) -> Option<Versioned> {
 
 /// Some of what this member has, behind `after`.
 fn page(base: &Base, after: Option<&RecordKey>) -> (Vec<RecoverRow>, bool) {
-    let from = || (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-    let most = 2 * LEDGER_ITEMS_MAX;
-    let held = base.stored.registers.range::<RecordKey, _>(from()).map(|(k, _)| k).take(most);
-    let copied = base.stored.copies.range::<RecordKey, _>(from()).map(|(k, _)| k).take(most);
-    let keys: BTreeSet<_> = held.chain(copied).collect();
+    let keys = base.keys_behind(after);
     let (mut rows, mut bytes, all) = (Vec::new(), 0, keys.len());
     for key in keys {
         let register = base.stored.registers.get(key).cloned().unwrap_or_default();

@@ -19,7 +19,7 @@ use crate::proto::ledger;
 use crate::proto::register::{Answer, Change, Chosen, OpId, Read};
 use crate::rt::clock;
 use crate::services::cluster::MemberState;
-use crate::services::ledger::{ChangeRequest, LedgerHandle, Sighting, driver::seed, now};
+use crate::services::ledger::{ChangeRequest, LedgerHandle, Sighting, driver::seed, nap, now};
 use crate::store::leases::LeaseLine;
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;
@@ -30,8 +30,6 @@ use crate::wire::gossip::MemberGossip;
 const HOLDINGS: &str = "miroir::holdings";
 /// Commands of this process, and answers of the ledger, that wait.
 const WAITING: usize = 256;
-/// The longest nap: timers of the runtime do not run while the machine sleeps.
-const NAP: Duration = Duration::from_secs(1);
 /// So many TTLs the member that comes first for a standing scope has lived before another one gives the scope to it.
 const SETTLED_TTLS: u32 = 3;
 /// Between two writings of the table for people.
@@ -145,7 +143,7 @@ impl Driver {
         self.hear_copies().await?;
         let shared = Arc::clone(&self.shared);
         loop {
-            let nap = self.core.next_wake().map_or(NAP, |wake| wake.since(now()).min(NAP));
+            let nap = nap(self.core.next_wake());
             tokio::select! {
                 input = self.inputs.recv() => match input {
                     Some(input) => self.hear(input).await?,

@@ -6,12 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::handle::{Copies, Follower, InitError, Input, LedgerHandle, Shared, Sighting, Status, now, words};
+use super::handle::{Copies, Follower, InitError, Input, LedgerHandle, Shared, Sighting, Status, nap, now, words};
 use super::inbox::{Inbox, Received};
 use super::outbox::Outbox;
 use crate::net::Peers;
@@ -27,8 +26,6 @@ use crate::types::{MeshRecord, RecordKey, Versioned};
 const INPUTS: usize = 256;
 /// Changes that travel together at most, when they wait together.
 const TOGETHER: usize = 128;
-/// The longest nap: timers of the runtime do not run while the machine sleeps.
-const NAP: Duration = Duration::from_secs(1);
 
 /// What a driver works with.
 pub struct Parts {
@@ -145,7 +142,7 @@ impl Driver {
         // What the core wants after a restart.
         self.step().await?;
         loop {
-            let nap = self.core.next_wake().map_or(NAP, |wake| wake.since(now()).min(NAP));
+            let nap = nap(self.core.next_wake());
             tokio::select! {
                 input = self.inputs.recv() => match input {
                     Some(input) => self.hear(input).await?,

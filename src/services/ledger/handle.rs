@@ -22,6 +22,14 @@ const NOTICES: usize = 64;
 /// Sightings that a subscriber may lag behind.
 const SIGHTINGS: usize = 4_096;
 
+/// The longest nap: timers of the runtime do not run while the machine sleeps.
+const NAP: Duration = Duration::from_secs(1);
+
+/// How long a driver sleeps whose core wants a tick at `wake`.
+pub fn nap(wake: Option<Instant>) -> Duration {
+    wake.map_or(NAP, |wake| wake.since(now()).min(NAP))
+}
+
 /// The instant on the clock that the ledger and leases go by.
 pub fn now() -> Instant {
     Instant::default().plus(clock::since_boot())

@@ -18,4 +18,4 @@ pub mod outbox;
 mod tests;
 
 pub use driver::{Driver, Parts};
-pub use handle::{ChangeRequest, Copies, Follower, LedgerHandle, Sighting, Status, now, words};
+pub use handle::{ChangeRequest, Copies, Follower, LedgerHandle, Sighting, Status, nap, now, words};
