@@ -419,7 +419,11 @@ impl Mesh {
     fn keep(&self, peer: &Arc<Peer>, waiting: mpsc::Receiver<Bytes>) {
         let (on, shared) = (&self.thread.runtime, &self.shared);
         let link = |kind| {
-            on.spawn(link::keep(shared.clone(), self.thread.endpoint.clone(), peer.clone(), kind)).abort_handle()
+            let endpoint = match kind {
+                Kind::Control => &self.thread.endpoint,
+                Kind::Data => &self.thread.calls,
+            };
+            on.spawn(link::keep(shared.clone(), endpoint.clone(), peer.clone(), kind)).abort_handle()
         };
         let tasks = [
             link(Kind::Control),
