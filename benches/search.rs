@@ -6,7 +6,8 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use miroir::proto::placement;
 use miroir::proto::search::order::{compare, parse_details};
-use miroir::proto::search::{IndexView, MemberState, MergeRequest, PartAnswer, PlanInput, SearchQuery, merge, plan};
+use miroir::proto::search::{MemberState, MergeRequest, PartAnswer, PlanInput, SearchQuery, merge, plan};
+use miroir::proto::settings::IndexView;
 use miroir::types::{GroupId, IndexRecord, IndexUid, MemberId, PhysicalIndex, ShardId, ShardSet};
 use serde_json::{Value, json};
 

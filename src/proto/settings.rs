@@ -26,6 +26,8 @@ use crate::types::SHARD_FIELD;
 /// `embedders`: for each embedder what decides whose document template it has.
 pub type ClientSettings = BTreeMap<String, String>;
 
+/// Meilisearch's default of `pagination.maxTotalHits`.
+const MAX_TOTAL_HITS: u64 = 1_000;
 /// Facet values of a node where the client orders by count: so many times the client's own number …
 const COUNT_FACTOR: u64 = 10;
 /// … but at least so many …
@@ -131,19 +133,21 @@ pub enum FacetOrder {
     Count,
 }
 
-/// What the mesh itself needs of the client's settings.
+/// What the client set on the index, as far as searches are concerned. Nodes hold some of it in another form.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientView {
-    /// The fields that a client may see, in its order; `None`: all.
-    pub displayed_attributes: Option<Vec<String>>,
-    /// The field of which each value may occur once in a result.
-    pub distinct_attribute: Option<String>,
-    /// Values that a facet shows.
-    pub max_values_per_facet: u64,
-    /// The order of facets by field; `*` is always there, for all other fields.
+pub struct IndexView {
+    /// The client's name of the index, for answers that show it.
+    pub uid: String,
+    /// `displayedAttributes`; `None` is `["*"]`.
+    pub displayed: Option<Vec<String>>,
+    /// `distinctAttribute`.
+    pub distinct: Option<String>,
+    /// `pagination.maxTotalHits`.
+    pub max_total_hits: usize,
+    /// `faceting.maxValuesPerFacet`.
+    pub max_values_per_facet: usize,
+    /// `faceting.sortFacetValuesBy`; the key `*` is always there, for all other facets.
     pub sort_facet_values_by: BTreeMap<String, FacetOrder>,
-    /// Hits that can be paged to.
-    pub max_total_hits: u64,
 }
 
 /// The settings key `faceting`, as the client would read it.
@@ -187,31 +191,47 @@ fn keep(client: &mut ClientSettings, key: &str, value: Option<Value>) {
     };
 }
 
-impl ClientView {
-    /// The view that an index record's `client_settings` describe.
-    pub fn of(client: &ClientSettings) -> Self {
+impl Default for IndexView {
+    fn default() -> Self {
+        Self::of("", &ClientSettings::new())
+    }
+}
+
+impl IndexView {
+    /// What an index's name and its record's `client_settings` come to.
+    pub fn of(uid: &str, client: &ClientSettings) -> Self {
+        let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let faceting: Faceting = kept(client, "faceting").unwrap_or_default();
         let pagination: Option<BTreeMap<String, u64>> = kept(client, "pagination");
+        let max_total_hits = pagination.and_then(|p| p.get("maxTotalHits").copied());
         Self {
-            displayed_attributes: kept(client, "displayedAttributes"),
-            distinct_attribute: kept(client, "distinctAttribute"),
-            max_values_per_facet: faceting.max_values_per_facet,
+            uid: uid.to_owned(),
+            displayed: kept(client, "displayedAttributes"),
+            distinct: kept(client, "distinctAttribute"),
+            max_total_hits: size(max_total_hits.unwrap_or(MAX_TOTAL_HITS)),
+            max_values_per_facet: size(faceting.max_values_per_facet),
             sort_facet_values_by: faceting.sort_facet_values_by,
-            max_total_hits: pagination.and_then(|p| p.get("maxTotalHits").copied()).unwrap_or(1000),
         }
     }
 
-    /// The order of the values of one field's facet.
-    pub fn facet_order(&self, field: &str) -> FacetOrder {
-        let order = self.sort_facet_values_by.get(field).or_else(|| self.sort_facet_values_by.get("*"));
-        order.copied().unwrap_or(FacetOrder::Alpha)
+    /// The order of the values of one facet.
+    pub fn facet_order(&self, facet: &str) -> FacetOrder {
+        let by = &self.sort_facet_values_by;
+        by.get(facet).or_else(|| by.get("*")).copied().unwrap_or_default()
     }
 
-    /// Whether a client may see a field; a displayed field shows what is nested in it.
-    pub fn displays(&self, field: &str) -> bool {
-        let Some(shown) = &self.displayed_attributes else { return true };
-        shown.iter().any(|s| field == s || field.strip_prefix(s.as_str()).is_some_and(|rest| rest.starts_with('.')))
+    /// Whether a client may see this attribute: it, or one that it lies in, is displayed.
+    pub fn shows(&self, attribute: &str) -> bool {
+        match &self.displayed {
+            None => attribute != SHARD_FIELD,
+            Some(list) => list.iter().any(|d| d == "*" || is_within(attribute, d)),
+        }
     }
+}
+
+/// Whether `attribute` is `outer`, or nested in it.
+pub fn is_within(attribute: &str, outer: &str) -> bool {
+    attribute.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// The settings that a new index gets on every node, before the client has set any.
@@ -380,7 +400,7 @@ fn keep_pagination(value: &Value, after: &mut ClientSettings) {
     match (value, value.get("maxTotalHits")) {
         (Value::Null, _) | (_, Some(Value::Null)) => keep(after, "pagination", None),
         (_, Some(max)) if max.as_u64().is_some_and(|m| m > 0) => {
-            let own = (max.as_u64() != Some(1000)).then(|| json!({ "maxTotalHits": max }));
+            let own = (max.as_u64() != Some(MAX_TOTAL_HITS)).then(|| json!({ "maxTotalHits": max }));
             keep(after, "pagination", own);
         }
         _ => {}
@@ -530,11 +550,11 @@ mod tests {
         mesh.patch(json!({"faceting": {"maxValuesPerFacet": 3000}}), 64);
         assert_eq!(nodes(&mesh), 30_000);
         assert_eq!(mesh.seen()["faceting"]["maxValuesPerFacet"], 3000);
-        assert_eq!(ClientView::of(&mesh.client).facet_order("a"), FacetOrder::Count);
-        assert_eq!(ClientView::of(&mesh.client).facet_order("b"), FacetOrder::Alpha);
+        assert_eq!(IndexView::of("i", &mesh.client).facet_order("a"), FacetOrder::Count);
+        assert_eq!(IndexView::of("i", &mesh.client).facet_order("b"), FacetOrder::Alpha);
         mesh.patch(json!({"faceting": {"sortFacetValuesBy": {"b": "count"}, "maxValuesPerFacet": u64::MAX}}), 64);
         assert_eq!(nodes(&mesh), u64::MAX);
-        assert_eq!(ClientView::of(&mesh.client).facet_order("a"), FacetOrder::Alpha);
+        assert_eq!(IndexView::of("i", &mesh.client).facet_order("a"), FacetOrder::Alpha);
         mesh.patch(json!({"faceting": null}), 64);
         assert_eq!((nodes(&mesh), mesh.client.len()), (100, 0));
     }
@@ -619,9 +639,9 @@ mod tests {
             assert_eq!(mesh.node["displayedAttributes"], json!(["*"]));
         }
         mesh.patch(json!({"displayedAttributes": ["a", "b.c"]}), 64);
-        let view = ClientView::of(&mesh.client);
+        let view = IndexView::of("i", &mesh.client);
         assert_eq!(
-            ["a", "a.x", "ab", "b", "b.c", "b.c.d"].map(|f| view.displays(f)),
+            ["a", "a.x", "ab", "b", "b.c", "b.c.d"].map(|f| view.shows(f)),
             [true, true, false, false, true, true]
         );
     }
@@ -706,11 +726,11 @@ mod tests {
                 plain_for_test(&mut plain, patch.as_object().unwrap());
                 mesh.patch(patch, shards);
                 prop_assert_eq!(Value::Object(mesh.seen()), Value::Object(plain.clone()));
-                let view = ClientView::of(&mesh.client);
-                prop_assert_eq!(json!(view.distinct_attribute), plain["distinctAttribute"].clone());
+                let view = IndexView::of("i", &mesh.client);
+                prop_assert_eq!(json!(view.distinct), plain["distinctAttribute"].clone());
                 prop_assert_eq!(json!(view.max_total_hits), plain["pagination"]["maxTotalHits"].clone());
                 prop_assert_eq!(json!(view.sort_facet_values_by), plain["faceting"]["sortFacetValuesBy"].clone());
-                prop_assert_eq!(json!(view.displayed_attributes.unwrap_or(vec!["*".into()])), plain["displayedAttributes"].clone());
+                prop_assert_eq!(json!(view.displayed.unwrap_or(vec!["*".into()])), plain["displayedAttributes"].clone());
                 prop_assert!(mesh.node["faceting"]["maxValuesPerFacet"].as_u64() >= Some(u64::from(shards)));
                 prop_assert_eq!(&mesh.node["filterableAttributes"][0], SHARD_FIELD);
             }

@@ -21,11 +21,10 @@ use super::members::Members;
 use super::writes::node_failure;
 use crate::net::{Answer, Call, CallError};
 use crate::proto::search::{
-    Action, AskId, FacetSearchQuery, HedgeBudget, IndexView, MemberState, MemberStats, MergeError, MergeRequest,
-    Original, Outcome, PartAnswer, PlanInput, QueryError, Scatter, SearchQuery, keywords_suffice, merge,
-    merge_facet_search,
+    Action, AskId, FacetSearchQuery, HedgeBudget, MemberState, MemberStats, MergeError, MergeRequest, Original,
+    Outcome, PartAnswer, PlanInput, QueryError, Scatter, SearchQuery, keywords_suffice, merge, merge_facet_search,
 };
-use crate::proto::settings::ClientView;
+use crate::proto::settings::IndexView;
 use crate::telemetry::metrics::Metrics;
 use crate::types::TraceId;
 use crate::types::{ErrorCode, IndexRecord, IndexUid, MemberId, ShardSet};
@@ -222,7 +221,7 @@ impl Searches {
         asker: Asker,
     ) -> Result<Found, Failure> {
         let (record, trace) = (&index.value, asker.trace);
-        let view = view(record);
+        let view = IndexView::of(record.uid.as_str(), &record.client_settings);
         let pinned = record.primary_key.as_deref().and_then(|key| query.pinned_shards(key, record.shard_count()));
         let wanted = self.wanted(record, pinned);
         let question = Question {
@@ -295,7 +294,7 @@ impl Searches {
             Ok(scattered) => scattered,
             Err(e) => return Err(self.reworded(e, &index, query.original(), ReadRoute::FacetSearch, trace).await),
         };
-        let view = view(&index.value);
+        let view = IndexView::of(index.value.uid.as_str(), &index.value.client_settings);
         let merged = merge_facet_search(&query, &view, &scattered.parts, &scattered.missing, millis(began));
         self.found(merged.map_err(|e| Failure::internal(e.to_string()))?, scattered.missing)
     }
@@ -602,19 +601,5 @@ pub fn unavailable(missing: &ShardSet) -> Failure {
 pub fn query_failed(error: QueryError) -> Failure {
     match error {
         QueryError::Reserved { parameter } => reserved(&parameter),
-    }
-}
-
-/// The client's settings as the merge needs them.
-pub fn view(record: &IndexRecord) -> IndexView {
-    let client = ClientView::of(&record.client_settings);
-    let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-    IndexView {
-        uid: record.uid.as_str().to_owned(),
-        displayed: client.displayed_attributes,
-        distinct: client.distinct_attribute,
-        max_total_hits: size(client.max_total_hits),
-        max_values_per_facet: size(client.max_values_per_facet),
-        sort_facet_values_by: client.sort_facet_values_by,
     }
 }

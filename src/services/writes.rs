@@ -18,7 +18,7 @@ use super::members::Members;
 use super::tasks::{NewTask, Part, Subject, Summary, Tasks};
 use crate::net::{Answer, Call, CallError};
 use crate::proto::document::error_text_hiding;
-use crate::proto::settings::ClientView;
+use crate::proto::settings::IndexView;
 use crate::telemetry::metrics::Metrics;
 use crate::types::TraceId;
 use crate::types::{ErrorCode, MemberId, ShardSet};
@@ -237,8 +237,8 @@ fn fate_of(answer: Result<Answer, CallError>) -> Fate {
 /// A text with the client's names in place of the nodes'.
 fn client_text(text: &str, index: &Index) -> String {
     let record = &index.value;
-    let view = ClientView::of(&record.client_settings);
-    error_text_hiding(text, &record.physical, &record.uid, view.displayed_attributes.as_deref())
+    let view = IndexView::of(record.uid.as_str(), &record.client_settings);
+    error_text_hiding(text, &record.physical, &record.uid, view.displayed.as_deref())
 }
 
 /// A node's error with the client's names in its text.

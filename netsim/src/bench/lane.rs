@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use hyper::Method;
-use miroir::proto::search::query::{IndexView, SearchQuery};
+use miroir::proto::{search::SearchQuery, settings::IndexView};
 
 use crate::mesh::Client;
 

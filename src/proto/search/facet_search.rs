@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::merge::{MergeError, PartAnswer, PartError, push_number, push_text, write_remote_errors};
-use super::query::{FacetOrder, IndexView};
 use super::request::{Original, QueryError, Sent};
 use super::value::normalise;
 use crate::proto::json;
+use crate::proto::settings::{FacetOrder, IndexView};
 use crate::types::ShardSet;
 
 /// `POST /indexes/{uid}/facet-search`.

@@ -6,9 +6,9 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use super::query::{FacetOrder, IndexView};
 use super::value::normalise;
 use crate::proto::json::{self, Member, ScanError};
+use crate::proto::settings::{FacetOrder, IndexView};
 use crate::types::SHARD_FIELD;
 
 /// Up to this many candidates, nodes sort numbers as texts when the order is by value.

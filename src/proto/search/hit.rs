@@ -4,8 +4,8 @@
 
 use std::ops::Range;
 
-use super::query::{IndexView, is_within};
 use crate::proto::json::{self, Member, ScanError};
+use crate::proto::settings::{IndexView, is_within};
 use crate::types::SHARD_FIELD;
 
 /// What a node, or the mesh, has added to a hit.

@@ -32,7 +32,7 @@ pub use far::{FarPage, Next};
 pub use filter::{pinned_ids, with_shard_filter};
 pub use merge::{MergeError, MergeRequest, PartAnswer, keywords_suffice, merge};
 pub use plan::{MemberState, Plan, PlanInput, plan};
-pub use query::{FacetOrder, IndexView, Page, SearchQuery};
+pub use query::{Page, SearchQuery};
 pub use request::{Original, QueryError};
 pub use retry::{Action, AskId, Finished, Outcome, Scatter};
 pub use stats::{HedgeBudget, MemberStats};

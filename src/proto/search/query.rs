@@ -3,72 +3,18 @@
 //! The rule: only what the mesh must understand is parsed; all else travels on unread. A query whose understood part is
 //! mistyped is kept whole and marked, so that one node gets to refuse it. Must not know: which members there are.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value};
 use twox_hash::XxHash64;
 
 use super::filter;
 use super::request::{Mistyped, Original, QueryError, Sent, boolean, filter_parameter, size, sort_parameter, words};
-pub use crate::proto::settings::FacetOrder;
-use crate::types::SHARD_FIELD;
+use crate::proto::settings::{IndexView, is_within};
 use crate::types::{PhysicalIndex, ShardId};
 
 /// Meilisearch's default of `limit` and `hitsPerPage`.
 const LIMIT_DEFAULT: usize = 20;
 /// Meilisearch's default of `hybrid.semanticRatio`.
 const SEMANTIC_RATIO_DEFAULT: f64 = 0.5;
-
-/// What the client set on the index, as far as searches are concerned. Nodes hold some of it in another form.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IndexView {
-    /// The client's name of the index, for answers that show it.
-    pub uid: String,
-    /// `displayedAttributes`; `None` is `["*"]`.
-    pub displayed: Option<Vec<String>>,
-    /// `distinctAttribute`.
-    pub distinct: Option<String>,
-    /// `pagination.maxTotalHits`.
-    pub max_total_hits: usize,
-    /// `faceting.maxValuesPerFacet`.
-    pub max_values_per_facet: usize,
-    /// `faceting.sortFacetValuesBy`; the key `*` is the default.
-    pub sort_facet_values_by: BTreeMap<String, FacetOrder>,
-}
-
-impl Default for IndexView {
-    fn default() -> Self {
-        Self {
-            uid: String::new(),
-            displayed: None,
-            distinct: None,
-            max_total_hits: 1_000,
-            max_values_per_facet: 100,
-            sort_facet_values_by: BTreeMap::new(),
-        }
-    }
-}
-
-impl IndexView {
-    /// The order of the values of one facet.
-    pub fn facet_order(&self, facet: &str) -> FacetOrder {
-        let by = &self.sort_facet_values_by;
-        by.get(facet).or_else(|| by.get("*")).copied().unwrap_or_default()
-    }
-
-    /// Whether a client may see this attribute: it, or one that it lies in, is displayed.
-    pub fn shows(&self, attribute: &str) -> bool {
-        match &self.displayed {
-            None => attribute != SHARD_FIELD,
-            Some(list) => list.iter().any(|d| d == "*" || is_within(attribute, d)),
-        }
-    }
-}
-
-/// Whether `attribute` is `outer`, or nested in it.
-pub(super) fn is_within(attribute: &str, outer: &str) -> bool {
-    attribute.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-}
 
 /// Which hits the client wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,8 +14,9 @@ use bytes::Bytes;
 
 use super::facets;
 use super::hit::{self, HitStyle};
-use super::query::{IndexView, SearchQuery};
+use super::query::SearchQuery;
 use crate::proto::json;
+use crate::proto::settings::IndexView;
 use crate::types::{SHARD_FIELD, ShardSet};
 use lanes::Merger;
 pub(super) use parts::PartError;
