@@ -37,7 +37,8 @@ fn planning(c: &mut Criterion) {
         c.bench_function(&format!("plan 64 shards, {members} members"), |b| {
             b.iter(|| {
                 query_hash += 1;
-                let input = PlanInput { index: &index, groups: &groups, states: &states, own: &own, query_hash };
+                let input =
+                    PlanInput { index: &index, groups: &groups, states: &states, own: &own, query_hash, one: false };
                 black_box(plan(&input, &wanted, &nobody))
             });
         });

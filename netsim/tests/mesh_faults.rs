@@ -60,6 +60,22 @@ impl Expected {
     }
 }
 
+/// What is wrong with a page that begins far down: it takes two rounds, and between them members may go.
+fn far_page_fault(client: &Client) -> Option<String> {
+    let path = "/indexes/packages/documents?offset=2500&limit=7";
+    let answer = match client.try_call("GET", path, &[], b"") {
+        Ok(answer) => answer,
+        Err(e) => return Some(format!("{path} at {}: {e}", client.address)),
+    };
+    let degraded = answer.header("x-miroir-degraded");
+    let page = answer.json();
+    let rows = page["results"].as_array().map_or(0, Vec::len);
+    let right = answer.status == 200 && degraded.is_none() && rows == 7 && page["total"] == SAMPLE_SIZE;
+    (!right).then(|| {
+        format!("{path} at {}: {} {degraded:?}, {rows} rows: {}", client.address, answer.status, answer.text())
+    })
+}
+
 fn sum(found: &Value) -> u64 {
     found["facetDistribution"]["section"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum()
 }
@@ -85,7 +101,10 @@ impl<'a> Load<'a> {
                         if load.stop.load(Ordering::SeqCst) {
                             return;
                         }
-                        let fault = load.expected[i % load.expected.len()].fault(&client);
+                        let fault = match i % 5 {
+                            4 => far_page_fault(&client),
+                            _ => load.expected[i % load.expected.len()].fault(&client),
+                        };
                         load.faults.lock().unwrap().extend(fault);
                         load.done.fetch_add(1, Ordering::SeqCst);
                     }

@@ -20,6 +20,9 @@ use crate::types::limits::DOCUMENT_ID_MAX_BYTES;
 use crate::types::{ErrorCode, IndexUid, ShardSet};
 use crate::wire::verbs::{ReadKind, ReadRoute};
 
+/// How often a page that begins far down is counted, when members go while it is read.
+const SPLITS: usize = 4;
+
 /// The service; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Reads {
@@ -84,39 +87,47 @@ impl Reads {
             deadline: self.searches.deadline(Instant::now()),
             alone: query.part_body(1).into(),
             shared: if far { query.count_body() } else { query.part_body(2) }.into(),
+            one: false,
         };
-        let scattered = self.searches.scatter(question.clone(), trace).await?;
-        let body = if far && !scattered.parts.iter().any(|p| p.alone) {
-            self.far_page(query, &question, &scattered, trace).await?
-        } else {
-            merge_documents(query, &scattered.parts, &scattered.missing).map_err(malformed)?
-        };
-        Ok((body, scattered.missing))
+        for _ in 0..SPLITS {
+            let scattered = self.searches.scatter(question.clone(), trace).await?;
+            let body = if far && !scattered.parts.iter().any(|p| p.alone) {
+                self.far_page(query, &question, &scattered, trace).await?
+            } else {
+                Some(merge_documents(query, &scattered.parts, &scattered.missing).map_err(malformed)?)
+            };
+            if let Some(body) = body {
+                return Ok((body, scattered.missing));
+            }
+        }
+        Err(unavailable(wanted))
     }
 
-    /// A page that begins far down, over several parts that have been counted.
+    /// A page that begins far down, over several parts that have been counted; `None` if a part is no longer one member's,
+    /// so that all has to be counted anew.
     async fn far_page(
         &self,
         query: &DocumentsQuery,
         question: &Question<'_>,
         counted: &Scattered,
         trace: TraceId,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Option<Vec<u8>>, Failure> {
         let mut page = FarPage::new(query, &counted.parts, &counted.missing).map_err(malformed)?;
         loop {
             let asks = match page.step().map_err(malformed)? {
-                Next::Done(body) => return Ok(body),
+                Next::Done(body) => return Ok(Some(body)),
                 Next::Ask(asks) => asks,
             };
             let answers = asks.into_iter().map(|(shards, body)| async move {
                 let body = Bytes::from(body);
-                let one = Question { wanted: &shards, alone: body.clone(), shared: body, ..question.clone() };
+                let one =
+                    Question { wanted: &shards, alone: body.clone(), shared: body, one: true, ..question.clone() };
                 let scattered = self.searches.scatter(one, trace).await?;
                 // Ranks mean something within one member's list only.
-                let whole = scattered.parts.into_iter().find(|p| p.shards == shards);
-                whole.ok_or_else(|| unavailable(&shards))
+                Ok::<_, Failure>(scattered.parts.into_iter().find(|p| p.shards == shards))
             });
             let answers = futures_util::future::try_join_all(answers).await?;
+            let Some(answers) = answers.into_iter().collect::<Option<Vec<_>>>() else { return Ok(None) };
             page.take(&answers).map_err(malformed)?;
         }
     }

@@ -113,6 +113,8 @@ pub struct Question<'a> {
     pub alone: Bytes,
     /// The body for one of several members.
     pub shared: Bytes,
+    /// One member is to answer for all of `wanted`, if one can.
+    pub one: bool,
 }
 
 /// The service; cheap to clone.
@@ -232,6 +234,7 @@ impl Searches {
             deadline: self.deadline(began),
             alone: query.part_body(1, &view).into(),
             shared: query.part_body(2, &view).into(),
+            one: false,
         };
         let request_uid = asker.request_uid.to_string();
         let metadata = asker.metadata.then(|| metadata(record, query));
@@ -289,6 +292,7 @@ impl Searches {
             deadline: self.deadline(began),
             alone: body.clone(),
             shared: body.clone(),
+            one: false,
         };
         let scattered = match self.scatter(question, trace).await {
             Ok(scattered) => scattered,
@@ -364,7 +368,8 @@ impl Searches {
         let one = ShardSet::all(1);
         let kind = ReadKind::Words { route, get };
         let deadline = self.deadline(Instant::now());
-        let question = Question { index, wanted: &one, kind, hash: 0, deadline, alone: body.clone(), shared: body };
+        let question =
+            Question { index, wanted: &one, kind, hash: 0, deadline, alone: body.clone(), shared: body, one: true };
         self.scatter(question, trace).await.map(drop)
     }
 
@@ -406,6 +411,7 @@ impl Searches {
             states: &states,
             own: self.cluster.own(),
             query_hash: question.hash,
+            one: question.one,
         };
         let (mut scatter, mut actions) = Scatter::start(&input, question.wanted);
         let mut calls = FuturesUnordered::new();

@@ -56,6 +56,8 @@ pub struct PlanInput<'a> {
     pub own: &'a MemberId,
     /// [`super::SearchQuery::plan_hash`].
     pub query_hash: u64,
+    /// One member is to answer for all shards wanted, if one serves them all; the same one as long as it does.
+    pub one: bool,
 }
 
 /// Who is asked for what. The parts' shards do not overlap.
@@ -177,7 +179,20 @@ impl Planner<'_> {
         choose(complete.map(|(group, _, score)| (*score, weight(self.input.query_hash, group.as_str()), *group)))
     }
 
+    /// The candidate that serves every shard wanted, and of several the one with the highest weight.
+    fn one(&self) -> Option<usize> {
+        let (_, first) = self.held().next()?;
+        let serves_all = |i: &usize| self.held().all(|(s, held)| held.contains(i) && self.candidates[*i].serves(*s));
+        first.iter().copied().filter(serves_all).max_by_key(|i| self.candidates[*i].weight)
+    }
+
     fn plan(&self) -> Plan {
+        if self.input.one
+            && let Some(one) = self.one()
+        {
+            let shards = self.shards.iter().map(|(shard, _)| *shard).collect();
+            return Plan { parts: vec![(self.candidates[one].member.clone(), shards)], ..Plan::default() };
+        }
         let group = self.group();
         let mut plan = Plan::default();
         let mut shards: Vec<ShardSet> = vec![ShardSet::new(); self.candidates.len()];
@@ -247,7 +262,14 @@ pub(super) mod tests {
         }
 
         pub fn input(&self, query_hash: u64) -> PlanInput<'_> {
-            PlanInput { index: &self.index, groups: &self.groups, states: &self.states, own: &self.own, query_hash }
+            PlanInput {
+                index: &self.index,
+                groups: &self.groups,
+                states: &self.states,
+                own: &self.own,
+                query_hash,
+                one: false,
+            }
         }
 
         pub fn all(&self) -> ShardSet {
@@ -334,6 +356,25 @@ pub(super) mod tests {
         mesh.index.shards[2].replicas[0].state = ReplicaState::Learner;
         mesh.index.shards[3].replicas[0].state = ReplicaState::Leaving;
         assert_eq!(mesh.plan(1).uncovered.to_string(), "2");
+    }
+
+    #[test]
+    fn one_member_answers_for_what_it_holds_however_busy_it_is() {
+        let mut mesh = Mesh::new(3, 1, 2, 64);
+        for (member, shards) in mesh.plan(7).parts {
+            for busy in [0, 50] {
+                mesh.states.get_mut(&member).unwrap().in_flight = busy;
+                let input = PlanInput { one: true, ..mesh.input(7) };
+                let parts = plan(&input, &shards, &BTreeMap::new()).parts;
+                assert_eq!(parts.len(), 1, "{parts:?}");
+                assert_eq!(parts[0].1, shards);
+            }
+            // Without it the others share them, as far as they hold them.
+            let gone = BTreeMap::from([(member.clone(), mesh.all())]);
+            let parts = plan(&PlanInput { one: true, ..mesh.input(7) }, &shards, &gone).parts;
+            assert_eq!(parts.iter().map(|(_, s)| s.len()).sum::<usize>(), shards.len());
+            assert!(parts.iter().all(|(m, _)| *m != member));
+        }
     }
 
     proptest! {

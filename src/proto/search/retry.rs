@@ -241,7 +241,7 @@ impl Scatter {
         let mut excluded = self.excluded.clone();
         unite(excluded.entry(entry.member.clone()).or_default(), &shards);
         let plan = plan(input, &shards, &excluded);
-        if !plan.uncovered.is_empty() || !plan.degraded.is_empty() {
+        if !plan.uncovered.is_empty() || !plan.degraded.is_empty() || (input.one && plan.parts.len() > 1) {
             return Vec::new();
         }
         self.slots[slot].hedged = true;
