@@ -50,16 +50,16 @@ impl Disk {
         }
     }
 
-    /// The transactions that the operator's copy has, if there is one.
-    pub fn backup_count(&self) -> Option<u64> {
-        self.backup.as_ref().map(|copy| copy.count)
+    /// Whether the operator has a copy that is not what lies there.
+    pub fn has_older_copy(&self) -> bool {
+        self.backup.as_ref().is_some_and(|copy| *copy != self.ledger)
     }
 
-    /// The operator puts the copy back; `false` if there is none or nothing has changed since.
-    pub fn restore(&mut self) -> bool {
-        let Some(copy) = self.backup.take_if(|copy| *copy != self.ledger) else { return false };
-        self.ledger = copy;
-        self.restored = true;
-        true
+    /// The operator puts the copy back.
+    pub fn restore(&mut self) {
+        if let Some(copy) = self.backup.take() {
+            self.ledger = copy;
+            self.restored = true;
+        }
     }
 }

@@ -45,6 +45,8 @@ pub struct Passed {
     pub lists: u64,
     /// True time in microseconds from healing to rest.
     pub healed_after: u64,
+    /// Stores put back from copies, and those taken away again: see `world`.
+    pub put_back: [u64; 2],
     /// The mesh could not come to rest: see `faults`.
     pub majority_lost: bool,
 }
@@ -85,8 +87,8 @@ fn phases(world: &mut World) -> Outcome {
                 if !majority_is_lost(world) {
                     return Outcome::Stuck(reason);
                 }
-                let (events, changes) = (world.event, world.changes);
-                return Outcome::Passed(Passed { events, changes, majority_lost: true, ..Passed::default() });
+                let (events, changes, put_back) = (world.event, world.changes, world.put_back);
+                return Outcome::Passed(Passed { events, changes, put_back, majority_lost: true, ..Passed::default() });
             }
             Err(_) => {}
         }
@@ -112,7 +114,8 @@ fn phases(world: &mut World) -> Outcome {
         }
     }
     let lists = world.mesh_record().map_or(0, |r| r.voters.number);
-    Outcome::Passed(Passed { events: world.event, changes: world.changes, lists, healed_after, majority_lost: false })
+    let (events, changes, put_back) = (world.event, world.changes, world.put_back);
+    Outcome::Passed(Passed { events, changes, lists, healed_after, put_back, majority_lost: false })
 }
 
 /// Members that belong to the mesh by its record.

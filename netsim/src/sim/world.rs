@@ -10,7 +10,7 @@ use fastrand::Rng;
 use miroir::proto::env::Instant;
 use miroir::proto::invariant::{self, History as Ballots};
 use miroir::proto::ledger::{
-    Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, Message, OpId, Read, Row,
+    Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, Message, OpId, Read, Row, Seen,
 };
 use miroir::types::{GroupId, MemberId, MeshId, MeshRecord, RecordKey, Voter};
 
@@ -89,6 +89,11 @@ pub struct World {
     pub last_loss: Option<u64>,
     /// Changes that were answered with success, for liveness and statistics.
     pub changes: u64,
+    /// Stores that were put back from a copy, and those of them that were taken away again before they voted, because
+    /// whoever could have told them was out of reach.
+    pub put_back: [u64; 2],
+    // What members whose stores were lost had known of the stores of others.
+    forgotten: Vec<Seen>,
 }
 
 impl World {
@@ -114,6 +119,8 @@ impl World {
             heard: BTreeMap::new(),
             last_loss: None,
             changes: 0,
+            put_back: [0, 0],
+            forgotten: Vec::new(),
             swarm,
         };
         world.populate();
@@ -312,8 +319,60 @@ impl World {
         Ok(())
     }
 
+    /// The operator puts the disk back from the copy that there is, if it differs.
+    ///
+    /// # Errors
+    /// As [`World::run_to`].
+    pub fn put_back(&mut self, host: Host) -> Result<(), Stopped> {
+        if !self.members[host].disk.has_older_copy() {
+            return Ok(());
+        }
+        if self.members[host].process.is_some() {
+            self.crash(host)?;
+        }
+        self.forget(host);
+        self.members[host].disk.restore();
+        (self.last_loss, self.put_back[0]) = (Some(self.now), self.put_back[0] + 1);
+        self.note(format_args!("{} has its disk put back from a copy", name(host)));
+        Ok(())
+    }
+
+    /// What a host knew of others is lost with its disk.
+    fn forget(&mut self, host: Host) {
+        let member = &self.members[host];
+        let ledger = member.process.as_ref().map(|p| &p.ledger);
+        for (store, on_disk) in &member.disk.ledger().seen {
+            let known = ledger.and_then(|l| l.seen(*store)).unwrap_or(on_disk);
+            self.forgotten.push(known.clone());
+        }
+    }
+
+    /// A store that was put back may vote again only where nobody has heard of what it has forgotten, or all who have are
+    /// out of its reach. The second is what the ledger can't help: the operator, who is spared it here, takes it away.
+    fn is_given_up(&mut self, host: Host) -> bool {
+        let Some(process) = &self.members[host].process else { return false };
+        if !self.members[host].disk.restored() || !process.ledger.votes() {
+            return false;
+        }
+        let stored = process.ledger.stored();
+        let (store, line) = (stored.store, &stored.line);
+        let others = self.members.iter().enumerate().filter(|(other, _)| *other != host).filter_map(|(_, m)| {
+            let running = m.process.as_ref().and_then(|p| p.ledger.seen(store));
+            running.or_else(|| m.disk.ledger().seen.get(&store))
+        });
+        let gone = self.forgotten.iter().filter(|seen| seen.store == store);
+        let known = others.chain(gone).any(|seen| !seen.stands_in(line));
+        if known {
+            self.put_back[1] += 1;
+            self.note(format_args!("{} is taken away: nobody could tell it that its store is old", name(host)));
+            self.replace_store(host);
+        }
+        known
+    }
+
     /// The disk is lost; an empty one takes its place, and a process begins on it after a time.
     pub fn replace_store(&mut self, host: Host) {
+        self.forget(host);
         self.members[host].crash(false);
         self.members[host].disk = Disk::new(&mut self.rng);
         if self.swarm.members == 1 && self.mesh.is_some() {
@@ -331,7 +390,11 @@ impl World {
     fn run(&mut self, host: Host) -> Result<(), Stopped> {
         loop {
             let now = self.now;
-            match self.members[host].step(now) {
+            let step = self.members[host].step(now);
+            if self.is_given_up(host) {
+                break;
+            }
+            match step {
                 Step::Idle => break,
                 Step::Committing => {
                     let after = self.swarm.commit(&mut self.rng);
@@ -450,7 +513,7 @@ impl World {
         let stored = member.disk.ledger();
         // Where disks are put back from copies, votes that nobody has heard of yet are forgotten, and rightly so: who has
         // accepted what says nothing of what is chosen. What is told as chosen does, and is looked at in every run.
-        let exact = !self.swarm.faults.restore;
+        let exact = self.put_back[0] == 0;
         let voter = Voter { member: member.id.clone(), store: stored.store };
         let on_disk = |key: &RecordKey| stored.registers.get(key).cloned().unwrap_or_default();
         let mut registers = BTreeMap::new();
@@ -558,7 +621,7 @@ impl World {
             Answer::Conflict { current, .. } | Answer::Read { current } => {
                 let version = current.as_ref().map_or(0, |c| c.version);
                 self.history.stands(op.0, version, current.as_ref().map(|c| &*c.value))?;
-                if let Some(record) = current.as_ref().filter(|_| !self.swarm.faults.restore) {
+                if let Some(record) = current.as_ref().filter(|_| self.put_back[0] == 0) {
                     let told = self.ballots.told_as_chosen(&key, record);
                     told.map_err(|b| Broken::new(b.invariant, b.to_string()))?;
                 }

@@ -16,11 +16,11 @@ use super::recovering::Recovering;
 use super::settle::Settle;
 use super::showing::Showing;
 use super::stored::Stored;
-use super::stores::{self, Heard};
+use super::stores::{self, Heard, Seen};
 use super::votes;
 use crate::proto::env::{Env, Instant};
 use crate::types::limits::MEMBERS_MAX;
-use crate::types::{MemberId, MeshId, MeshRecord, RecordKey, Versioned, Voter, VoterList};
+use crate::types::{MemberId, MeshId, MeshRecord, RecordKey, StoreId, Versioned, Voter, VoterList};
 
 /// The core. See [`crate::proto`] for the order in which a driver calls it.
 #[derive(Debug, Clone)]
@@ -202,6 +202,16 @@ impl Ledger {
     /// This member.
     pub fn member(&self) -> &MemberId {
         &self.base.config.member
+    }
+
+    /// Whether this process votes and draws ballots: it does once the other members have taken it.
+    pub fn votes(&self) -> bool {
+        self.base.may_vote
+    }
+
+    /// What this member knows of another store.
+    pub fn seen(&self, store: StoreId) -> Option<&Seen> {
+        self.base.seen(store)
     }
 
     /// Everything that is durable once the effects are drained and stored.

@@ -91,6 +91,11 @@ impl Seen {
         (self.rolled_back || !self.line.is_empty()).then_some(known)
     }
 
+    /// Whether all that is known may have come from the processes of this line, the one at work at its end.
+    pub fn stands_in(&self, line: &[Process]) -> bool {
+        !self.rolled_back && self.known().iter().chain(&self.told).all(|known| fit(line, known) == Fit::Stands)
+    }
+
     fn condemned(&self) -> Self {
         Self { told: Vec::new(), rolled_back: true, ..self.clone() }
     }
@@ -132,8 +137,7 @@ pub fn hear(known: Option<&Seen>, sender: &Sender, shown: Option<&[Process]>) ->
     let Some(shown) = shown else { return Heard::Unshown };
     let mut line = shown.to_vec();
     line.push(sender.process());
-    let heard = known.known();
-    if heard.iter().chain(&known.told).all(|known| fit(&line, known) == Fit::Stands) {
+    if known.stands_in(&line) {
         let told = known.told.iter().filter(|told| told.start == sender.start).map(|told| told.count);
         let count = told.fold(sender.count, u64::max);
         return Heard::Took(Seen { line, count, ..blank });
