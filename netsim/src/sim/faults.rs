@@ -62,6 +62,7 @@ pub fn strike(world: &mut World) -> Result<(), Stopped> {
         9 if on.jump => {
             let (now, by) = (world.now, lasting(world, 30_000_000));
             world.members[host].clock.jump(now, by);
+            world.distrust_clock(host);
             world.set_timer(host);
         }
         10 if on.wipe && may_lose_store(world, host) => world.replace_store(host),
@@ -69,12 +70,10 @@ pub fn strike(world: &mut World) -> Result<(), Stopped> {
             // First copies are taken, and at a later draw one is put back.
             let old: Vec<Host> = (0..world.members.len()).filter(|h| world.members[*h].disk.has_older_copy()).collect();
             match world.rng.choice(&old).copied() {
-                Some(host) if world.rng.bool() => {
-                    if may_lose_store(world, host) {
-                        world.put_back(host)?;
-                        let after = lasting(world, 3_000_000);
-                        world.restart_after(host, after);
-                    }
+                Some(host) if world.rng.bool() && may_lose_store(world, host) => {
+                    world.put_back(host)?;
+                    let after = lasting(world, 3_000_000);
+                    world.restart_after(host, after);
                 }
                 _ if world.members[host].disk.ledger().count > 0 => world.members[host].disk.back_up(),
                 _ => {}

@@ -7,6 +7,7 @@ mod command;
 mod disk;
 mod faults;
 mod invariants;
+mod leading;
 mod member;
 mod network;
 mod run;

@@ -16,6 +16,9 @@ use super::world::{KEYS, Stopped, World, key, name};
 /// How long the healed world has to come to rest, in microseconds of true time: some voters are replaced only then, one
 /// after the other, each after it has been silent for long enough.
 const HEALING: u64 = 600_000_000;
+/// How long a standing scope may be without a holder in a mesh at rest, in microseconds of true time: the TTL with its
+/// margin on the slowest clock, a second, and a tenth for each rank.
+const LEADING: u64 = 11_053_000 + 1_000_000 + 900_000;
 /// How often the healed world is looked at.
 const LOOK: u64 = 1_000_000;
 
@@ -94,6 +97,21 @@ fn phases(world: &mut World) -> Outcome {
         }
     }
     let healed_after = world.now - healed;
+    let rested = world.now;
+    loop {
+        let leaderless = world.leaderless();
+        if leaderless.is_empty() {
+            break;
+        }
+        if world.now - rested > LEADING {
+            let who: Vec<String> = leaderless.iter().map(ToString::to_string).collect();
+            return Outcome::Stuck(format!("nobody leads {}", who.join(", ")));
+        }
+        let next = world.now + LOOK / 10;
+        if let Err(stop) = world.run_to(next) {
+            return stopped(stop);
+        }
+    }
     // Every member can read and write again.
     world.swarm.request_every = 0;
     for host in settled_members(world) {

@@ -9,14 +9,20 @@ use std::time::Duration;
 use fastrand::Rng;
 use miroir::proto::env::Instant;
 use miroir::proto::invariant::{self, History as Ballots};
+use miroir::proto::lease;
 use miroir::proto::ledger::{
     Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, Message, OpId, Read, Row, Seen,
 };
-use miroir::types::{GroupId, MemberId, MeshId, MeshRecord, RecordKey, Voter};
+use miroir::proto::register;
+use miroir::types::{
+    Epoch, GroupId, Holder, LeaseSign, LeaseValue, MemberId, MeshId, MeshRecord, Order, RecordKey, Scope, StoreId,
+    Versioned, Voter,
+};
 
 use super::clock::Clock;
 use super::disk::Disk;
-use super::invariants::{Broken, History};
+use super::invariants::{Broken, History, Leases};
+use super::leading::{self, Done};
 use super::member::{Input, Member, Step};
 use super::network::{Host, Network};
 use super::swarm::Swarm;
@@ -26,13 +32,25 @@ use super::trace::Trace;
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Keys that clients change.
 pub const KEYS: usize = 4;
+/// TTL of leases in milliseconds.
+const TTL_MS: u64 = 10_000;
+const RENEW_INTERVAL: Duration = Duration::from_secs(3);
+/// A clock that stood still or jumped, and with it the hold of a lease, may be wrong for so long, in microseconds: a TTL
+/// and its margin on the slowest clock, and some.
+const WRONG_FOR: u64 = 13_500_000;
+/// Between two rounds of gossip.
+const GOSSIP_EVERY: u64 = 1_000_000;
 
 /// Something that happens at its time.
 #[derive(Debug)]
 enum Event {
     Deliver { to: Host, from: Host, message: Box<Message> },
     Committed { host: Host, life: u64 },
+    Raised { host: Host, life: u64 },
     Timer { host: Host, life: u64, at: u64 },
+    Gossip { host: Host },
+    Signs { to: Host, from: Host, signs: Vec<LeaseSign> },
+    Order { to: Host, from: Host, order: Order },
     Restart { host: Host },
     Resume { host: Host },
     Thaw { host: Host },
@@ -40,6 +58,14 @@ enum Event {
     Heal,
     Fault,
     Request,
+}
+
+/// Who asked the ledger for something.
+#[derive(Debug)]
+enum Asker {
+    Client,
+    // One of a process's cores, and what it would write.
+    Leading { host: Host, life: u64, op: register::OpId, value: Option<String> },
 }
 
 /// Why a run ended early.
@@ -81,7 +107,12 @@ pub struct World {
     history: History,
     ballots: Ballots,
     mesh: Option<MeshId>,
-    requests: BTreeMap<OpId, (RecordKey, bool)>,
+    requests: BTreeMap<OpId, (RecordKey, Asker)>,
+    leases: Leases,
+    // Of each store, the highest epoch of the orders that its member has taken.
+    orders: BTreeMap<(StoreId, Scope), Epoch>,
+    // Until when each host's clock does not count as right.
+    wrong_until: Vec<u64>,
     next_op: u64,
     // The version of each key that clients have heard of last.
     heard: BTreeMap<RecordKey, u64>,
@@ -115,6 +146,9 @@ impl World {
             ballots: Ballots::default(),
             mesh: None,
             requests: BTreeMap::new(),
+            leases: Leases::default(),
+            orders: BTreeMap::new(),
+            wrong_until: Vec::new(),
             next_op: 0,
             heard: BTreeMap::new(),
             last_loss: None,
@@ -134,8 +168,8 @@ impl World {
         for i in 0..self.swarm.members + self.swarm.joiners {
             let config = Config {
                 member: name(i),
-                renew_interval: Duration::from_secs(3),
-                lease_ttl: Duration::from_secs(10),
+                renew_interval: RENEW_INTERVAL,
+                lease_ttl: Duration::from_millis(TTL_MS),
                 voter_replace_after: Duration::from_secs(30),
                 round_timeout: Duration::from_millis(500),
                 retry_base: Duration::from_millis(50),
@@ -144,7 +178,11 @@ impl World {
             let drift = self.swarm.clock_drift(&mut self.rng);
             let clock = Clock::new(0, self.rng.u64(..1 << 40), drift);
             let disk = Disk::new(&mut self.rng);
-            self.members.push(Member::new(config, clock, disk));
+            let leases = lease::Config { enabled: true, ttl_ms: TTL_MS, renew_interval: RENEW_INTERVAL };
+            self.members.push(Member::new(config, leases, clock, disk));
+            self.wrong_until.push(0);
+            let after = self.rng.u64(..GOSSIP_EVERY);
+            self.at(after, Event::Gossip { host: i });
         }
         for host in 0..self.swarm.members {
             let after = self.rng.u64(..2_000_000);
@@ -253,9 +291,37 @@ impl World {
                     Some(process) if member.life == life && process.timer == Some(at) => process.timer = None,
                     _ => return Ok(()),
                 }
-                member.hear(Input::Tick);
+                member.tick(self.now);
                 self.note(format_args!("{} ticks", name(host)));
                 self.run(host)
+            }
+            Event::Raised { host, life } => {
+                if self.members[host].life != life {
+                    return Ok(());
+                }
+                if self.members[host].clock.is_stopped() {
+                    self.at(self.now + 10_000, Event::Raised { host, life });
+                    return Ok(());
+                }
+                self.members[host].raised();
+                self.run(host)
+            }
+            Event::Gossip { host } => {
+                let after = self.rng.u64(GOSSIP_EVERY / 2..GOSSIP_EVERY * 3 / 2);
+                self.at(self.now + after, Event::Gossip { host });
+                self.gossip(host);
+                Ok(())
+            }
+            Event::Signs { to, from, signs } => {
+                self.lead(to, leading::Input::Gossip(name(from), signs));
+                self.run(to)
+            }
+            Event::Order { to, from, order } => {
+                let ledger = self.members[to].process.as_ref().map(|p| &p.ledger);
+                let key = RecordKey::new(order.record.as_str()).ok();
+                let known = ledger.zip(key).and_then(|(l, key)| l.copy(&key)).map_or(0, |copy| copy.version);
+                self.lead(to, leading::Input::Order(name(from), order, known));
+                self.run(to)
             }
             Event::Restart { host } => self.start(host),
             Event::Resume { host } => {
@@ -267,6 +333,7 @@ impl World {
                 let now = self.now;
                 self.members[host].clock.go_on(now);
                 self.members[host].paused = false;
+                self.wrong_until[host] = now + WRONG_FOR;
                 self.note(format_args!("{} is thawed", name(host)));
                 self.run(host)
             }
@@ -305,7 +372,67 @@ impl World {
         let all: std::collections::BTreeSet<MemberId> =
             (0..self.members.len()).filter(|h| *h != host).map(name).collect();
         self.members[host].hear(Input::Command(Command::Peers(all)));
+        let copies: Vec<_> = self.members[host].disk.ledger().copies.clone().into_iter().collect();
+        for (key, record) in copies {
+            self.copied(host, &key, &record)?;
+        }
         self.run(host)
+    }
+
+    /// A process's cores hear of a copy, and it is held against what else is known.
+    fn copied(&mut self, host: Host, key: &RecordKey, record: &Versioned) -> Result<(), Stopped> {
+        self.agreed(key, record)?;
+        if Scope::of_lease_key(key.as_str()).is_some() {
+            self.lead(host, leading::Input::Chosen(key.as_str().to_owned(), chosen(record)));
+        }
+        Ok(())
+    }
+
+    /// Somebody takes this for what the members have agreed on.
+    fn agreed(&mut self, key: &RecordKey, record: &Versioned) -> Result<(), Stopped> {
+        if let (Some(scope), Ok(value)) = (Scope::of_lease_key(key.as_str()), LeaseValue::parse(&record.value)) {
+            self.leases.agreed(&scope, record.version, &value)?;
+        }
+        Ok(())
+    }
+
+    /// Something for a process's lease core to hear.
+    fn lead(&mut self, host: Host, input: leading::Input) {
+        if let Some(process) = &mut self.members[host].process {
+            process.leading.hear(input);
+        }
+    }
+
+    /// A host tells the others which leases it holds.
+    fn gossip(&mut self, host: Host) {
+        let Some(process) = self.members[host].process.as_ref().filter(|_| !self.members[host].paused) else { return };
+        let signs = process.leading.signs.clone();
+        if signs.is_empty() {
+            return;
+        }
+        for to in (0..self.members.len()).filter(|to| *to != host) {
+            for at in self.network.deliveries(self.now, host, to, &self.swarm, &mut self.rng) {
+                self.at(at, Event::Signs { to, from: host, signs: signs.clone() });
+            }
+        }
+    }
+
+    /// A holder of a standing scope gives an order to another member: that it should know of the hold.
+    fn order(&mut self) {
+        let scope = self.rng.choice(&Scope::STANDING).cloned().expect("there are standing scopes");
+        let key = RecordKey::new(scope.lease_key()).expect("a scope is a key");
+        let holder = (0..self.members.len()).find_map(|host| {
+            let member = &self.members[host];
+            let process = member.process.as_ref().filter(|_| !member.paused)?;
+            let epoch = process.leading.believes(&scope, Instant(member.clock.at(self.now)))?;
+            Some((host, epoch, process.ledger.copy(&key).map_or(0, |copy| copy.version)))
+        });
+        let Some((from, epoch, version)) = holder else { return };
+        let to = self.rng.usize(..self.members.len());
+        let order = Order { scope, epoch, record: key.as_str().to_owned(), version };
+        for at in self.network.deliveries(self.now, from, to, &self.swarm, &mut self.rng) {
+            self.at(at, Event::Order { to, from, order: order.clone() });
+        }
     }
 
     /// Ends a process at once, with or without its last transaction.
@@ -331,6 +458,9 @@ impl World {
             self.crash(host)?;
         }
         self.forget(host);
+        // Its highest epochs are older as well.
+        let store = self.members[host].disk.ledger().store;
+        self.orders.retain(|(of, _), _| *of != store);
         self.members[host].disk.restore();
         (self.last_loss, self.put_back[0]) = (Some(self.now), self.put_back[0] + 1);
         self.note(format_args!("{} has its disk put back from a copy", name(host)));
@@ -388,29 +518,165 @@ impl World {
 
     /// Lets a process do all that it can do now.
     fn run(&mut self, host: Host) -> Result<(), Stopped> {
-        loop {
-            let now = self.now;
-            let step = self.members[host].step(now);
-            if self.is_given_up(host) {
-                break;
-            }
-            match step {
-                Step::Idle => break,
-                Step::Committing => {
-                    let after = self.swarm.commit(&mut self.rng);
-                    let life = self.members[host].life;
-                    self.at(now + after, Event::Committed { host, life });
-                    break;
-                }
-                Step::Effects(effects) => {
-                    for effect in effects {
-                        self.carry_out(host, effect)?;
-                    }
-                }
-            }
-        }
+        while self.run_ledger(host)? || self.run_leading(host)? {}
         self.set_timer(host);
         Ok(())
+    }
+
+    /// Says whether anything was done.
+    fn run_ledger(&mut self, host: Host) -> Result<bool, Stopped> {
+        let now = self.now;
+        let step = self.members[host].step(now);
+        if self.is_given_up(host) {
+            return Ok(false);
+        }
+        match step {
+            Step::Idle => Ok(false),
+            Step::Committing => {
+                let after = self.swarm.commit(&mut self.rng);
+                let life = self.members[host].life;
+                self.at(now + after, Event::Committed { host, life });
+                Ok(false)
+            }
+            Step::Effects(effects) => {
+                effects.into_iter().try_for_each(|effect| self.carry_out(host, effect))?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Says whether anything was done.
+    fn run_leading(&mut self, host: Host) -> Result<bool, Stopped> {
+        let now = self.now;
+        let done = match self.members[host].lead(now) {
+            leading::Step::Idle => return Ok(false),
+            leading::Step::Committing => {
+                let after = self.swarm.commit(&mut self.rng);
+                let life = self.members[host].life;
+                self.at(now + after, Event::Raised { host, life });
+                return Ok(false);
+            }
+            leading::Step::Done(done) => done,
+        };
+        self.one_holder(host)?;
+        done.into_iter().try_for_each(|done| self.carry_out_leading(host, done))?;
+        Ok(true)
+    }
+
+    /// Whether nobody else holds what this host holds, as far as clocks run as they should.
+    fn one_holder(&self, host: Host) -> Result<(), Stopped> {
+        let believes = |host: Host, scope: &Scope| {
+            let member = &self.members[host];
+            let runs_right = !member.clock.is_stopped() && self.wrong_until[host] <= self.now;
+            let process = member.process.as_ref().filter(|_| runs_right)?;
+            process.leading.believes(scope, Instant(member.clock.at(self.now)))
+        };
+        let Some(process) = &self.members[host].process else { return Ok(()) };
+        for scope in process.leading.shown.keys() {
+            let Some(own) = believes(host, scope) else { continue };
+            let others = (0..self.members.len()).filter(|other| *other != host);
+            if let Some((other, theirs)) = others.filter_map(|o| Some((o, believes(o, scope)?))).next() {
+                let what = format!("{scope}: {} under {own} and {} under {theirs}", name(host), name(other));
+                return Err(Broken::new("one_holder_at_a_time", what).into());
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_out_leading(&mut self, host: Host, done: Done) -> Result<(), Stopped> {
+        match done {
+            Done::Effect(lease::Effect::Became { scope, epoch, .. }) => {
+                self.note(format_args!("{} holds {scope} under {epoch}", name(host)));
+                self.epoch_is_stored(host, &scope, epoch)?;
+                let ledger = self.members[host].process.as_ref().map(|p| p.ledger.stored().start);
+                let holder = Holder { member: name(host), start: ledger.unwrap_or_default() };
+                Ok(self.leases.began(&scope, epoch, &holder)?)
+            }
+            Done::Effect(lease::Effect::Lost { scope, epoch, why, .. }) => {
+                self.note(format_args!("{} has lost {scope} under {epoch}: {why:?}", name(host)));
+                if why == lease::LostWhy::Released {
+                    self.lead(host, leading::Input::Ended(scope));
+                }
+                Ok(())
+            }
+            Done::Effect(lease::Effect::Changes(changes)) => {
+                let deadline = self.patience(host);
+                let changes = changes.into_iter().filter_map(|c| {
+                    let key = RecordKey::new(c.key).ok()?;
+                    let op = self.ask_for(host, c.op, &key, Some((c.expected, c.value.to_string())));
+                    Some(Change { op, key, expected: c.expected, value: c.value, quiet: c.quiet, deadline })
+                });
+                let changes = changes.collect();
+                self.members[host].hear(Input::Command(Command::Change(changes)));
+                Ok(())
+            }
+            Done::Effect(lease::Effect::Reads(reads)) => {
+                let deadline = self.patience(host);
+                let reads = reads.into_iter().filter_map(|r| {
+                    let key = RecordKey::new(r.key).ok()?;
+                    let op = self.ask_for(host, r.op, &key, None);
+                    Some(Read { op, key, deadline })
+                });
+                let reads = reads.collect();
+                self.members[host].hear(Input::Command(Command::Read(reads)));
+                Ok(())
+            }
+            Done::Effect(lease::Effect::Gossip(signs)) => {
+                if let Some(process) = &mut self.members[host].process {
+                    process.leading.signs = signs;
+                }
+                Ok(())
+            }
+            Done::Effect(lease::Effect::Persist { .. }) => unreachable!("stored before"),
+            Done::Order(from, order, Ok(())) => {
+                self.note(format_args!("{} takes an order of {from}: {order:?}", name(host)));
+                self.epoch_is_stored(host, &order.scope, order.epoch)?;
+                let store = self.members[host].disk.ledger().store;
+                let highest = self.orders.entry((store, order.scope.clone())).or_default();
+                if order.epoch < *highest {
+                    let what = format!("{} takes {order:?} of {from} after one under {highest}", name(host));
+                    return Err(Broken::new("stale_orders_are_refused", what).into());
+                }
+                *highest = order.epoch;
+                Ok(())
+            }
+            Done::Order(from, order, Err(why)) => {
+                self.note(format_args!("{} refuses {order:?} of {from}: {why}", name(host)));
+                Ok(())
+            }
+            Done::NotWanted(scope, why) => {
+                self.note(format_args!("{} can't want {scope}: {why}", name(host)));
+                Ok(())
+            }
+        }
+    }
+
+    /// An epoch is on the disk before anybody goes by it.
+    fn epoch_is_stored(&self, host: Host, scope: &Scope, epoch: Epoch) -> Result<(), Stopped> {
+        let stored = self.members[host].disk.fences().get(scope).copied().unwrap_or_default();
+        if stored >= epoch {
+            return Ok(());
+        }
+        let what = format!("{} goes by {epoch} of {scope}, {stored} is stored", name(host));
+        Err(Broken::new("epochs_are_stored_before_use", what).into())
+    }
+
+    /// When a change or read of a host's own cores is given up, on its clock.
+    fn patience(&self, host: Host) -> Instant {
+        Instant(self.members[host].clock.at(self.now)).plus(RENEW_INTERVAL)
+    }
+
+    /// One of a process's cores asks the ledger; gives the request its name.
+    fn ask_for(&mut self, host: Host, op: register::OpId, key: &RecordKey, writes: Option<(u64, String)>) -> OpId {
+        self.next_op += 1;
+        let request = OpId(self.next_op);
+        match &writes {
+            Some((expected, value)) => self.history.change(request.0, key.as_str(), *expected, value),
+            None => self.history.read(request.0, key.as_str()),
+        }
+        let asker = Asker::Leading { host, life: self.members[host].life, op, value: writes.map(|(_, value)| value) };
+        self.requests.insert(request, (key.clone(), asker));
+        request
     }
 
     /// Sets the host's timer anew if it should go off at another time.
@@ -460,7 +726,7 @@ impl World {
                     self.claims_store(host);
                 }
                 self.note(format_args!("{} holds {key} at version {}", name(host), record.version));
-                Ok(())
+                self.copied(host, &key, &record)
             }
             Effect::RolledBack { text } => {
                 self.note(format_args!("{} has stopped: {text}", name(host)));
@@ -474,7 +740,13 @@ impl World {
                 self.at(self.now + after, Event::NewStore { host, life });
                 Ok(())
             }
-            Effect::Accepted { .. } => Ok(()),
+            Effect::Accepted { key, record } => {
+                if Scope::of_lease_key(key.as_str()).is_some() {
+                    let (key, value) = (key.as_str().to_owned(), record.value.to_string());
+                    self.lead(host, leading::Input::Accepted(key, value));
+                }
+                Ok(())
+            }
             Effect::Notice(notice) => {
                 self.note(format_args!("{}: {notice:?}", name(host)));
                 if let miroir::proto::ledger::Notice::Broken { invariant, key } = notice {
@@ -558,6 +830,9 @@ impl World {
     fn request(&mut self) -> Result<(), Stopped> {
         let running: Vec<Host> = (0..self.members.len()).filter(|h| self.members[*h].process.is_some()).collect();
         let Some(&host) = self.rng.choice(&running) else { return Ok(()) };
+        if self.rng.u8(..3) == 0 {
+            self.order();
+        }
         let key = key(self.rng.usize(..KEYS));
         let change = self.rng.u8(..3) > 0;
         self.ask(host, &key, change)
@@ -577,7 +852,7 @@ impl World {
             Command::Read(vec![Read { op, key: key.clone(), deadline }])
         };
         self.note(format_args!("client asks {}: {command:?}", name(host)));
-        self.requests.insert(op, (key.clone(), change));
+        self.requests.insert(op, (key.clone(), Asker::Client));
         self.members[host].hear(Input::Command(command));
         self.run(host)
     }
@@ -602,24 +877,31 @@ impl World {
         let (key, value) = (RecordKey::mesh(), record.to_json());
         self.history.change(op.0, key.as_str(), expected, &value);
         self.note(format_args!("asked of {}: the mesh record becomes {value}", name(host)));
-        self.requests.insert(op, (key.clone(), true));
+        self.requests.insert(op, (key.clone(), Asker::Client));
         let change = Change { op, key, expected, value: value.into(), quiet: false, deadline };
         self.members[host].hear(Input::Command(Command::Change(vec![change])));
     }
 
     fn answered(&mut self, op: OpId, answer: Answer) -> Result<(), Stopped> {
-        let Some((key, _)) = self.requests.remove(&op) else {
+        let Some((key, asker)) = self.requests.remove(&op) else {
             return Err(Broken::new("one_answer_per_request", format!("{op:?} is answered again: {answer:?}")).into());
         };
         let heard = match &answer {
             Answer::Changed { version } => {
                 self.history.changed(op.0, *version)?;
                 self.ballots.changed(&key, *version).map_err(|b| Broken::new(b.invariant, b.to_string()))?;
-                self.changes += 1;
+                match &asker {
+                    Asker::Client => self.changes += 1,
+                    Asker::Leading { value, .. } => {
+                        let value = value.as_deref().unwrap_or_default().into();
+                        self.agreed(&key, &Versioned { version: *version, announced: *version, value })?;
+                    }
+                }
                 Some(*version)
             }
             Answer::Conflict { current, .. } | Answer::Read { current } => {
                 let version = current.as_ref().map_or(0, |c| c.version);
+                current.iter().try_for_each(|current| self.agreed(&key, current))?;
                 self.history.stands(op.0, version, current.as_ref().map(|c| &*c.value))?;
                 if let Some(record) = current.as_ref().filter(|_| self.put_back[0] == 0) {
                     let told = self.ballots.told_as_chosen(&key, record);
@@ -636,6 +918,11 @@ impl World {
             let known = self.heard.entry(key).or_default();
             *known = version.max(*known);
         }
+        if let Asker::Leading { host, life, op, .. } = asker
+            && self.members[host].life == life
+        {
+            self.lead(host, leading::Input::Answer(op, answer_of(answer)));
+        }
         Ok(())
     }
 
@@ -650,6 +937,21 @@ impl World {
         MeshRecord::from_json(&copies.max_by_key(|c| c.version)?.value).ok()
     }
 
+    /// From now on a host's clock does not count as right for a while.
+    pub fn distrust_clock(&mut self, host: Host) {
+        self.wrong_until[host] = self.now + WRONG_FOR;
+    }
+
+    /// The standing scopes that nobody holds.
+    pub fn leaderless(&self) -> Vec<Scope> {
+        let holds = |scope: &Scope, m: &Member| {
+            let at = Instant(m.clock.at(self.now));
+            m.process.as_ref().is_some_and(|p| p.leading.believes(scope, at).is_some())
+        };
+        let held = |scope: &Scope| self.members.iter().any(|m| holds(scope, m));
+        Scope::STANDING.into_iter().filter(|scope| !held(scope)).collect()
+    }
+
     /// Ends everything bad: all links are whole, all processes run, all clocks go on.
     ///
     /// # Errors
@@ -662,7 +964,10 @@ impl World {
         self.note(format_args!("everything is whole from here on"));
         for host in 0..self.members.len() {
             let now = self.now;
-            self.members[host].clock.go_on(now);
+            if self.members[host].clock.is_stopped() {
+                self.members[host].clock.go_on(now);
+                self.wrong_until[host] = now + WRONG_FOR;
+            }
             self.members[host].paused = false;
             let joined = self.mesh_record().is_some_and(|r| r.member(&name(host)).is_some());
             if host < self.swarm.members || joined {
@@ -671,6 +976,22 @@ impl World {
             self.run(host)?;
         }
         Ok(())
+    }
+}
+
+fn chosen(record: &Versioned) -> register::Chosen {
+    register::Chosen { version: record.version, value: record.value.clone() }
+}
+
+/// The ledger's answer, as its users know it.
+fn answer_of(answer: Answer) -> register::Answer {
+    let chosen = |current: Option<Versioned>| current.as_ref().map(chosen);
+    match answer {
+        Answer::Changed { version } => register::Answer::Changed { version },
+        Answer::Conflict { current, .. } => register::Answer::Conflict { current: chosen(current) },
+        Answer::Read { current } => register::Answer::Read { current: chosen(current) },
+        Answer::Unknown => register::Answer::Unknown,
+        Answer::NoQuorum | Answer::Refused { .. } => register::Answer::NoQuorum,
     }
 }
 

@@ -3,11 +3,14 @@
 //! | property | file | source |
 //! | --- | --- | --- |
 //! | each key is one register | `history` | linearizability |
+//! | epochs of leases | `leases` | design §7 |
 //! | what is inside a member (promises, copies, phases) | `miroir::proto::invariant` | shared with the model and the binary |
 
 mod history;
+mod leases;
 
 pub use history::History;
+pub use leases::Leases;
 
 /// A property that did not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
