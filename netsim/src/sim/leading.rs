@@ -10,11 +10,21 @@ use std::time::Duration;
 use fastrand::Rng;
 use miroir::proto::env::{Env, Instant};
 use miroir::proto::lease::{Config, Effect, Fences, LeaseCore, OrderRefusal, WantError, rank};
+use miroir::proto::operation::Guard;
 use miroir::proto::register::{Answer, Chosen, OpId};
 use miroir::types::{Epoch, Holder, LeaseSign, MemberId, Order, RecordVersion, Scope};
 
 /// So many TTLs the member that comes first for a standing scope has lived before another one gives the scope to it.
 const SETTLED_TTLS: u32 = 3;
+
+/// What an order asks for.
+#[derive(Debug, Clone)]
+pub enum Asks {
+    /// That the hold is known.
+    Hold,
+    /// That names are known at a version, because an operation's record calls for it.
+    Names(Box<Guard>, RecordVersion),
+}
 
 /// What the core hears.
 #[derive(Debug)]
@@ -28,7 +38,7 @@ pub enum Input {
     /// The ledger's.
     Answer(OpId, Answer),
     /// Another member's order, and the version that this member's copy of its record has.
-    Order(MemberId, Order, RecordVersion),
+    Order(MemberId, Order, RecordVersion, Asks),
     /// Somebody has to lead the scope.
     Want(Scope),
     /// Nobody has to any more.
@@ -45,7 +55,7 @@ pub enum Done {
     /// For the ledger, the scope's holder, or gossip.
     Effect(Effect),
     /// An order was looked at.
-    Order(MemberId, Order, Result<(), OrderRefusal>),
+    Order(MemberId, Order, Asks, Result<(), OrderRefusal>),
     /// A scope can't be wanted.
     NotWanted(Scope, WantError),
 }
@@ -140,7 +150,6 @@ impl Leading {
         self.core.next_wake().filter(|_| self.commit.is_none())
     }
 
-
     /// Takes one input, if there is one.
     pub fn step(&mut self, now: Instant, rng: &mut Rng, standing: &Standing) -> Step {
         if let Some(commit) = self.commit.take_if(|c| c.done) {
@@ -168,9 +177,9 @@ impl Leading {
                 Input::Accepted(key, value) => self.core.handle_accepted(&mut env, &key, &value),
                 Input::Gossip(from, signs) => self.core.handle_gossip(&mut env, &from, &signs),
                 Input::Answer(op, answer) => self.core.handle_answer(&mut env, op, answer),
-                Input::Order(from, order, known) => {
+                Input::Order(from, order, known, asks) => {
                     let checked = self.core.handle_order(&mut env, &order, known);
-                    after.push(Done::Order(from, order, checked));
+                    after.push(Done::Order(from, order, asks, checked));
                 }
                 Input::Want(scope) => {
                     if let Err(error) = self.core.handle_want(&mut env, &scope) {

@@ -14,6 +14,7 @@ use miroir::types::{Holder, MemberId, MemberState, MeshRecord, RecordKey};
 use super::clock::Clock;
 use super::disk::Disk;
 use super::leading::{self, Leading, Standing};
+use super::operating::{self, Operating};
 
 /// Inputs that wait for a process that is busy or paused; messages beyond are lost, as in full socket buffers.
 const INBOX_MAX: usize = 512;
@@ -45,6 +46,8 @@ pub struct Process {
     pub ledger: Ledger,
     /// Its leases.
     pub leading: Leading,
+    /// Its operations.
+    pub operating: Operating,
     // Who belongs to the mesh, by the record of this version.
     members: (u64, Vec<MemberId>),
     rng: Rng,
@@ -105,8 +108,9 @@ impl Member {
         let me = Holder { member: self.id.clone(), start: stored.start };
         let ledger = Ledger::recover(self.config.clone(), stored, &mut Env { now: at, rng: &mut rng });
         let leading = Leading::new(me, self.leases.clone(), self.disk.fences(), at);
+        let operating = Operating::new(self.leases.ttl_ms);
         let (inbox, members) = (VecDeque::new(), (0, Vec::new()));
-        self.process = Some(Process { ledger, leading, members, rng, inbox, commit: None, timer: None });
+        self.process = Some(Process { ledger, leading, operating, members, rng, inbox, commit: None, timer: None });
     }
 
     /// Ends the process at once. `written`: whether a transaction that was under way reached the disk.
@@ -186,6 +190,18 @@ impl Member {
         process.leading.step(at, &mut process.rng, &standing)
     }
 
+    /// Takes one input of the operations core, if the process can.
+    pub fn operate(&mut self, now: u64) -> Option<Vec<operating::Out>> {
+        let process = self.process.as_mut().filter(|_| !self.paused)?;
+        let around = operating::Around {
+            now: Instant(self.clock.at(now)),
+            ledger: &process.ledger,
+            leading: &process.leading,
+            members: &process.members.1,
+        };
+        process.operating.step(&mut process.rng, &around)
+    }
+
     /// The epochs under way are on the disk.
     pub fn raised(&mut self) {
         if let Some(process) = &mut self.process {
@@ -203,6 +219,9 @@ impl Member {
         if process.leading.next_wake().is_some_and(|wake| wake <= at) {
             process.leading.hear(leading::Input::Tick);
         }
+        if process.operating.next_wake().is_some_and(|wake| wake <= at) {
+            process.operating.hear(operating::Input::Tick);
+        }
     }
 
     /// The transaction under way is on the disk; its rows, to be looked at.
@@ -217,7 +236,7 @@ impl Member {
     pub fn wake(&self) -> Option<u64> {
         let process = self.process.as_ref().filter(|_| !self.paused)?;
         let ledger = process.ledger.next_wake().filter(|_| process.commit.is_none());
-        let wake = [ledger, process.leading.next_wake()].into_iter().flatten().min()?;
+        let wake = [ledger, process.leading.next_wake(), process.operating.next_wake()].into_iter().flatten().min()?;
         self.clock.when(wake.0)
     }
 }

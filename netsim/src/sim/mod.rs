@@ -10,6 +10,7 @@ mod invariants;
 mod leading;
 mod member;
 mod network;
+mod operating;
 mod run;
 mod swarm;
 mod trace;

@@ -19,6 +19,8 @@ const HEALING: u64 = 600_000_000;
 /// How long a standing scope may be without a holder in a mesh at rest, in microseconds of true time: the TTL with its
 /// margin on the slowest clock, a second, and a tenth for each rank.
 const LEADING: u64 = 11_053_000 + 1_000_000 + 900_000;
+/// How long operations under way may take in a mesh at rest, in microseconds of true time.
+const FINISHING: u64 = 300_000_000;
 /// How often the healed world is looked at.
 const LOOK: u64 = 1_000_000;
 
@@ -108,6 +110,15 @@ fn phases(world: &mut World) -> Outcome {
             return Outcome::Stuck(format!("nobody leads {}", who.join(", ")));
         }
         let next = world.now + LOOK / 10;
+        if let Err(stop) = world.run_to(next) {
+            return stopped(stop);
+        }
+    }
+    while let Some(unfinished) = world.unfinished() {
+        if world.now - rested > FINISHING {
+            return Outcome::Stuck(unfinished);
+        }
+        let next = world.now + LOOK;
         if let Err(stop) = world.run_to(next) {
             return stopped(stop);
         }

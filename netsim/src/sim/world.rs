@@ -7,24 +7,27 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
+use miroir::proto::alias::{self, ALIAS_FLIP, FlipPlan};
 use miroir::proto::env::Instant;
 use miroir::proto::invariant::{self, History as Ballots};
 use miroir::proto::lease;
 use miroir::proto::ledger::{
     Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, Message, OpId, Read, Row, Seen,
 };
+use miroir::proto::operation::{Guard, Request};
 use miroir::proto::register;
 use miroir::types::{
-    Epoch, GroupId, Holder, LeaseSign, LeaseValue, MemberId, MeshId, MeshRecord, Order, RecordKey, Scope, StoreId,
-    Versioned, Voter,
+    Epoch, GroupId, Holder, IndexUid, LeaseSign, LeaseValue, MemberId, MeshId, MeshRecord, NamesRecord,
+    OperationRecord, Order, PhysicalIndex, RecordKey, Scope, StoreId, Versioned, Voter,
 };
 
 use super::clock::Clock;
 use super::disk::Disk;
-use super::invariants::{Broken, History, Leases};
-use super::leading::{self, Done};
+use super::invariants::{Broken, History, Leases, Steps};
+use super::leading::{self, Asks, Done};
 use super::member::{Input, Member, Step};
 use super::network::{Host, Network};
+use super::operating::{self, Asked, NAMES, Out};
 use super::swarm::Swarm;
 use super::trace::Trace;
 
@@ -38,6 +41,8 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(3);
 /// A clock that stood still or jumped, and with it the hold of a lease, may be wrong for so long, in microseconds: a TTL
 /// and its margin on the slowest clock, and some.
 const WRONG_FOR: u64 = 13_500_000;
+/// Keys of operations' records begin so.
+const OPERATION: &str = "operation:";
 /// Between two rounds of gossip.
 const GOSSIP_EVERY: u64 = 1_000_000;
 
@@ -50,7 +55,8 @@ enum Event {
     Timer { host: Host, life: u64, at: u64 },
     Gossip { host: Host },
     Signs { to: Host, from: Host, signs: Vec<LeaseSign> },
-    Order { to: Host, from: Host, order: Order },
+    Order { to: Host, from: Host, order: Order, asks: Asks },
+    Confirmed { to: Host, from: Host, version: u64 },
     Restart { host: Host },
     Resume { host: Host },
     Thaw { host: Host },
@@ -65,7 +71,13 @@ enum Event {
 enum Asker {
     Client,
     // One of a process's cores, and what it would write.
-    Leading { host: Host, life: u64, op: register::OpId, value: Option<String> },
+    Core { host: Host, life: u64, to: AnswerTo, value: Option<String> },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum AnswerTo {
+    Leading(register::OpId),
+    Operating(Asked),
 }
 
 /// Why a run ended early.
@@ -109,6 +121,7 @@ pub struct World {
     mesh: Option<MeshId>,
     requests: BTreeMap<OpId, (RecordKey, Asker)>,
     leases: Leases,
+    steps: Steps,
     // Of each store, the highest epoch of the orders that its member has taken.
     orders: BTreeMap<(StoreId, Scope), Epoch>,
     // Until when each host's clock does not count as right.
@@ -147,6 +160,7 @@ impl World {
             mesh: None,
             requests: BTreeMap::new(),
             leases: Leases::default(),
+            steps: Steps::new(&ALIAS_FLIP),
             orders: BTreeMap::new(),
             wrong_until: Vec::new(),
             next_op: 0,
@@ -316,11 +330,12 @@ impl World {
                 self.lead(to, leading::Input::Gossip(name(from), signs));
                 self.run(to)
             }
-            Event::Order { to, from, order } => {
-                let ledger = self.members[to].process.as_ref().map(|p| &p.ledger);
-                let key = RecordKey::new(order.record.as_str()).ok();
-                let known = ledger.zip(key).and_then(|(l, key)| l.copy(&key)).map_or(0, |copy| copy.version);
-                self.lead(to, leading::Input::Order(name(from), order, known));
+            Event::Order { to, from, order, asks } => {
+                self.ordered(to, from, order, asks);
+                self.run(to)
+            }
+            Event::Confirmed { to, from, version } => {
+                self.operate(to, operating::Input::Confirmed(name(from), version));
                 self.run(to)
             }
             Event::Restart { host } => self.start(host),
@@ -384,6 +399,8 @@ impl World {
         self.agreed(key, record)?;
         if Scope::of_lease_key(key.as_str()).is_some() {
             self.lead(host, leading::Input::Chosen(key.as_str().to_owned(), chosen(record)));
+        } else if key.as_str().starts_with(OPERATION) {
+            self.operate(host, operating::Input::Chosen(key.as_str().to_owned(), chosen(record)));
         }
         Ok(())
     }
@@ -393,7 +410,138 @@ impl World {
         if let (Some(scope), Ok(value)) = (Scope::of_lease_key(key.as_str()), LeaseValue::parse(&record.value)) {
             self.leases.agreed(&scope, record.version, &value)?;
         }
+        let scope = key.as_str().strip_prefix(OPERATION).and_then(|scope| scope.parse::<Scope>().ok());
+        if let (Some(scope), Ok(operations)) = (scope, serde_json::from_str(&record.value)) {
+            self.steps.recorded(&scope, record.version, &operations)?;
+        }
+        if key.as_str() == NAMES
+            && let Ok(names) = serde_json::from_str(&record.value)
+        {
+            self.steps.named(record.version, &names)?;
+        }
         Ok(())
+    }
+
+    /// Something for a process's operations core to hear.
+    fn operate(&mut self, host: Host, input: operating::Input) {
+        if let Some(process) = &mut self.members[host].process {
+            process.operating.hear(input);
+        }
+    }
+
+    /// An order has come; its lease core looks at it first.
+    fn ordered(&mut self, to: Host, from: Host, order: Order, asks: Asks) {
+        let ledger = self.members[to].process.as_ref().map(|p| &p.ledger);
+        let key = RecordKey::new(order.record.as_str()).ok();
+        let known = ledger.zip(key).and_then(|(l, key)| l.copy(&key)).map_or(0, |copy| copy.version);
+        self.lead(to, leading::Input::Order(name(from), order, known, asks));
+    }
+
+    /// Sends an order.
+    fn send_order(&mut self, from: Host, to: Host, order: &Order, asks: &Asks) {
+        if from == to {
+            return self.ordered(to, from, order.clone(), asks.clone());
+        }
+        for at in self.network.deliveries(self.now, from, to, &self.swarm, &mut self.rng) {
+            self.at(at, Event::Order { to, from, order: order.clone(), asks: asks.clone() });
+        }
+    }
+
+    /// Somebody wants the alias flipped, or a flip under way paused, resumed or undone.
+    fn flip(&mut self, host: Host) {
+        let Some(process) = &self.members[host].process else { return };
+        let names = RecordKey::new(NAMES).expect("a word is a key");
+        let scope = Scope::AliasFlip(uid("a"));
+        let current = process.operating.core.record(&scope).and_then(|r| r.current.as_ref()).map(|op| op.id.clone());
+        if process.ledger.copy(&names).is_none() {
+            return self.put_names(host, &names);
+        }
+        self.next_op += 1;
+        let id = format!("f{}", self.next_op);
+        let request = match (current, self.rng.u8(..6)) {
+            (Some(id), 0) => Request::Pause { id },
+            (Some(id), 1 | 2) => Request::Resume { id },
+            (Some(id), 3) => Request::Cancel { id },
+            _ => {
+                let plan = FlipPlan { to: uid(["i", "j", "k"][self.rng.usize(..3)]), version: 0, names: 0 };
+                let extra = serde_json::to_value(plan).expect("a plan is JSON");
+                Request::Begin { id, kind: &ALIAS_FLIP, extra }
+            }
+        };
+        self.note(format_args!("asked of {}: {request:?}", name(host)));
+        self.operate(host, operating::Input::Request(scope, request, "now".to_owned()));
+    }
+
+    /// The operator makes three indexes, and an alias of one of them.
+    fn put_names(&mut self, host: Host, key: &RecordKey) {
+        let (op, deadline) = self.next_request(host);
+        let mut names = NamesRecord::default();
+        for (number, index) in (0_u32..).zip(["i", "j", "k"]) {
+            // A value that nobody else writes.
+            names.indexes.insert(uid(index), PhysicalIndex::of(&uid(index), number + 8 * op.0 as u32));
+        }
+        let Ok(names) = alias::create(&names, &uid("a"), &uid("i")) else { return };
+        let value = serde_json::to_string(&names).expect("names are JSON");
+        self.history.change(op.0, key.as_str(), 0, &value);
+        self.requests.insert(op, (key.clone(), Asker::Client));
+        let change = Change { op, key: key.clone(), expected: 0, value: value.into(), quiet: false, deadline };
+        self.members[host].hear(Input::Command(Command::Change(vec![change])));
+    }
+
+    /// Says whether anything was done.
+    fn run_operating(&mut self, host: Host) -> Result<bool, Stopped> {
+        let now = self.now;
+        let Some(outs) = self.members[host].operate(now) else { return Ok(false) };
+        for out in outs {
+            match out {
+                Out::Change(asked, c) => {
+                    let Ok(key) = RecordKey::new(c.key) else { continue };
+                    let writes = Some((c.expected, c.value.to_string()));
+                    let op = self.ask_for(host, AnswerTo::Operating(asked), &key, writes);
+                    let deadline = self.patience(host);
+                    let change = Change { op, key, expected: c.expected, value: c.value, quiet: c.quiet, deadline };
+                    self.members[host].hear(Input::Command(Command::Change(vec![change])));
+                }
+                Out::Read(asked, r) => {
+                    let Ok(key) = RecordKey::new(r.key) else { continue };
+                    let op = self.ask_for(host, AnswerTo::Operating(asked), &key, None);
+                    let read = Read { op, key, deadline: self.patience(host) };
+                    self.members[host].hear(Input::Command(Command::Read(vec![read])));
+                }
+                Out::Lead(input) => self.lead(host, input),
+                Out::Order(to, guard, version) => {
+                    let Some(to) = self.host(&to) else { continue };
+                    let order = guard.order();
+                    self.send_order(host, to, &order, &Asks::Names(Box::new(guard), version));
+                }
+                Out::Note(text) => self.note(format_args!("{} {text}", name(host))),
+            }
+        }
+        Ok(true)
+    }
+
+    /// A member does what an order says that its lease core let pass, if its own copies call for it.
+    fn obey(&mut self, host: Host, from: &MemberId, guard: &Guard, version: u64) {
+        let Some(process) = &self.members[host].process else { return };
+        let (ledger, operations) = (&process.ledger, &process.operating.core);
+        let called_for = operations.record(&guard.scope).is_some_and(|record| guard.is_called_for(record));
+        let names = RecordKey::new(NAMES).expect("a word is a key");
+        let known = ledger.copy(&names).map_or(0, |copy| copy.version);
+        let Some(to) = self.host(from).filter(|_| called_for && known >= version) else { return };
+        if to == host {
+            return self.operate(host, operating::Input::Confirmed(name(host), known));
+        }
+        for at in self.network.deliveries(self.now, host, to, &self.swarm, &mut self.rng) {
+            self.at(at, Event::Confirmed { to, from: host, version: known });
+        }
+    }
+
+    /// The operation that is under way, if somebody has to go on with it.
+    pub fn unfinished(&self) -> Option<String> {
+        let key = RecordKey::new(format!("{OPERATION}{}", Scope::AliasFlip(uid("a")))).expect("a scope is a key");
+        let copies = self.members.iter().filter_map(|m| m.disk.ledger().copies.get(&key));
+        let record: OperationRecord = serde_json::from_str(&copies.max_by_key(|c| c.version)?.value).ok()?;
+        record.current.filter(|op| op.state.is_active()).map(|op| format!("{} stands in {}", op.id, op.phase))
     }
 
     /// Something for a process's lease core to hear.
@@ -430,9 +578,7 @@ impl World {
         let Some((from, epoch, version)) = holder else { return };
         let to = self.rng.usize(..self.members.len());
         let order = Order { scope, epoch, record: key.as_str().to_owned(), version };
-        for at in self.network.deliveries(self.now, from, to, &self.swarm, &mut self.rng) {
-            self.at(at, Event::Order { to, from, order: order.clone() });
-        }
+        self.send_order(from, to, &order, &Asks::Hold);
     }
 
     /// Ends a process at once, with or without its last transaction.
@@ -518,7 +664,7 @@ impl World {
 
     /// Lets a process do all that it can do now.
     fn run(&mut self, host: Host) -> Result<(), Stopped> {
-        while self.run_ledger(host)? || self.run_leading(host)? {}
+        while self.run_ledger(host)? || self.run_leading(host)? || self.run_operating(host)? {}
         self.set_timer(host);
         Ok(())
     }
@@ -590,10 +736,13 @@ impl World {
                 self.epoch_is_stored(host, &scope, epoch)?;
                 let ledger = self.members[host].process.as_ref().map(|p| p.ledger.stored().start);
                 let holder = Holder { member: name(host), start: ledger.unwrap_or_default() };
-                Ok(self.leases.began(&scope, epoch, &holder)?)
+                self.leases.began(&scope, epoch, &holder)?;
+                self.operate(host, operating::Input::Became(scope, epoch));
+                Ok(())
             }
             Done::Effect(lease::Effect::Lost { scope, epoch, why, .. }) => {
                 self.note(format_args!("{} has lost {scope} under {epoch}: {why:?}", name(host)));
+                self.operate(host, operating::Input::Lost(scope.clone(), epoch));
                 if why == lease::LostWhy::Released {
                     self.lead(host, leading::Input::Ended(scope));
                 }
@@ -603,7 +752,7 @@ impl World {
                 let deadline = self.patience(host);
                 let changes = changes.into_iter().filter_map(|c| {
                     let key = RecordKey::new(c.key).ok()?;
-                    let op = self.ask_for(host, c.op, &key, Some((c.expected, c.value.to_string())));
+                    let op = self.ask_for(host, AnswerTo::Leading(c.op), &key, Some((c.expected, c.value.to_string())));
                     Some(Change { op, key, expected: c.expected, value: c.value, quiet: c.quiet, deadline })
                 });
                 let changes = changes.collect();
@@ -614,7 +763,7 @@ impl World {
                 let deadline = self.patience(host);
                 let reads = reads.into_iter().filter_map(|r| {
                     let key = RecordKey::new(r.key).ok()?;
-                    let op = self.ask_for(host, r.op, &key, None);
+                    let op = self.ask_for(host, AnswerTo::Leading(r.op), &key, None);
                     Some(Read { op, key, deadline })
                 });
                 let reads = reads.collect();
@@ -628,7 +777,7 @@ impl World {
                 Ok(())
             }
             Done::Effect(lease::Effect::Persist { .. }) => unreachable!("stored before"),
-            Done::Order(from, order, Ok(())) => {
+            Done::Order(from, order, asks, Ok(())) => {
                 self.note(format_args!("{} takes an order of {from}: {order:?}", name(host)));
                 self.epoch_is_stored(host, &order.scope, order.epoch)?;
                 let store = self.members[host].disk.ledger().store;
@@ -638,9 +787,12 @@ impl World {
                     return Err(Broken::new("stale_orders_are_refused", what).into());
                 }
                 *highest = order.epoch;
+                if let Asks::Names(guard, version) = asks {
+                    self.obey(host, &from, &guard, version);
+                }
                 Ok(())
             }
-            Done::Order(from, order, Err(why)) => {
+            Done::Order(from, order, _, Err(why)) => {
                 self.note(format_args!("{} refuses {order:?} of {from}: {why}", name(host)));
                 Ok(())
             }
@@ -667,14 +819,14 @@ impl World {
     }
 
     /// One of a process's cores asks the ledger; gives the request its name.
-    fn ask_for(&mut self, host: Host, op: register::OpId, key: &RecordKey, writes: Option<(u64, String)>) -> OpId {
+    fn ask_for(&mut self, host: Host, to: AnswerTo, key: &RecordKey, writes: Option<(u64, String)>) -> OpId {
         self.next_op += 1;
         let request = OpId(self.next_op);
         match &writes {
             Some((expected, value)) => self.history.change(request.0, key.as_str(), *expected, value),
             None => self.history.read(request.0, key.as_str()),
         }
-        let asker = Asker::Leading { host, life: self.members[host].life, op, value: writes.map(|(_, value)| value) };
+        let asker = Asker::Core { host, life: self.members[host].life, to, value: writes.map(|(_, value)| value) };
         self.requests.insert(request, (key.clone(), asker));
         request
     }
@@ -833,6 +985,9 @@ impl World {
         if self.rng.u8(..3) == 0 {
             self.order();
         }
+        if self.rng.u8(..8) == 0 {
+            self.flip(host);
+        }
         let key = key(self.rng.usize(..KEYS));
         let change = self.rng.u8(..3) > 0;
         self.ask(host, &key, change)
@@ -892,7 +1047,7 @@ impl World {
                 self.ballots.changed(&key, *version).map_err(|b| Broken::new(b.invariant, b.to_string()))?;
                 match &asker {
                     Asker::Client => self.changes += 1,
-                    Asker::Leading { value, .. } => {
+                    Asker::Core { value, .. } => {
                         let value = value.as_deref().unwrap_or_default().into();
                         self.agreed(&key, &Versioned { version: *version, announced: *version, value })?;
                     }
@@ -918,10 +1073,13 @@ impl World {
             let known = self.heard.entry(key).or_default();
             *known = version.max(*known);
         }
-        if let Asker::Leading { host, life, op, .. } = asker
+        if let Asker::Core { host, life, to, .. } = asker
             && self.members[host].life == life
         {
-            self.lead(host, leading::Input::Answer(op, answer_of(answer)));
+            match to {
+                AnswerTo::Leading(op) => self.lead(host, leading::Input::Answer(op, answer_of(answer))),
+                AnswerTo::Operating(asked) => self.operate(host, operating::Input::Answer(asked, answer_of(answer))),
+            }
         }
         Ok(())
     }
@@ -977,6 +1135,10 @@ impl World {
         }
         Ok(())
     }
+}
+
+fn uid(text: &str) -> IndexUid {
+    IndexUid::new(text).expect("a letter is a name")
 }
 
 fn chosen(record: &Versioned) -> register::Chosen {
