@@ -20,8 +20,9 @@ use super::StoreError;
 use super::db::{Db, Schema};
 use super::identity::{count, get, put, text};
 use crate::proto::ledger::effect::{FormingRow, RecoveringRow};
-use crate::proto::ledger::{Register, Row, Sender, Stored};
-use crate::types::limits::RECORD_MAX_BYTES;
+use crate::proto::ledger::stored::push_process;
+use crate::proto::ledger::{Process, Register, Row, Seen, Stored};
+use crate::types::limits::{LEDGER_LINE_MAX, RECORD_MAX_BYTES};
 use crate::types::{Ballot, MemberId, MeshId, RecordKey, StoreId, Versioned, VoterList};
 
 const SCHEMA: Schema = Schema {
@@ -40,7 +41,7 @@ const SCHEMA: Schema = Schema {
         hash INTEGER NOT NULL
      ) STRICT;
      CREATE TABLE stores (
-        store BLOB PRIMARY KEY, start INTEGER NOT NULL, began INTEGER NOT NULL, count INTEGER NOT NULL
+        store BLOB PRIMARY KEY, seen TEXT NOT NULL
      ) STRICT;"],
     exclusive: true,
 };
@@ -190,8 +191,8 @@ fn write(tx: &Transaction<'_>, row: Row) -> Result<(), StoreError> {
         }
         Row::Copy { key, record } => write_copy(tx, &key, &record),
         Row::Seen(seen) => {
-            let values = (seen.store.0, to_sql(seen.start)?, to_sql(seen.began)?, to_sql(seen.count)?);
-            tx.prepare_cached("INSERT OR REPLACE INTO stores VALUES (?1, ?2, ?3, ?4)")?.execute(values)?;
+            let text = serde_json::to_string(&seen).map_err(|e| malformed("store of a member", e))?;
+            tx.prepare_cached("INSERT OR REPLACE INTO stores VALUES (?1, ?2)")?.execute((seen.store.0, text))?;
             Ok(())
         }
         Row::Unseen(store) => {
@@ -203,6 +204,11 @@ fn write(tx: &Transaction<'_>, row: Row) -> Result<(), StoreError> {
         Row::Reset => {
             tx.execute_batch("DELETE FROM registers; DELETE FROM meta WHERE key IN ('list', 'recovering');")?;
             Ok(())
+        }
+        Row::Began(process) => {
+            let mut line: Vec<Process> = get_json(tx, "line")?.unwrap_or_default();
+            push_process(&mut line, process);
+            put_json(tx, "line", &line)
         }
         Row::RolledBack => put(tx, "rolled_back", &[1]),
     }
@@ -383,7 +389,8 @@ fn read(tx: &Transaction<'_>) -> Result<Stored, StoreError> {
         list,
         registers: all(tx, REGISTER, register_of)?,
         copies: all(tx, "SELECT key, version, announced, value, hash FROM copies", copy_of)?,
-        seen: all(tx, "SELECT store, start, began, count FROM stores", seen_of)?,
+        seen: all(tx, "SELECT store, seen FROM stores", seen_of)?,
+        line: get_json(tx, "line")?.unwrap_or_default(),
         forming,
         recovering,
         rolled_back: get(tx, "rolled_back")?.is_some(),
@@ -416,13 +423,13 @@ fn mesh_of(bytes: &[u8]) -> Result<(MeshId, bool), StoreError> {
     }
 }
 
-fn seen_of(row: &SqlRow<'_>) -> Result<(StoreId, Sender), StoreError> {
+fn seen_of(row: &SqlRow<'_>) -> Result<(StoreId, Seen), StoreError> {
     let store = StoreId(row.get::<_, [u8; 16]>(0)?);
-    let (start, began, count) = (from_sql(row.get(1)?)?, from_sql(row.get(2)?)?, from_sql(row.get(3)?)?);
-    if began > count {
-        return Err(malformed("store of a member", format!("{store} began at {began}, after {count}")));
+    let seen: Seen = serde_json::from_str(&row.get::<_, String>(1)?).map_err(|e| malformed("store of a member", e))?;
+    if seen.store != store || seen.line.len() > LEDGER_LINE_MAX + 1 {
+        return Err(malformed("store of a member", format!("{store} is not what was written")));
     }
-    Ok((store, Sender { store, start, began, count }))
+    Ok((store, seen))
 }
 
 #[cfg(test)]
@@ -461,6 +468,10 @@ mod tests {
         (1..9_u64, 0..9_u64).prop_map(|(start, number)| RoundId { start, number })
     }
 
+    fn process() -> impl Strategy<Value = Process> {
+        (1..9_u64, any::<u64>(), 0..9_u64).prop_map(|(start, nonce, began)| Process { start, nonce, began })
+    }
+
     fn row() -> impl Strategy<Value = Row> {
         let store = || (0..3_u8).prop_map(|n| StoreId([n; 16]));
         let mesh = || (1..3_u8).prop_map(|n| MeshId([n; 16]));
@@ -483,9 +494,10 @@ mod tests {
                 record
             }),
             (key(), record()).prop_map(|(key, record)| Row::Copy { key, record }),
-            (store(), 1..9_u64, 0..9_u64, 0..9_u64).prop_map(|(store, start, began, more)| {
-                Row::Seen(Sender { store, start, began, count: began + more })
+            (store(), process(), 0..9_u64, any::<bool>()).prop_map(|(store, process, count, rolled_back)| {
+                Row::Seen(Seen { line: vec![process], count, rolled_back, ..Seen::new(store) })
             }),
+            process().prop_map(Row::Began),
             store().prop_map(Row::Unseen),
             ("[a-c]", store(), round(), 0..9_u64).prop_map(|(m, store, round, number)| Row::Forming(FormingRow {
                 member: member(&m),
@@ -565,7 +577,7 @@ mod tests {
         )
         .unwrap();
         for n in 0..500 {
-            conn.execute("INSERT INTO stores VALUES (randomblob(16), ?1, 0, 0)", [n]).unwrap();
+            conn.execute("INSERT INTO stores VALUES (randomblob(16), ?1)", [n]).unwrap();
         }
         for file in std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap()) {
             std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();

@@ -46,6 +46,8 @@ pub const LEDGER_OPS_MAX: usize = 8_192;
 pub const LEDGER_OPS_PER_KEY_MAX: usize = 256;
 /// Most stores of other members whose counts are remembered.
 pub const LEDGER_STORES_MAX: usize = 1_024;
+/// Most earlier processes that a store remembers and shows.
+pub const LEDGER_LINE_MAX: usize = 64;
 /// Most voters of one list.
 pub const VOTERS_MAX: usize = 5;
 /// Largest epoch: the last integer that every JSON reader keeps exact.

@@ -68,6 +68,7 @@ struct Totals {
     most_lists: u64,
     longest_healing: u64,
     majority_lost: u64,
+    put_back: [u64; 2],
 }
 
 impl Totals {
@@ -77,6 +78,9 @@ impl Totals {
         self.changes += passed.changes;
         self.most_lists = self.most_lists.max(passed.lists);
         self.majority_lost += u64::from(passed.majority_lost);
+        for (sum, n) in self.put_back.iter_mut().zip(passed.put_back) {
+            *sum += n;
+        }
         self.longest_healing = self.longest_healing.max(passed.healed_after);
     }
 }
@@ -167,7 +171,8 @@ fn report(arguments: &SimArguments, totals: &Totals, failure: Option<&Failure>, 
         println!(
             "{}",
             serde_json::json!({
-                "seed": arguments.seed, "passed": totals.runs, "events": totals.events, "changes": totals.changes, "majority_lost": totals.majority_lost,
+                "seed": arguments.seed, "passed": totals.runs, "events": totals.events, "changes": totals.changes,
+                "majority_lost": totals.majority_lost, "put_back": totals.put_back[0], "given_up": totals.put_back[1],
                 "seconds": seconds, "failure": failed,
             })
         );
@@ -184,6 +189,12 @@ fn report(arguments: &SimArguments, totals: &Totals, failure: Option<&Failure>, 
         totals.most_lists,
         totals.longest_healing as f64 / 1e6
     );
+    if totals.put_back[0] > 0 {
+        println!(
+            "{} stores were put back from copies, {} of them where all who could have told were out of reach: taken away",
+            totals.put_back[0], totals.put_back[1]
+        );
+    }
     if totals.majority_lost > 0 {
         println!("in {} of them a store was lost that had just become needed: safety only", totals.majority_lost);
     }

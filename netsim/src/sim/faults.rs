@@ -1,8 +1,9 @@
 //! The faults of a run: which one strikes now, whom, and for how long.
 //!
 //! Rule: faults stay within what the design promises to survive as far as data goes: of the stores that vote, a majority is
-//! always whole, and no two stores are lost within half a minute, so that a voter is not added which has just lost its
-//! store; a store is put back from a copy only when everybody has heard of what came after the copy. Everything else may be down, cut off, slow or wrong at once. Must not know: what is checked.
+//! always whole (one put back from a copy counts as lost), and no two stores are lost within half a minute, so that a voter
+//! is not added which has just lost its store. Everything else may be down, cut off, slow or wrong at once. Must not know:
+//! what is checked.
 
 use miroir::types::{MeshRecord, RecordKey, Voter, VoterList};
 
@@ -61,21 +62,21 @@ pub fn strike(world: &mut World) -> Result<(), Stopped> {
         9 if on.jump => {
             let (now, by) = (world.now, lasting(world, 30_000_000));
             world.members[host].clock.jump(now, by);
+            world.distrust_clock(host);
             world.set_timer(host);
         }
         10 if on.wipe && may_lose_store(world, host) => world.replace_store(host),
-        11 if on.restore && may_lose_store(world, host) => {
-            // First a copy is taken, and at a later draw it is put back.
-            if world.members[host].disk.ledger().count > 0 && world.rng.bool() {
-                world.members[host].disk.back_up();
-            } else if running && is_known_to_be_older(world, host) {
-                world.crash(host)?;
-                if world.members[host].disk.restore() {
-                    world.last_loss = Some(world.now);
-                    world.note(format_args!("{} has its disk put back from a copy", name(host)));
+        11 if on.restore => {
+            // First copies are taken, and at a later draw one is put back.
+            let old: Vec<Host> = (0..world.members.len()).filter(|h| world.members[*h].disk.has_older_copy()).collect();
+            match world.rng.choice(&old).copied() {
+                Some(host) if world.rng.bool() && may_lose_store(world, host) => {
+                    world.put_back(host)?;
+                    let after = lasting(world, 3_000_000);
+                    world.restart_after(host, after);
                 }
-                let after = lasting(world, 3_000_000);
-                world.restart_after(host, after);
+                _ if world.members[host].disk.ledger().count > 0 => world.members[host].disk.back_up(),
+                _ => {}
             }
         }
         12 if on.membership => membership(world)?,
@@ -162,16 +163,6 @@ fn stands(world: &World, list: &VoterList, without: Option<Host>) -> bool {
 /// its way in or out. Nothing is demanded of such a mesh but safety; its operator has `mesh recover`.
 pub fn majority_is_lost(world: &World) -> bool {
     lists(world).iter().max_by_key(|l| l.number).is_some_and(|list| !stands(world, list, None))
-}
-
-/// Whether every other member has heard, and stored, more of the host's store than the operator's copy has: a copy is found
-/// out by whoever has heard more, so whoever has not would count its votes.
-fn is_known_to_be_older(world: &World, host: Host) -> bool {
-    let disk = &world.members[host].disk;
-    let (Some(copy), store) = (disk.backup_count(), disk.ledger().store) else { return false };
-    let belongs = |h: &Host| *h != host && world.members[*h].disk.ledger().mesh.is_some();
-    let hosts = 0..world.members.len();
-    hosts.filter(belongs).all(|h| world.members[h].disk.ledger().seen.get(&store).is_some_and(|s| s.count > copy))
 }
 
 /// The operator takes a member in or out, through any member that runs.

@@ -7,11 +7,14 @@ use std::collections::VecDeque;
 
 use fastrand::Rng;
 use miroir::proto::env::{Env, Instant};
+use miroir::proto::lease;
 use miroir::proto::ledger::{Command, Config, Effect, Ledger, Message, Row};
-use miroir::types::MemberId;
+use miroir::types::{Holder, MemberId, MemberState, MeshRecord, RecordKey};
 
 use super::clock::Clock;
 use super::disk::Disk;
+use super::leading::{self, Leading, Standing};
+use super::operating::{self, Operating};
 
 /// Inputs that wait for a process that is busy or paused; messages beyond are lost, as in full socket buffers.
 const INBOX_MAX: usize = 512;
@@ -41,6 +44,12 @@ struct Commit {
 pub struct Process {
     /// The core.
     pub ledger: Ledger,
+    /// Its leases.
+    pub leading: Leading,
+    /// Its operations.
+    pub operating: Operating,
+    // Who belongs to the mesh, by the record of this version.
+    members: (u64, Vec<MemberId>),
     rng: Rng,
     inbox: VecDeque<Input>,
     commit: Option<Commit>,
@@ -75,12 +84,13 @@ pub struct Member {
     /// Counts its processes: what was meant for an earlier one is void.
     pub life: u64,
     config: Config,
+    leases: lease::Config,
 }
 
 impl Member {
     /// A machine on which nothing runs yet.
-    pub fn new(config: Config, clock: Clock, disk: Disk) -> Self {
-        Self { id: config.member.clone(), clock, disk, process: None, paused: false, life: 0, config }
+    pub fn new(config: Config, leases: lease::Config, clock: Clock, disk: Disk) -> Self {
+        Self { id: config.member.clone(), clock, disk, process: None, paused: false, life: 0, config, leases }
     }
 
     /// From its next process on it joins a mesh, and makes none.
@@ -94,21 +104,24 @@ impl Member {
         self.paused = false;
         let stored = self.disk.begin();
         let mut rng = Rng::with_seed(seed);
-        let mut env = Env { now: Instant(self.clock.at(now)), rng: &mut rng };
-        let ledger = Ledger::recover(self.config.clone(), stored, &mut env);
-        self.process = Some(Process { ledger, rng, inbox: VecDeque::new(), commit: None, timer: None });
+        let at = Instant(self.clock.at(now));
+        let me = Holder { member: self.id.clone(), start: stored.start };
+        let ledger = Ledger::recover(self.config.clone(), stored, &mut Env { now: at, rng: &mut rng });
+        let leading = Leading::new(me, self.leases.clone(), self.disk.fences(), at);
+        let operating = Operating::new(self.leases.ttl_ms);
+        let (inbox, members) = (VecDeque::new(), (0, Vec::new()));
+        self.process = Some(Process { ledger, leading, operating, members, rng, inbox, commit: None, timer: None });
     }
 
     /// Ends the process at once. `written`: whether a transaction that was under way reached the disk.
     pub fn crash(&mut self, written: bool) {
         self.life += 1;
         self.paused = false;
-        if let Some(Process { commit: Some(commit), .. }) = self.process.take()
-            && written
-            && !commit.done
-        {
+        let Some(mut process) = self.process.take().filter(|_| written) else { return };
+        if let Some(commit) = process.commit.filter(|c| !c.done) {
             self.disk.commit(commit.rows);
         }
+        self.disk.raise(process.leading.committed());
     }
 
     /// The rows that a crash now may or may not leave on the disk.
@@ -161,6 +174,56 @@ impl Member {
         Step::Committing
     }
 
+    /// Takes one input of the lease core, if the process can.
+    pub fn lead(&mut self, now: u64) -> leading::Step {
+        let Some(process) = self.process.as_mut().filter(|_| !self.paused) else { return leading::Step::Idle };
+        let at = Instant(self.clock.at(now));
+        let record = process.ledger.copy(&RecordKey::mesh());
+        if let Some(copy) = record.filter(|copy| copy.version != process.members.0)
+            && let Ok(record) = MeshRecord::from_json(&copy.value)
+        {
+            let stays = |state| matches!(state, MemberState::Joining | MemberState::Active);
+            let members = record.members.into_iter().filter(|m| stays(m.state)).map(|m| m.id).collect();
+            process.members = (copy.version, members);
+        }
+        let standing = Standing { members: process.members.1.clone(), fresh: process.ledger.fresh(at) };
+        process.leading.step(at, &mut process.rng, &standing)
+    }
+
+    /// Takes one input of the operations core, if the process can.
+    pub fn operate(&mut self, now: u64) -> Option<Vec<operating::Out>> {
+        let process = self.process.as_mut().filter(|_| !self.paused)?;
+        let around = operating::Around {
+            now: Instant(self.clock.at(now)),
+            ledger: &process.ledger,
+            leading: &process.leading,
+            members: &process.members.1,
+        };
+        process.operating.step(&mut process.rng, &around)
+    }
+
+    /// The epochs under way are on the disk.
+    pub fn raised(&mut self) {
+        if let Some(process) = &mut self.process {
+            self.disk.raise(process.leading.committed());
+        }
+    }
+
+    /// Its timer went off: whoever is due hears of it.
+    pub fn tick(&mut self, now: u64) {
+        let Some(process) = &mut self.process else { return };
+        let at = Instant(self.clock.at(now));
+        if process.ledger.next_wake().is_some_and(|wake| wake <= at) {
+            process.inbox.push_back(Input::Tick);
+        }
+        if process.leading.next_wake().is_some_and(|wake| wake <= at) {
+            process.leading.hear(leading::Input::Tick);
+        }
+        if process.operating.next_wake().is_some_and(|wake| wake <= at) {
+            process.operating.hear(operating::Input::Tick);
+        }
+    }
+
     /// The transaction under way is on the disk; its rows, to be looked at.
     pub fn committed(&mut self) -> Vec<Row> {
         let Some(Process { commit: Some(commit), .. }) = &mut self.process else { return Vec::new() };
@@ -169,9 +232,11 @@ impl Member {
         std::mem::take(&mut commit.rows)
     }
 
-    /// When the process's timer is due, in true time; `None` while it is busy: it looks at its timer afterwards.
+    /// When the process's timer is due, in true time; who is busy looks at its timer afterwards.
     pub fn wake(&self) -> Option<u64> {
-        let process = self.process.as_ref().filter(|p| !self.paused && p.commit.is_none())?;
-        self.clock.when(process.ledger.next_wake()?.0)
+        let process = self.process.as_ref().filter(|_| !self.paused)?;
+        let ledger = process.ledger.next_wake().filter(|_| process.commit.is_none());
+        let wake = [ledger, process.leading.next_wake(), process.operating.next_wake()].into_iter().flatten().min()?;
+        self.clock.when(wake.0)
     }
 }

@@ -16,6 +16,11 @@ use super::world::{KEYS, Stopped, World, key, name};
 /// How long the healed world has to come to rest, in microseconds of true time: some voters are replaced only then, one
 /// after the other, each after it has been silent for long enough.
 const HEALING: u64 = 600_000_000;
+/// How long a standing scope may be without a holder in a mesh at rest, in microseconds of true time: the TTL with its
+/// margin on the slowest clock, a second, and a tenth for each rank.
+const LEADING: u64 = 11_053_000 + 1_000_000 + 900_000;
+/// How long operations under way may take in a mesh at rest, in microseconds of true time.
+const FINISHING: u64 = 300_000_000;
 /// How often the healed world is looked at.
 const LOOK: u64 = 1_000_000;
 
@@ -45,6 +50,8 @@ pub struct Passed {
     pub lists: u64,
     /// True time in microseconds from healing to rest.
     pub healed_after: u64,
+    /// Stores put back from copies, and those taken away again: see `world`.
+    pub put_back: [u64; 2],
     /// The mesh could not come to rest: see `faults`.
     pub majority_lost: bool,
 }
@@ -85,13 +92,37 @@ fn phases(world: &mut World) -> Outcome {
                 if !majority_is_lost(world) {
                     return Outcome::Stuck(reason);
                 }
-                let (events, changes) = (world.event, world.changes);
-                return Outcome::Passed(Passed { events, changes, majority_lost: true, ..Passed::default() });
+                let (events, changes, put_back) = (world.event, world.changes, world.put_back);
+                return Outcome::Passed(Passed { events, changes, put_back, majority_lost: true, ..Passed::default() });
             }
             Err(_) => {}
         }
     }
     let healed_after = world.now - healed;
+    let rested = world.now;
+    loop {
+        let leaderless = world.leaderless();
+        if leaderless.is_empty() {
+            break;
+        }
+        if world.now - rested > LEADING {
+            let who: Vec<String> = leaderless.iter().map(ToString::to_string).collect();
+            return Outcome::Stuck(format!("nobody leads {}", who.join(", ")));
+        }
+        let next = world.now + LOOK / 10;
+        if let Err(stop) = world.run_to(next) {
+            return stopped(stop);
+        }
+    }
+    while let Some(unfinished) = world.unfinished() {
+        if world.now - rested > FINISHING {
+            return Outcome::Stuck(unfinished);
+        }
+        let next = world.now + LOOK;
+        if let Err(stop) = world.run_to(next) {
+            return stopped(stop);
+        }
+    }
     // Every member can read and write again.
     world.swarm.request_every = 0;
     for host in settled_members(world) {
@@ -112,7 +143,8 @@ fn phases(world: &mut World) -> Outcome {
         }
     }
     let lists = world.mesh_record().map_or(0, |r| r.voters.number);
-    Outcome::Passed(Passed { events: world.event, changes: world.changes, lists, healed_after, majority_lost: false })
+    let (events, changes, put_back) = (world.event, world.changes, world.put_back);
+    Outcome::Passed(Passed { events, changes, lists, healed_after, put_back, majority_lost: false })
 }
 
 /// Members that belong to the mesh by its record.

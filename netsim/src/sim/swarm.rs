@@ -87,19 +87,16 @@ impl Swarm {
     /// Draws a day.
     pub fn draw(rng: &mut Rng) -> Self {
         let sometimes = |rng: &mut Rng, most: u32| if rng.bool() { rng.u32(..most) } else { 0 };
-        // A store that is older than it was is found out by the count of its transactions, as long as it has not made up for
-        // what it lacks before anybody hears it: so nothing keeps it from being heard in such a run.
-        let restore = rng.u8(..4) == 0;
         let faults = Faults {
-            crash: rng.u8(..4) > 0 && !restore,
-            partition: rng.u8(..4) > 0 && !restore,
+            crash: rng.u8(..4) > 0,
+            partition: rng.u8(..4) > 0,
             clog: rng.bool(),
             pause: rng.bool(),
             freeze: rng.u8(..4) == 0,
             drift: rng.bool(),
             jump: rng.u8(..4) == 0,
-            wipe: rng.u8(..3) == 0 && !restore,
-            restore,
+            wipe: rng.u8(..3) == 0,
+            restore: rng.u8(..3) == 0,
             membership: rng.bool(),
         };
         Self {

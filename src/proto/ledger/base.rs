@@ -11,8 +11,9 @@ use std::sync::Arc;
 use twox_hash::XxHash64;
 
 use super::effect::{Config, Effect, Notice, Row};
-use super::message::{Header, Item, Message, RoundId, Sender};
+use super::message::{Header, Item, Known, Message, Process, RoundId, Sender};
 use super::stored::{Register, Stored};
+use super::stores::{self, Seen};
 use crate::proto::env::Instant;
 use crate::proto::invariant;
 use crate::types::limits::{LEDGER_ITEMS_MAX, LEDGER_MESSAGE_MAX_BYTES, LEDGER_STORES_MAX};
@@ -52,12 +53,18 @@ pub struct Base {
     pub config: Config,
     /// As durable, once the drain is.
     pub stored: Stored,
-    /// The store's transactions when this process began.
-    began: u64,
+    /// This process, on its store.
+    pub process: Process,
+    /// Whether this process votes and proposes: see `showing`.
+    pub may_vote: bool,
+    /// The members that have taken this process.
+    pub shown: BTreeSet<MemberId>,
+    /// From which store each member was heard last.
+    pub stores: BTreeMap<MemberId, StoreId>,
     /// Something of this step must be made durable.
     dirty: bool,
     /// Stores of which more was seen than is durable.
-    further: BTreeMap<StoreId, Sender>,
+    further: BTreeMap<StoreId, Seen>,
     /// See [`Proposed`].
     pub proposed: Option<Proposed>,
     /// Digest of the copies.
@@ -92,9 +99,13 @@ fn toggle(digest: &mut [u64; 2], part: [u64; 2]) {
 
 impl Base {
     /// Over what is durable.
-    pub fn new(config: Config, stored: Stored) -> Self {
+    pub fn new(config: Config, stored: Stored, nonce: u64) -> Self {
         let mut base = Self {
-            began: stored.count,
+            process: Process { start: stored.start, nonce, began: stored.count },
+            // The first process of a store has nothing that it could have forgotten.
+            may_vote: stored.line.is_empty(),
+            shown: BTreeSet::new(),
+            stores: BTreeMap::new(),
             config,
             stored,
             dirty: false,
@@ -106,7 +117,8 @@ impl Base {
             effects: VecDeque::new(),
             local: VecDeque::new(),
             outgoing: Vec::new(),
-            rounds: 0,
+            // So that no answer to another process of the same start is taken for one to this.
+            rounds: nonce >> 1,
             told: BTreeSet::new(),
         };
         for (key, copy) in &base.stored.copies {
@@ -238,14 +250,15 @@ impl Base {
         }
     }
 
-    /// What was seen last of another store.
-    pub fn seen(&self, store: StoreId) -> Option<&Sender> {
+    /// What was seen of another store.
+    pub fn seen(&self, store: StoreId) -> Option<&Seen> {
         self.further.get(&store).or_else(|| self.stored.seen.get(&store))
     }
 
     /// Remembers a store: durable with this step if its process is new, else with the next transaction.
-    pub fn remember(&mut self, sender: Sender, now: bool) {
-        if self.stored.seen.len() >= LEDGER_STORES_MAX && !self.stored.seen.contains_key(&sender.store) {
+    pub fn remember(&mut self, seen: Seen, now: bool) {
+        let known = self.stored.seen.len() + self.further.keys().filter(|s| !self.stored.seen.contains_key(s)).count();
+        if known >= LEDGER_STORES_MAX && self.seen(seen.store).is_none() {
             let present = self.record().map(|(_, r)| r.present().map(|m| m.store).collect::<BTreeSet<_>>());
             let gone = self.stored.seen.keys().find(|s| present.as_ref().is_none_or(|p| !p.contains(s))).copied();
             let Some(gone) = gone else { return };
@@ -253,18 +266,34 @@ impl Base {
             self.persist(Row::Unseen(gone));
         }
         if now {
-            self.further.remove(&sender.store);
-            self.persist(Row::Seen(sender));
+            self.further.remove(&seen.store);
+            self.persist(Row::Seen(seen));
         } else {
-            self.further.insert(sender.store, sender);
+            self.further.insert(seen.store, seen);
+        }
+    }
+
+    /// What this step does rests on votes: that these were given is durable with it.
+    pub fn rest_on_votes(&mut self) {
+        self.dirty |= !self.further.is_empty();
+    }
+
+    /// Takes in what a member has heard of other stores.
+    pub fn told(&mut self, known: &[Known]) {
+        let own = self.stored.store;
+        for known in known.iter().filter(|k| k.store != own) {
+            if let Some(seen) = stores::told(self.seen(known.store), known) {
+                let now = seen.rolled_back;
+                self.remember(seen, now);
+            }
         }
     }
 
     /// Ends a step: counts its transaction and bundles what it said.
     pub fn flush(&mut self) {
         if self.dirty {
-            for sender in std::mem::take(&mut self.further).into_values() {
-                self.persist(Row::Seen(sender));
+            for seen in std::mem::take(&mut self.further).into_values() {
+                self.persist(Row::Seen(seen));
             }
             self.persist(Row::Count(self.stored.count + 1));
             self.dirty = false;
@@ -302,11 +331,26 @@ impl Base {
             to_store,
             list,
             forming: self.proposed.as_ref().and_then(|p| p.numbers.get(to)).copied(),
+            line: (!self.shown.contains(to)).then(|| self.line()),
+            took: self.stores.get(to).and_then(|s| self.seen(*s)?.taken()).map(|p| p.nonce),
+            known: self.known(to),
         }
     }
 
     fn sender(&self) -> Sender {
-        Sender { store: self.stored.store, start: self.stored.start, began: self.began, count: self.stored.count }
+        let Process { start, nonce, began } = self.process;
+        Sender { store: self.stored.store, start, nonce, began, count: self.stored.count }
+    }
+
+    /// The processes before this one.
+    fn line(&self) -> Vec<Process> {
+        self.stored.line.iter().filter(|p| p.nonce != self.process.nonce).copied().collect()
+    }
+
+    /// What a member is told of the voters' stores.
+    fn known(&self, to: &MemberId) -> Vec<Known> {
+        let others = self.list().into_iter().flat_map(|list| &list.voters).filter(|voter| voter.member != *to);
+        others.filter_map(|voter| self.seen(voter.store)?.known()).collect()
     }
 
     /// The header of what this member says to itself.

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::message::{Message, MessageError, Sender};
+use super::message::{Message, MessageError, Process};
+use super::stores::Seen;
 use crate::proto::env::Instant;
 use crate::types::{Ballot, GroupId, MemberId, MeshId, RecordKey, StoreId, Value, Versioned, VoterList};
 
@@ -290,8 +291,10 @@ pub enum Row {
         /// The value.
         record: Versioned,
     },
+    /// A process has begun on this store; durable before it says anything.
+    Began(Process),
     /// What was seen of another store.
-    Seen(Sender),
+    Seen(Seen),
     /// A store that is not remembered any more.
     Unseen(StoreId),
     /// The last member that asked to make a mesh, and the number it was given.

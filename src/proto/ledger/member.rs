@@ -14,12 +14,13 @@ use super::message::{Header, Item, Message, Refusal};
 use super::proposer::{Finished, Job, Origin, Proposer, Want};
 use super::recovering::Recovering;
 use super::settle::Settle;
+use super::showing::Showing;
 use super::stored::Stored;
-use super::stores::{self, Heard};
+use super::stores::{self, Heard, Seen};
 use super::votes;
 use crate::proto::env::{Env, Instant};
 use crate::types::limits::MEMBERS_MAX;
-use crate::types::{MemberId, MeshId, MeshRecord, RecordKey, Versioned, Voter, VoterList};
+use crate::types::{MemberId, MeshId, MeshRecord, RecordKey, StoreId, Versioned, Voter, VoterList};
 
 /// The core. See [`crate::proto`] for the order in which a driver calls it.
 #[derive(Debug, Clone)]
@@ -30,12 +31,17 @@ pub struct Ledger {
     copies: Copies,
     forming: Forming,
     recovering: Recovering,
+    showing: Showing,
 }
 
 impl Ledger {
     /// Goes on from what is durable, as a new process: `stored` has been through [`Stored::begin`], and that is durable.
     pub fn recover(config: Config, stored: Stored, env: &mut Env) -> Self {
-        let mut base = Base::new(config, stored);
+        // Not 0, so that no process is the one of which nothing is known.
+        let mut base = Base::new(config, stored, env.rng.u64(1..));
+        if !base.stored.rolled_back {
+            base.persist(Row::Began(base.process));
+        }
         let voters = base.stored.list.iter().flat_map(|l| l.voters.iter());
         base.heard = voters.map(|v| (v.member.clone(), env.now)).collect();
         if base.stored.rolled_back {
@@ -48,6 +54,7 @@ impl Ledger {
             copies: Copies::default(),
             forming: Forming::new(env.now),
             recovering: Recovering::default(),
+            showing: Showing::new(env.now),
         }
     }
 
@@ -64,12 +71,13 @@ impl Ledger {
         if let Some(refusal) = self.look_at_sender(env.now, from, &message.header) {
             let header = &message.header;
             // A refusal is not refused in turn.
-            if !message.items.iter().all(|i| matches!(i, Item::Refused(_))) {
+            if !message.items.iter().all(|i| matches!(i, Item::Refused(_) | Item::Shown)) {
                 self.base.send(from, Some(header.sender.store), None, Item::Refused(refusal));
             }
             self.base.flush();
             return;
         }
+        self.let_vote(env);
         let for_this_store = message.header.to_store.is_none_or(|s| s == self.base.stored.store);
         let mut meant_for_us = None;
         for item in message.items {
@@ -94,6 +102,8 @@ impl Ledger {
         if self.base.stored.rolled_back {
             return;
         }
+        self.showing.tick(&mut self.base, env);
+        self.let_vote(env);
         self.proposer.tick(&mut self.base, env);
         self.forming.tick(&mut self.base, env);
         self.recovering.tick(&mut self.base, env);
@@ -159,10 +169,8 @@ impl Ledger {
         let works = self.base.made() && self.base.stored.recovering.is_none();
         let always = works.then(|| self.copies.next_wake().min(self.settle.next_wake()));
         let proposer = self.proposer.next_wake(self.base.config.round_timeout);
-        [always, proposer, self.forming.next_wake(&self.base), self.recovering.next_wake(&self.base)]
-            .into_iter()
-            .flatten()
-            .min()
+        let (forming, recovering) = (self.forming.next_wake(&self.base), self.recovering.next_wake(&self.base));
+        [always, proposer, forming, recovering, self.showing.next_wake(&self.base)].into_iter().flatten().min()
     }
 
     /// This member's own copy of a record: chosen and durable, perhaps not the newest.
@@ -196,27 +204,61 @@ impl Ledger {
         &self.base.config.member
     }
 
+    /// Whether this process votes and draws ballots: it does once the other members have taken it.
+    pub fn votes(&self) -> bool {
+        self.base.may_vote
+    }
+
+    /// What this member knows of another store.
+    pub fn seen(&self, store: StoreId) -> Option<&Seen> {
+        self.base.seen(store)
+    }
+
     /// Everything that is durable once the effects are drained and stored.
     pub fn stored(&self) -> &Stored {
         &self.base.stored
     }
 
-    /// Remembers the sender's store; a refusal if it is older than it was.
+    /// From here on this process votes and proposes, if it may.
+    fn let_vote(&mut self, env: &mut Env) {
+        if self.showing.opens(&mut self.base) {
+            self.proposer.relist(&mut self.base, env);
+        }
+    }
+
+    /// Remembers the sender's store; a refusal if it is older than it was, or has not shown itself.
     fn look_at_sender(&mut self, now: Instant, from: &MemberId, header: &Header) -> Option<Refusal> {
         let base = &mut self.base;
-        match stores::hear(base.seen(header.sender.store), &header.sender) {
-            Heard::Same => {}
-            Heard::Further(sender) => base.remember(sender, false),
-            Heard::Took(sender) => base.remember(sender, true),
-            Heard::Refuse(refusal) => {
-                base.notice(Notice::StoreRolledBack { member: from.clone() });
-                return Some(refusal);
-            }
+        let store = header.sender.store;
+        // Who has lost its store has to be shown everything again.
+        if header.took == Some(base.process.nonce) {
+            base.shown.insert(from.clone());
+        } else {
+            base.shown.remove(from);
         }
-        if base.heard.contains_key(from) || base.heard.len() < 2 * MEMBERS_MAX {
+        let refusal = match stores::hear(base.seen(store), &header.sender, header.line.as_deref()) {
+            Heard::Same => None,
+            Heard::Further(seen) => {
+                base.remember(seen, false);
+                None
+            }
+            Heard::Took(seen) => {
+                base.remember(seen, true);
+                None
+            }
+            Heard::Unshown => Some(Refusal::Unshown),
+            Heard::Refuse(refusal, seen) => {
+                seen.into_iter().for_each(|seen| base.remember(seen, true));
+                base.notice(Notice::StoreRolledBack { member: from.clone() });
+                Some(refusal)
+            }
+        };
+        if refusal.is_none() && (base.heard.contains_key(from) || base.heard.len() < 2 * MEMBERS_MAX) {
+            base.told(&header.known);
+            base.stores.insert(from.clone(), store);
             base.heard.insert(from.clone(), now);
         }
-        None
+        refusal
     }
 
     /// Whether what the message says inside a mesh is for this member: the same mesh, or one that it joins by this, or
@@ -274,8 +316,12 @@ impl Ledger {
                 let made = self.recovering.page(base, from, store, round, after.as_ref(), (rows, more));
                 made.then(|| self.proposer.relist(base, env));
             }
+            Item::Show => base.send(from, Some(store), None, Item::Shown),
+            // It is in the header.
+            Item::Shown => {}
+            Item::Refused(Refusal::Unshown) => base.send(from, None, None, Item::Show),
             Item::Refused(Refusal::RolledBack { store, refused, .. })
-                if store == base.stored.store && refused == base.stored.start =>
+                if store == base.stored.store && refused == base.process.nonce =>
             {
                 base.persist(Row::RolledBack);
                 base.effects.push_back(rolled_back(base));
@@ -320,6 +366,10 @@ impl Ledger {
     fn request(&mut self, from: &MemberId, header: &Header, item: Item) {
         let base = &mut self.base;
         if header.mesh.is_none() || base.stored.mesh.is_none() && !forming::admits(base, from, header) {
+            return;
+        }
+        // Silence: whoever needs the answer asks again.
+        if !base.may_vote && base.made() {
             return;
         }
         let answer = match votes::admit(base, header) {
@@ -413,6 +463,8 @@ fn outside_of_a_mesh(item: &Item) -> bool {
             | Item::FormAnswer { .. }
             | Item::RecoverAsk { .. }
             | Item::RecoverPage { .. }
-            | Item::Refused(Refusal::RolledBack { .. })
+            | Item::Show
+            | Item::Shown
+            | Item::Refused(Refusal::RolledBack { .. } | Refusal::Unshown)
     )
 }

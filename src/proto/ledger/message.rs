@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::limits::{LEDGER_ITEMS_MAX, LEDGER_MESSAGE_MAX_BYTES, MEMBERS_MAX, RECORD_MAX_BYTES};
+use crate::types::limits::{
+    LEDGER_ITEMS_MAX, LEDGER_LINE_MAX, LEDGER_MESSAGE_MAX_BYTES, MEMBERS_MAX, RECORD_MAX_BYTES, VOTERS_MAX,
+};
 use crate::types::{Ballot, MemberId, MeshId, RecordKey, StoreId, Value, Versioned, VoterList};
 
 /// Counters beyond this come from nobody who counts: they are refused, so that there is always a next one.
@@ -39,6 +41,12 @@ pub struct Header {
     pub list: Option<Arc<VoterList>>,
     /// While the mesh is being made: the number with which the receiver let the sender make it.
     pub forming: Option<u64>,
+    /// The processes of the sender's store before this one, as far as they are kept; until the receiver has taken this one.
+    pub line: Option<Vec<Process>>,
+    /// The process of the receiver's store that the sender has taken, by its nonce.
+    pub took: Option<u64>,
+    /// What the sender has heard of the stores of the list's voters.
+    pub known: Vec<Known>,
 }
 
 /// A store and the process that works on it.
@@ -48,10 +56,51 @@ pub struct Sender {
     pub store: StoreId,
     /// The process: one more than that of the process before it on the same store.
     pub start: u64,
+    /// Drawn by the process: tells it from another of the same start, on the same store put back from a copy.
+    pub nonce: u64,
     /// The store's transactions when the process began.
     pub began: u64,
     /// The store's transactions now, all of them durable.
     pub count: u64,
+}
+
+impl Sender {
+    /// The process that speaks.
+    pub fn process(&self) -> Process {
+        Process { start: self.start, nonce: self.nonce, began: self.began }
+    }
+
+    /// What a message of it lets others know.
+    pub fn known(&self) -> Known {
+        let Self { store, start, nonce, count, .. } = *self;
+        Known { store, start, nonce, count, rolled_back: false }
+    }
+}
+
+/// A process that has worked on a store, and said so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Grows with every process of the store.
+    pub start: u64,
+    /// Drawn by the process.
+    pub nonce: u64,
+    /// The store's transactions when it began: more than any process before it has told.
+    pub began: u64,
+}
+
+/// What was heard of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// Which.
+    pub store: StoreId,
+    /// The process that was heard last.
+    pub start: u64,
+    /// What that process drew.
+    pub nonce: u64,
+    /// The highest count of transactions that it told.
+    pub count: u64,
+    /// It was put back from a copy: no process of it is believed.
+    pub rolled_back: bool,
 }
 
 /// Names a round, change of voters or exchange of its asker: an answer to another process matches nothing.
@@ -90,6 +139,10 @@ pub enum Item {
     KeysPage { round: RoundId, after: Option<RecordKey>, keys: Vec<RecordKey>, more: bool },
     /// The message before was refused as a whole.
     Refused(Refusal),
+    /// Shows the sender's process, whose line is in the header.
+    Show,
+    /// The receiver's process is taken, by the header.
+    Shown,
     /// A chosen value.
     Push { key: RecordKey, version: u64, announced: u64, body: PushBody },
     /// The sender's copy is at this version.
@@ -152,8 +205,10 @@ pub enum Refusal {
     OlderList,
     /// The receiver does not vote in the header's list.
     NoVoter,
-    /// The sender's store is older than one that was seen: `store` in process `start` had made `count` transactions.
-    /// `refused` is the process that this is about; another one ignores it.
+    /// The receiver has not heard of the sender's process and needs to see its line.
+    Unshown,
+    /// The sender's store is not what it was: `store` in process `start` had made `count` transactions. `refused` is the
+    /// nonce of the process that this is about; another one ignores it.
     RolledBack { store: StoreId, refused: u64, start: u64, count: u64 },
 }
 
@@ -190,11 +245,25 @@ impl Message {
         if sender.start.max(sender.count) > COUNTER_MAX || sender.began > sender.count {
             return Err(MessageError::Malformed { what: "sender" });
         }
+        if self.header.line.as_ref().is_some_and(|line| bad_line(line, sender)) {
+            return Err(MessageError::Malformed { what: "line of processes" });
+        }
+        let known = &self.header.known;
+        if known.len() > VOTERS_MAX || known.iter().any(|k| k.start.max(k.count) > COUNTER_MAX) {
+            return Err(MessageError::Malformed { what: "stores of voters" });
+        }
         if self.header.list.as_ref().is_some_and(|l| !l.is_well_formed() || l.number > COUNTER_MAX) {
             return Err(MessageError::Malformed { what: "voter list" });
         }
         self.items.iter().find_map(Item::fault).map_or(Ok(()), |what| Err(MessageError::Malformed { what }))
     }
+}
+
+fn bad_line(line: &[Process], sender: &Sender) -> bool {
+    let follows = |a: &Process, b: &Process| a.start < b.start && a.began < b.began;
+    line.len() > LEDGER_LINE_MAX
+        || !line.is_sorted_by(follows)
+        || line.last().is_some_and(|last| !follows(last, &sender.process()))
 }
 
 fn bad_record(record: &Versioned) -> bool {
@@ -320,7 +389,7 @@ mod tests {
     const ROUND: RoundId = RoundId { start: 1, number: 1 };
 
     fn message(items: Vec<Item>) -> Message {
-        let sender = Sender { store: StoreId([7; 16]), start: 3, began: 4, count: 9 };
+        let sender = Sender { store: StoreId([7; 16]), start: 3, nonce: 5, began: 4, count: 9 };
         let list = VoterList::new(2, vec![Voter { member: member("a"), store: StoreId([7; 16]) }]);
         let header = Header {
             mesh: Some(MeshId([1; 16])),
@@ -329,6 +398,9 @@ mod tests {
             to_store: Some(StoreId([8; 16])),
             list: Some(Arc::new(list)),
             forming: None,
+            line: Some(vec![Process { start: 2, nonce: 8, began: 1 }]),
+            took: Some(9),
+            known: vec![sender.known()],
         };
         Message { header, items }
     }
@@ -367,6 +439,23 @@ mod tests {
         }
         assert!(message(vec![Item::Raise { round: ROUND }; LEDGER_ITEMS_MAX + 1]).check().is_err());
         assert!(message(vec![accept(ballot(1), record(1, 1, value), None); 4]).check().is_err());
+    }
+
+    #[test]
+    fn a_line_that_no_store_has_is_refused() {
+        let process = |start, began| Process { start, nonce: 0, began };
+        let with = |line: Vec<Process>| {
+            let mut message = message(Vec::new());
+            message.header.line = Some(line);
+            message.check().is_ok()
+        };
+        assert!(with(vec![]) && with(vec![process(1, 1), process(2, 3)]));
+        assert!(!with(vec![process(3, 1)]) && !with(vec![process(1, 4)]));
+        assert!(!with(vec![process(1, 1), process(1, 2)]) && !with(vec![process(1, 2), process(2, 2)]));
+        assert!(!with((0..=LEDGER_LINE_MAX as u64).map(|n| process(n, n)).collect()));
+        let mut message = message(Vec::new());
+        message.header.known = vec![message.header.known[0]; VOTERS_MAX + 1];
+        assert!(message.check().is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! | `copies`, `diff` | what this member knows as chosen, whom to tell, and whether it is stale |
 //! | `forming`, `recovering` | how a mesh is made, once, and how survivors go on |
 //! | `stores` | which stores are older than they were |
+//! | `showing` | from when on a process votes |
 //! | [`member`] | all of them behind one interface |
 //! | [`message`], [`effect`], [`stored`] | what comes in, what goes out, what is durable |
 //!
@@ -32,6 +33,7 @@ mod proposer;
 mod recovering;
 mod round;
 mod settle;
+mod showing;
 #[cfg(test)]
 mod simulated;
 pub mod stored;
@@ -45,5 +47,6 @@ pub use effect::{
     Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, Notice, OpId, Read, Refused, Row,
 };
 pub use member::Ledger;
-pub use message::{Header, Item, Message, MessageError, Sender};
+pub use message::{Header, Item, Known, Message, MessageError, Process, Sender};
 pub use stored::{Register, Stored};
+pub use stores::Seen;

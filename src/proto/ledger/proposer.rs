@@ -239,6 +239,10 @@ impl Proposer {
             self.ask(base, env, key, list, stage, |round| Item::Query { round, key: key.clone() });
             return;
         }
+        // A ballot that another process of the same start has used must not be drawn.
+        if !base.may_vote && !forms {
+            return;
+        }
         if let Want::Change { .. } = job.want
             && let Some(kept) = self.kept.remove(key)
             && kept.list == list.number
@@ -327,6 +331,7 @@ impl Proposer {
             next: next.clone(),
             accepted: BTreeSet::new(),
         };
+        base.rest_on_votes();
         self.ask(base, env, key, list, stage, |round| Item::Accept { round, key: key.clone(), ballot, record, next });
     }
 
@@ -347,6 +352,7 @@ impl Proposer {
             let kept = Kept { ballot: next, list: round.list.number, at: ballot, record: record.clone() };
             self.kept.insert(key.clone(), kept);
         }
+        base.rest_on_votes();
         self.finish(key, answer, Some(record));
         self.begin(base, env, key);
     }

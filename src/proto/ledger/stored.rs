@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::effect::{FormingRow, RecoveringRow, Row};
-use super::message::Sender;
+use super::message::Process;
+use super::stores::Seen;
+use crate::types::limits::LEDGER_LINE_MAX;
 use crate::types::{Ballot, MeshId, RecordKey, StoreId, Versioned, VoterList};
 
 /// What a voter holds for one key.
@@ -37,7 +39,9 @@ pub struct Stored {
     /// Chosen values.
     pub copies: BTreeMap<RecordKey, Versioned>,
     /// Other stores.
-    pub seen: BTreeMap<StoreId, Sender>,
+    pub seen: BTreeMap<StoreId, Seen>,
+    /// The processes on this store so far that have said anything: the last ones.
+    pub line: Vec<Process>,
     /// The last that asked to make a mesh.
     pub forming: Option<FormingRow>,
     /// The order under which this member left its mesh.
@@ -58,6 +62,7 @@ impl Stored {
             registers: BTreeMap::new(),
             copies: BTreeMap::new(),
             seen: BTreeMap::new(),
+            line: Vec::new(),
             forming: None,
             recovering: None,
             rolled_back: false,
@@ -84,8 +89,9 @@ impl Stored {
             Row::Copy { key, record } => {
                 self.copies.insert(key, record);
             }
-            Row::Seen(sender) => {
-                self.seen.insert(sender.store, sender);
+            Row::Began(process) => push_process(&mut self.line, process),
+            Row::Seen(seen) => {
+                self.seen.insert(seen.store, seen);
             }
             Row::Unseen(store) => {
                 self.seen.remove(&store);
@@ -100,4 +106,11 @@ impl Stored {
             Row::RolledBack => self.rolled_back = true,
         }
     }
+}
+
+/// Adds the process that is at work from now on; so many before it are kept.
+pub fn push_process(line: &mut Vec<Process>, process: Process) {
+    line.push(process);
+    let over = line.len().saturating_sub(LEDGER_LINE_MAX + 1);
+    line.drain(..over);
 }

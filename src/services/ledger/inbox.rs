@@ -89,8 +89,18 @@ mod tests {
     use crate::types::StoreId;
 
     fn encoded() -> Bytes {
-        let sender = Sender { store: StoreId([1; 16]), start: 1, began: 1, count: 1 };
-        let header = Header { mesh: None, sender, to_store: None, list: None, forming: None, made: false };
+        let sender = Sender { store: StoreId([1; 16]), start: 1, nonce: 1, began: 1, count: 1 };
+        let header = Header {
+            mesh: None,
+            made: false,
+            sender,
+            to_store: None,
+            list: None,
+            forming: None,
+            line: None,
+            took: None,
+            known: Vec::new(),
+        };
         let message = Message { header, items: Vec::new() };
         codec::encode("ledger message", &message, LEDGER_ENCODED_MAX_BYTES).unwrap().into()
     }

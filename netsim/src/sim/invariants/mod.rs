@@ -3,11 +3,17 @@
 //! | property | file | source |
 //! | --- | --- | --- |
 //! | each key is one register | `history` | linearizability |
+//! | epochs of leases | `leases` | design §7 |
+//! | phases, and what flips make of aliases | `operations` | design §8 |
 //! | what is inside a member (promises, copies, phases) | `miroir::proto::invariant` | shared with the model and the binary |
 
 mod history;
+mod leases;
+mod operations;
 
 pub use history::History;
+pub use leases::Leases;
+pub use operations::Steps;
 
 /// A property that did not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
