@@ -4,6 +4,8 @@
 //! repetitions, timers, and crashes with or without the last transaction are explored. Where the simulator looks far along
 //! few paths, this looks at all paths, not far. Larger bounds: `--ignored`.
 
+#[path = "model/lease.rs"]
+mod lease;
 #[path = "model/ledger.rs"]
 mod ledger;
 #[path = "model/table.rs"]
@@ -109,5 +111,90 @@ fn a_voter_is_removed_while_a_record_changes() {
         first: vec![(1, Ask::Change(0))],
         begins: Beginning::Removing,
         ..Setting::default()
+    });
+}
+
+fn explore_leases(setting: lease::Setting) {
+    let name = setting.name;
+    let began = std::time::Instant::now();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let depth = std::env::var("MODEL_DEPTH").ok().map_or(1000, |d| d.parse().unwrap());
+    let checker = lease::Leases::new(setting).checker().threads(threads).target_max_depth(depth).spawn_bfs();
+    while !checker.is_done() {
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        println!("{} {} {} {:?}", checker.state_count(), checker.unique_state_count(), checker.max_depth(), checker.model().nodes());
+    }
+    println!(
+        "{name}: {} states, {} of them different, depth {}, {} states of single members, {:.1} s",
+        checker.state_count(),
+        checker.unique_state_count(),
+        checker.max_depth(),
+        checker.model().nodes(),
+        began.elapsed().as_secs_f64()
+    );
+    if let Some(path) = checker.discovery("nothing is broken") {
+        let broken = checker.model().broken(path.last_state());
+        panic!("{name}: {broken:?}\nafter\n{}", checker.model().told(&path.into_actions()));
+    }
+    checker.assert_properties();
+}
+
+#[test]
+fn one_member_holds_a_lease_at_a_time() {
+    explore_leases(lease::Setting {
+        name: "two members, clocks a twentieth off",
+        members: 2,
+        quarters: 8,
+        budget: lease::Budget::default(),
+    });
+}
+
+#[test]
+fn an_attempt_that_nobody_knows_of_proves_nothing_but_itself() {
+    explore_leases(lease::Setting {
+        name: "two members, one request that nobody knows of",
+        members: 2,
+        quarters: 8,
+        budget: lease::Budget { unknown: 1, ..lease::Budget::default() },
+    });
+}
+
+#[test]
+fn a_restarted_holder_holds_nothing() {
+    explore_leases(lease::Setting {
+        name: "two members, one crash",
+        members: 2,
+        quarters: 8,
+        budget: lease::Budget { crashes: 1, ..lease::Budget::default() },
+    });
+}
+
+#[test]
+fn signs_of_life_of_attempts_that_never_take_effect_do_no_harm() {
+    explore_leases(lease::Setting {
+        name: "two members, one sign of an attempt, one gossip heard",
+        members: 2,
+        quarters: 8,
+        budget: lease::Budget { signs: 1, gossip: 1, ..lease::Budget::default() },
+    });
+}
+
+#[test]
+fn a_lease_given_back_is_another_s() {
+    explore_leases(lease::Setting {
+        name: "two members, one release",
+        members: 2,
+        quarters: 8,
+        budget: lease::Budget { releases: 1, ..lease::Budget::default() },
+    });
+}
+
+#[test]
+fn a_stale_order_is_refused() {
+    explore_leases(lease::Setting {
+        name: "two members, two orders",
+        members: 2,
+        quarters: 8,
+        budget: lease::Budget { orders: 2, ..lease::Budget::default() },
     });
 }
