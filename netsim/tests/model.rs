@@ -94,6 +94,26 @@ fn a_kept_promise_is_as_good_as_a_new_one() {
 }
 
 #[test]
+fn a_kept_promise_belongs_to_one_list() {
+    explore(Setting {
+        name: "a voter of three is removed, one member changes a record before and after",
+        first: vec![(1, Ask::Change(0))],
+        later: vec![(1, Ask::Change(1))],
+        begins: Beginning::Removing,
+        ..Setting::default()
+    });
+}
+
+#[test]
+fn versions_go_on_after_a_deletion() {
+    explore(Setting {
+        name: "a record is deleted while a rival writes it",
+        first: vec![(0, Ask::Delete(0)), (1, Ask::Change(0))],
+        ..Setting::default()
+    });
+}
+
+#[test]
 fn a_voter_is_added_while_a_record_changes() {
     explore(Setting {
         name: "a fourth voter is added, one change beside it",
@@ -150,7 +170,7 @@ fn one_member_holds_a_lease_at_a_time() {
 }
 
 #[test]
-fn an_attempt_that_nobody_knows_of_proves_nothing_but_itself() {
+fn an_attempt_proves_nothing_but_itself() {
     explore_leases(lease::Setting {
         name: "two members, one request that nobody knows of",
         members: 2,
