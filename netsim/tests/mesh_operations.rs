@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{ADMIN_KEY, Client, Engine, Mesh, Plan, say, wait_until};
+use common::{ADMIN_KEY, Client, Dice, Engine, Mesh, Plan, say, wait_until};
 use miroir::net::peers::{Mesh as Transport, MeshConfig, PeerAddress};
 use miroir::net::tls::TlsFiles;
 use miroir::net::{Answer, Call, CallError, Peers};
@@ -271,36 +271,23 @@ fn counted(mesh: &Mesh, i: usize, outcome: &str) -> u64 {
 fn a_killed_leaders_flip_goes_on_and_its_orders_are_refused() {
     let mut mesh = with_alias(Plan { engine: Engine::StandIn, ..plan(5, 1) });
     const SCOPE: &str = "alias_flip:live";
-    // One that does not confirm keeps the flip in its last phase for a TTL; another one is stopped if this one leads.
-    let mut slow = 4;
+    // One that does not confirm keeps the flip in its last phase for a TTL.
+    let slow = 4;
     mesh.sidecar(slow).pause();
-    let mut id = flip(&mesh, 0, "two");
-    let mut began = Instant::now();
-    let leader = loop {
-        wait_until("a leader", PATIENCE, || {
-            leader(&mesh, 0, SCOPE).is_some() || operation(&mesh, 0, &id)["state"] == "done"
-        });
-        match leader(&mesh, 0, SCOPE) {
-            // Everything is asked of the first member.
-            Some(at) if at != 0 && at != slow => break at,
-            _ => {
-                wait_done(&mesh, 0, &id);
-                mesh.sidecar(slow).resume();
-                mesh.wait_whole();
-                slow = if slow == 4 { 3 } else { 4 };
-                mesh.sidecar(slow).pause();
-                let to = if mesh.admin(0).get(ALIAS).expect(200)["index"] == "one" { "two" } else { "one" };
-                (id, began) = (flip(&mesh, 0, to), Instant::now());
-            }
-        }
-    };
-    wait_until("the last phase", PATIENCE, || operation(&mesh, 0, &id)["phase"] == "confirm");
-    let op = operation(&mesh, 0, &id);
+    let (id, began) = (flip(&mesh, 0, "two"), Instant::now());
+    let mut found = None;
+    wait_until("a leader", PATIENCE, || {
+        found = leader(&mesh, 0, SCOPE).or(found);
+        operation(&mesh, 0, &id)["phase"] == "confirm" && found.is_some()
+    });
+    let leader = found.unwrap();
+    let asked = (0..5).find(|i| *i != leader && *i != slow).unwrap();
+    let op = operation(&mesh, asked, &id);
     assert_eq!(op["state"], "running", "{op} after {} ms", began.elapsed().as_millis());
-    let epoch = lease_epoch(&mesh, 0, SCOPE);
+    let epoch = lease_epoch(&mesh, asked, SCOPE);
     mesh.sidecar(leader).kill();
     say(&format!("the leader, member {leader}, was killed {} ms after the flip began", began.elapsed().as_millis()));
-    let op = wait_done(&mesh, 0, &id);
+    let op = wait_done(&mesh, asked, &id);
     assert_eq!(phases(&op), ["prepare", "flip", "confirm", "done"], "{op}");
     let epochs: Vec<u64> = op["history"].as_array().unwrap().iter().filter_map(|h| h["epoch"].as_u64()).collect();
     assert!(epochs[3] > epoch && epochs[2] == epoch, "another leader ended what this one had begun: {epochs:?}");
@@ -324,12 +311,33 @@ fn a_killed_leaders_flip_goes_on_and_its_orders_are_refused() {
         assert_eq!(counted(&mesh, *i, "stale"), before + 1, "member {i} has counted it");
     }
 
-    let to = mesh.admin(0).get(ALIAS).expect(200)["index"].as_str().unwrap().to_owned();
     mesh.start_sidecar(leader);
     mesh.sidecar(slow).resume();
     mesh.wait_whole();
     for i in 0..5 {
-        wait_until("every member to answer from the new index", PATIENCE, || searched(&mesh.client(i)) == to);
+        wait_until("every member to answer from the new index", PATIENCE, || searched(&mesh.client(i)) == "two");
+    }
+}
+
+#[test]
+fn flips_end_whenever_their_leaders_are_killed() {
+    let mut mesh = with_alias(Plan { engine: Engine::StandIn, ..plan(3, 3) });
+    let mut dice = Dice::new(7);
+    for n in 0..6 {
+        let to = if n % 2 == 0 { "two" } else { "one" };
+        let id = flip(&mesh, n % 3, to);
+        std::thread::sleep(Duration::from_millis(dice.below(120) as u64));
+        let killed = leader(&mesh, n % 3, "alias_flip:live").unwrap_or(dice.below(3));
+        mesh.sidecar(killed).kill();
+        let op = wait_done(&mesh, (killed + 1) % 3, &id);
+        let entered = phases(&op);
+        assert_eq!(entered, ["prepare", "flip", "confirm", "done"], "each phase is entered once: {op}");
+        mesh.start_sidecar(killed);
+        mesh.wait_whole();
+        for i in 0..3 {
+            wait_until("every member to answer from the new index", PATIENCE, || searched(&mesh.client(i)) == to);
+            assert_eq!(mesh.admin(i).get(ALIAS).expect(200)["version"], n + 2, "flipped once");
+        }
     }
 }
 

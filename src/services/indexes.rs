@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::cluster::Cluster;
 use super::failure::Failure;
 use super::leases::LeaseHandle;
-use super::records::{ChangeError, NAMES, Records, Versioned, index_key};
+use super::records::{ChangeError, NAMES, Records, Versioned, index_key, key_of};
 use super::tasks::{Subject, Summary, Tasks};
 use super::writes::{Order, Writes};
 use crate::proto::alias::{self, AliasError};
@@ -380,6 +380,8 @@ impl Indexes {
 
     async fn finish_deletions(&self, mine: &BTreeSet<PhysicalIndex>, trace: TraceId) -> Result<(), Failure> {
         for physical in mine {
+            // Its record may not have come here yet.
+            self.records.refresh(&key_of(&index_key(physical))).await.map_err(|e| change_failed(&e))?;
             if self.records.snapshot().index(physical).is_some() {
                 self.mark_deleted(physical, trace).await?;
             }

@@ -294,6 +294,31 @@ async fn a_stale_leaders_orders_are_refused_before_anything_is_done() {
     assert!(matches!(refused, Err(Refusal::StaleOrder(_))), "also by itself: {refused:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cant_be_taken_back_is_ordered_in_vain_of_a_member_without_a_majority() {
+    let stage = Stage::new(Some("d"));
+    let world = World::start(3, players(&SIX, &stage)).await;
+    let id = world.at(0).operations.begin(SCOPE, &SIX, json!({})).await.unwrap();
+    for phase in ["d", "e"] {
+        stage.hold_in.send_replace(Some(phase));
+        let leader = stage.in_phase(phase).await;
+        let (other, epoch) = ((leader + 1) % 3, stage.runs().last().unwrap().1);
+        known(&world, other, &id, |op| op.phase == phase).await;
+        let order = order_of(&world, other, &id, epoch);
+        world.cut(other);
+        let done = world.at(other).receive(&member(leader), &order).await;
+        world.heal();
+        if SIX.is_destructive(phase) {
+            assert!(matches!(&done, Err(Refusal::Other(why)) if why.contains("majority")), "{done:?}");
+            world.at(other).receive(&member(leader), &order).await.expect("it can ask the majority again");
+        } else {
+            done.expect("its own copy is enough");
+        }
+    }
+    stage.go_on();
+    known(&world, 0, &id, |op| op.state == OperationState::Done).await;
+}
+
 fn uid(name: &str) -> IndexUid {
     IndexUid::new(name).unwrap()
 }
