@@ -19,6 +19,7 @@ use crate::net::tls::TlsFiles;
 use crate::proto::lease::Config as LeaseConfig;
 use crate::proto::ledger::{Bootstrap, Config as LedgerConfig};
 use crate::rt::{Phase, Shutdown, Signal, Signals, clock};
+use crate::services::aliases::Aliases;
 use crate::services::cluster::{Cluster, MemberState, NodeHealth, Seen};
 use crate::services::documents::Documents;
 use crate::services::health;
@@ -28,6 +29,7 @@ use crate::services::ledger::{self, Driver};
 use crate::services::local::Local;
 use crate::services::members::Members;
 use crate::services::mesh::{self, List, ListEntry, MeshService};
+use crate::services::operations::{self, AliasFlips, Driver as OperationsDriver, OperationsHandle, Orders, Runner};
 use crate::services::reads::Reads;
 use crate::services::records::Records;
 use crate::services::search::{SearchOptions, Searches, coverage};
@@ -38,7 +40,7 @@ use crate::services::tasks::Tasks;
 use crate::services::writes::Writes;
 use crate::store::{Identity, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{LeaseSign, MemberId, MeshId, MeshRecord, RecordKey, Scope};
+use crate::types::{LeaseSign, MemberId, MeshId, MeshRecord, OperationState, RecordKey, Scope};
 use crate::wire::frame::PROTOCOL_VERSION;
 use crate::wire::gossip::MemberGossip;
 
@@ -113,6 +115,7 @@ fn lease_config(config: &Config) -> LeaseConfig {
 struct Control {
     mesh: MeshService,
     leases: LeaseHandle,
+    operations: OperationsHandle,
 }
 
 /// Runs a member until it is told to stop.
@@ -169,7 +172,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     )
     .await?;
     let tasks = Tasks::new(store.clone(), cluster.clone(), members.clone());
-    let serve = Arc::new(Serve::new(records.clone(), local.clone(), tasks.clone(), Arc::clone(&metrics)));
+    let ttl_ms = lease_config(&config).ttl_ms;
+    let runners: Vec<Arc<dyn Runner>> = vec![Arc::new(AliasFlips::new(records.clone(), ttl_ms, Arc::clone(&metrics)))];
+    let orders = Orders::new(&runners, leases.clone(), records.clone(), Arc::clone(&metrics));
+    let (operations_driver, operations) = OperationsDriver::new(operations::Parts {
+        runners,
+        ledger: ledger.clone(),
+        leases: leases.clone(),
+        members: members.clone(),
+        store: store.clone(),
+        metrics: Arc::clone(&metrics),
+    });
+    let serve = Arc::new(Serve::new(records.clone(), local.clone(), tasks.clone(), orders, Arc::clone(&metrics)));
     members.set_local(serve.clone());
     mesh.set_handler(serve.clone());
     let driving = tokio::spawn(driver.run());
@@ -201,15 +215,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(follow_mesh(Arc::clone(&mesh), gossip.members(), cluster.clone()));
     let leading =
         tokio::spawn(lease_driver.run(leases::Inputs { state: own_state.subscribe(), gossip: gossip.members() }));
+    let operating = tokio::spawn(operations_driver.run());
     let says = Says { health: health_rx, state: own_state.subscribe(), leases: signs };
     tokio::spawn(publish(about, Arc::clone(&gossip), cluster.clone(), records.clone(), says));
     tokio::spawn(local.clone().follow_records());
     tasks.end_unsent().await.map_err(|e| anyhow!("{e:?}"))?;
     tokio::spawn(tasks.clone().sweep(Arc::clone(&metrics)));
 
-    let control = Control { mesh: mesh_service.clone(), leases: leases.clone() };
+    let control = Control { mesh: mesh_service.clone(), leases: leases.clone(), operations: operations.clone() };
     let parts = services(&config, &cluster, &members, &records, &tasks, control, &metrics);
-    tokio::spawn(keep_gauges(Arc::clone(&metrics), Arc::clone(&mesh), cluster.clone(), records.clone()));
+    tokio::spawn(parts.indexes.clone().follow_deletions(leases.clone()));
+    let watched = Watched { mesh: Arc::clone(&mesh), cluster: cluster.clone(), records: records.clone(), operations };
+    tokio::spawn(keep_gauges(Arc::clone(&metrics), watched));
     let drain = Duration::from_secs(config.node.shutdown_drain_s);
     let patience = Duration::from_secs(config.http.body_timeout_s);
     let metrics_routes = axum::Router::new().route("/metrics", {
@@ -239,8 +256,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     );
     let entering = enter_service(mesh_service.clone(), own_state.clone(), began);
 
-    let ended =
-        wait_for_end(&mut signals, &mesh, &[store.fatal(), ledger_store.fatal()], [driving, leading], entering).await;
+    let ended = wait_for_end(
+        &mut signals,
+        &mesh,
+        &[store.fatal(), ledger_store.fatal()],
+        [driving, leading, operating],
+        entering,
+    )
+    .await;
     let drained = tokio::time::Instant::now() + drain.saturating_sub(CLOSING);
     tracing::info!(seconds = drain.as_secs(), "draining");
     own_state.send_replace(MemberState::Draining);
@@ -291,7 +314,7 @@ async fn wait_for_end(
     signals: &mut Signals,
     mesh: &Mesh,
     stores: &[watch::Receiver<Option<StoreError>>; 2],
-    [mut driving, mut leading]: [JoinHandle<Result<(), StoreError>>; 2],
+    [mut driving, mut leading, mut operating]: [JoinHandle<Result<(), StoreError>>; 3],
     entering: impl Future<Output = Result<(), StoreError>>,
 ) -> anyhow::Result<()> {
     let [mut own, mut ledger] = stores.clone();
@@ -312,6 +335,7 @@ async fn wait_for_end(
             },
             ended = &mut driving => break why_ended("the ledger's driver", ended),
             ended = &mut leading => break why_ended("the driver of leases", ended),
+            ended = &mut operating => break why_ended("the driver of operations", ended),
             reason = failed(&mut own) => break reason,
             reason = failed(&mut ledger) => break reason,
         }
@@ -379,6 +403,8 @@ fn services(
         cluster: cluster.clone(),
         mesh: control.mesh,
         leases: control.leases,
+        aliases: Aliases::new(records.clone(), control.operations.clone()),
+        operations: control.operations,
         documents: Documents::new(cluster.clone(), indexes.clone(), tasks.clone(), writes.clone()),
         settings: Settings::new(cluster.clone(), indexes.clone(), writes, nodes.clone()),
         stats: Stats::new(indexes.clone(), nodes, reads.clone()),
@@ -491,8 +517,17 @@ fn count_events(metrics: &Metrics, mesh: &Mesh) {
     }
 }
 
+/// What the gauges show.
+struct Watched {
+    mesh: Arc<Mesh>,
+    cluster: Cluster,
+    records: Records,
+    operations: OperationsHandle,
+}
+
 /// Brings the gauges up to date.
-async fn keep_gauges(metrics: Arc<Metrics>, mesh: Arc<Mesh>, cluster: Cluster, records: Records) {
+async fn keep_gauges(metrics: Arc<Metrics>, watched: Watched) {
+    let Watched { mesh, cluster, records, operations } = watched;
     let mut tick = tokio::time::interval(GAUGES);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -516,6 +551,13 @@ async fn keep_gauges(metrics: Arc<Metrics>, mesh: Arc<Mesh>, cluster: Cluster, r
         }
         metrics.shards_total.set(count(total));
         metrics.shards_served.set(count(served));
+        metrics.aliases.set(count(snapshot.names().value.aliases.len()));
+        let open: Vec<OperationState> =
+            operations.view().records().filter_map(|(_, record)| record.current.as_ref().map(|op| op.state)).collect();
+        for state in [OperationState::Running, OperationState::Paused, OperationState::Cancelling] {
+            let open = open.iter().filter(|s| **s == state).count();
+            metrics.operations.with_label_values(&[state.as_str()]).set(count(open));
+        }
         let copies = records.ledger().copies();
         metrics.records.set(count(copies.len()));
         metrics.ledger_stale.set(i64::from(!records.ledger().fresh()));

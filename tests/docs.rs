@@ -6,6 +6,7 @@ use miroir::api::unsupported::ROUTES;
 use miroir::types::ErrorCode;
 
 const ERRORS: &str = include_str!("../docs/errors.md");
+const OPERATIONS: &str = include_str!("../docs/operations.md");
 const README: &str = include_str!("../README.md");
 
 #[test]
@@ -25,6 +26,14 @@ fn every_code_of_the_mesh_has_an_anchor_and_no_other_has() {
 }
 
 #[test]
+fn series_that_operators_read_of_are_there() {
+    let all: BTreeSet<&str> = miroir::telemetry::metrics::all().into_iter().map(|(name, ..)| name).collect();
+    let named = OPERATIONS.lines().filter_map(|l| l.strip_prefix("| `miroir_")).map(|l| l.split('`').next().unwrap());
+    let missing: Vec<&str> = named.filter(|name| !all.contains(format!("miroir_{name}").as_str())).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
 fn readme_has_one_test_command_where_the_checks_look_for_it() {
     let after: Vec<&str> = README.split("<!-- test-command").skip(1).collect();
     assert_eq!(after.len(), 1);
@@ -35,7 +44,8 @@ fn readme_has_one_test_command_where_the_checks_look_for_it() {
 #[test]
 fn links_between_documents_lead_somewhere() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    for name in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/errors.md", "docs/mesh.md"] {
+    for name in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/errors.md", "docs/mesh.md", "docs/operations.md"]
+    {
         let text = std::fs::read_to_string(root.join(name)).unwrap();
         for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
             if !link.starts_with("https://") {

@@ -10,6 +10,7 @@ use super::error::{ApiError, ApiResult, json_value};
 use super::params::{Params, index_uid, invalid_index_uid};
 use super::routes::Api;
 use super::search::marked;
+use crate::services::tasks::Subject;
 use crate::types::TraceId;
 use crate::types::{ErrorCode, IndexRecord, IndexUid};
 
@@ -78,11 +79,12 @@ pub async fn update(
         return Err(ApiError::new(ErrorCode::MiroirNotSupported, message));
     }
     let key = optional_text(&map, "primaryKey", ErrorCode::InvalidIndexPrimaryKey)?;
-    let empty = match api.indexes.find(&uid) {
-        Ok(index) => matches!(api.reads.count(&index, trace).await?, (0, missing) if missing.is_empty()),
-        Err(_) => true,
+    let Some(index) = api.indexes.find_for_write(&uid)? else {
+        let subject = Subject::IndexUpdate { primary_key: key };
+        return json_value(StatusCode::ACCEPTED, &api.indexes.missing(&uid, subject).await?);
     };
-    json_value(StatusCode::ACCEPTED, &api.indexes.set_primary_key(&uid, key, empty, trace).await?)
+    let empty = matches!(api.reads.count(&index, trace).await?, (0, missing) if missing.is_empty());
+    json_value(StatusCode::ACCEPTED, &api.indexes.set_primary_key(&index, key, empty, trace).await?)
 }
 
 /// `DELETE /indexes/{uid}`

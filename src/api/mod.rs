@@ -4,6 +4,7 @@
 //! mesh transport, how anything is decided.
 
 pub mod admin;
+pub mod aliases;
 pub mod auth;
 pub mod body;
 pub mod documents;
@@ -12,6 +13,7 @@ pub mod health;
 pub mod indexes;
 pub mod leases;
 pub mod mesh;
+pub mod operations;
 pub mod params;
 pub mod room;
 pub mod routes;

@@ -20,12 +20,16 @@ use super::auth::{Keys, require_key};
 use super::error::ApiError;
 use super::room::{Placed, Room};
 use super::service::in_service;
-use super::{admin, documents, health, indexes, leases, mesh, search, settings, tasks, unsupported};
+use super::{
+    admin, aliases, documents, health, indexes, leases, mesh, operations, search, settings, tasks, unsupported,
+};
+use crate::services::aliases::Aliases;
 use crate::services::cluster::Cluster;
 use crate::services::documents::Documents;
 use crate::services::indexes::Indexes;
 use crate::services::leases::LeaseHandle;
 use crate::services::mesh::MeshService;
+use crate::services::operations::OperationsHandle;
 use crate::services::reads::Reads;
 use crate::services::search::Searches;
 use crate::services::settings::Settings;
@@ -53,6 +57,10 @@ pub struct Parts {
     pub mesh: MeshService,
     /// Who leads what.
     pub leases: LeaseHandle,
+    /// What is being led.
+    pub operations: OperationsHandle,
+    /// Names that stand for an index.
+    pub aliases: Aliases,
     /// Indexes.
     pub indexes: Indexes,
     /// Adding and deleting documents.
@@ -121,6 +129,11 @@ pub fn router(api: Api) -> Router {
         .route("/tasks/{uid}", get(tasks::get))
         .route("/_miroir/topology", get(admin::topology))
         .route("/_miroir/leases", get(leases::list))
+        .route("/_miroir/operations", get(operations::list))
+        .route("/_miroir/operations/{id}", get(operations::get))
+        .route("/_miroir/operations/{id}/{wish}", post(operations::change))
+        .route("/_miroir/aliases", get(aliases::list).post(aliases::create))
+        .route("/_miroir/aliases/{name}", get(aliases::get).put(aliases::put).delete(aliases::delete))
         .route("/_miroir/mesh", get(mesh::status))
         .route("/_miroir/mesh/init", post(mesh::init))
         .route("/_miroir/mesh/recover", post(mesh::recover));

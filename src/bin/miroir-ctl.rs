@@ -26,6 +26,12 @@ enum Command {
     Mesh(ctl::MeshCommand),
     /// Shows who leads what: every lease with its holder and epoch.
     Leases,
+    /// Work that one member leads at a time: shown, watched, paused, resumed, cancelled.
+    #[command(subcommand)]
+    Operations(ctl::OperationsCommand),
+    /// Names that stand for an index: made, pointed elsewhere, deleted.
+    #[command(subcommand)]
+    Aliases(ctl::AliasesCommand),
     /// Shows the members, their nodes, and what of each index is served.
     Status,
 }
@@ -39,6 +45,12 @@ fn main() -> ExitCode {
         Command::Ca(command) => pki::run(command).map_err(|e| e.to_string()),
         Command::Mesh(command) => Client::new(&cli.target)
             .and_then(|client| ctl::mesh(&client, command, cli.target.json))
+            .map_err(|e| e.to_string()),
+        Command::Operations(command) => Client::new(&cli.target)
+            .and_then(|client| ctl::operations(&client, command, cli.target.json))
+            .map_err(|e| e.to_string()),
+        Command::Aliases(command) => Client::new(&cli.target)
+            .and_then(|client| ctl::aliases(&client, command, cli.target.json))
             .map_err(|e| e.to_string()),
         Command::Leases => asked(ctl::leases),
         Command::Status => asked(ctl::status),

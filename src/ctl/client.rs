@@ -76,6 +76,12 @@ pub enum ClientError {
         /// What it says.
         message: String,
     },
+    /// Something on the command line that can't be asked for.
+    #[error("{0}")]
+    Argument(String),
+    /// What was waited for ended otherwise than it should.
+    #[error("{0}")]
+    Failed(String),
     /// Any other refusal, in the sidecar's own words.
     #[error("{message} ({code})")]
     Refused {

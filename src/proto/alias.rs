@@ -198,7 +198,11 @@ fn led<'a>(names: &'a NamesRecord, name: &IndexUid, epoch: Epoch) -> Result<&'a 
     if highest > epoch { Err(AliasError::Stale { name: name.clone(), epoch, highest }) } else { Ok(alias) }
 }
 
-fn check_target(names: &NamesRecord, target: &IndexUid) -> Result<(), AliasError> {
+/// Whether an alias may stand for it.
+///
+/// # Errors
+/// It is an alias itself, or there is no such index.
+pub fn check_target(names: &NamesRecord, target: &IndexUid) -> Result<(), AliasError> {
     if names.aliases.contains_key(target) {
         return Err(AliasError::IsAlias { name: target.clone() });
     }

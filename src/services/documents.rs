@@ -93,17 +93,18 @@ impl Documents {
         let received = payload.received();
         let subject = Subject::Documents { received, distinct: 0 };
         // As on a node, the index is there even if its first documents are refused.
-        let index = match self.indexes.find(uid) {
-            Ok(index) => index,
-            Err(_) => {
+        let index = match self.indexes.find_for_write(uid)? {
+            Some(index) => index,
+            None => {
                 self.writes.require_serving(self.cluster.topology().holders())?;
                 self.indexes.find_or_create(uid, None, trace).await?.0
             }
         };
+        let uid = index.value.uid.clone();
         let settled = index.value.primary_key.as_deref();
         let key = match payload.primary_key(settled, add.primary_key.as_deref()) {
             Ok(key) => key,
-            Err(e) => return self.refuse(uid, subject, add, &e).await,
+            Err(e) => return self.refuse(&uid, subject, add, &e).await,
         };
         let shards = index.value.shard_count();
         let batch = match &key {
@@ -113,17 +114,17 @@ impl Documents {
                 hold(Batch::size_of(received))?;
                 match blocking(move || payload.batch(&key, shards)).await? {
                     Ok(batch) => Some(batch),
-                    Err(e) => return self.refuse(uid, subject, add, &e).await,
+                    Err(e) => return self.refuse(&uid, subject, add, &e).await,
                 }
             }
         };
         let (Some(key), Some(batch)) = (key, batch) else {
-            return self.empty(uid, subject, add).await;
+            return self.empty(&uid, subject, add).await;
         };
         let index = match self.indexes.settle_primary_key(&index, &key, trace).await {
             Ok(index) => index,
             Err(Failure::Mesh { code: code @ ErrorCode::IndexPrimaryKeyAlreadyExists, message, .. }) => {
-                return self.refuse(uid, subject, add, &DocumentError::Task { code, message }).await;
+                return self.refuse(&uid, subject, add, &DocumentError::Task { code, message }).await;
             }
             Err(e) => return Err(e),
         };
@@ -163,7 +164,7 @@ impl Documents {
     /// What is wrong with the body, or as for every write.
     pub async fn delete_ids(&self, uid: &IndexUid, list: IdList, trace: TraceId) -> Result<Summary, Failure> {
         let provided = list.provided();
-        let Ok(index) = self.indexes.find(uid) else {
+        let Some(index) = self.indexes.find_for_write(uid)? else {
             return self.indexes.missing(uid, Subject::DeleteIds { provided }).await;
         };
         let owners = Owners::of(&index.value);
@@ -196,7 +197,7 @@ impl Documents {
         }
         let original_filter = filter.to_string();
         let subject = Subject::DeleteFilter { original_filter };
-        let Ok(index) = self.indexes.find(uid) else { return self.indexes.missing(uid, subject).await };
+        let Some(index) = self.indexes.find_for_write(uid)? else { return self.indexes.missing(uid, subject).await };
         let order =
             |m: &MemberId| Order { body: body.clone(), ..Order::without_body(m.clone(), WriteKind::DeleteFilter) };
         let orders = index.value.members().into_iter().map(order).collect();
@@ -208,7 +209,9 @@ impl Documents {
     /// # Errors
     /// As for every write.
     pub async fn delete_all(&self, uid: &IndexUid, trace: TraceId) -> Result<Summary, Failure> {
-        let Ok(index) = self.indexes.find(uid) else { return self.indexes.missing(uid, Subject::DeleteAll).await };
+        let Some(index) = self.indexes.find_for_write(uid)? else {
+            return self.indexes.missing(uid, Subject::DeleteAll).await;
+        };
         let order = |m: &MemberId| Order::without_body(m.clone(), WriteKind::DeleteAll);
         let orders = index.value.members().into_iter().map(order).collect();
         self.everywhere(&index, Subject::DeleteAll, orders, trace).await

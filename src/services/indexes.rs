@@ -2,6 +2,7 @@
 //!
 //! Who loses a race for a name takes the winner's record. Must not know: documents, HTTP.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,19 +11,22 @@ use uuid::Uuid;
 
 use super::cluster::Cluster;
 use super::failure::Failure;
-use super::records::{ChangeError, NAMES, Records, Versioned, index_key};
+use super::leases::LeaseHandle;
+use super::records::{ChangeError, NAMES, Records, Versioned, index_key, key_of};
 use super::tasks::{Subject, Summary, Tasks};
 use super::writes::{Order, Writes};
+use crate::proto::alias::{self, AliasError};
 use crate::proto::document::DocumentError;
 use crate::proto::placement;
 use crate::rt::clock;
 use crate::types::TraceId;
-use crate::types::limits::NAMES_MAX;
 use crate::types::{ErrorCode, IndexRecord, IndexUid, PhysicalIndex};
 use crate::wire::verbs::WriteKind;
 
 /// Attempts against rivals; each lost one means that another change was made.
 const ATTEMPTS: usize = 16;
+/// How often deletions that somebody has begun are looked for.
+const LOOK: Duration = Duration::from_secs(10);
 /// How long an order to create or delete may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -57,6 +61,24 @@ impl Indexes {
         self.records.snapshot().find(uid).ok_or_else(|| Failure::index_not_found(uid))
     }
 
+    /// The index that a write to that name goes to; `None` if there is none.
+    ///
+    /// # Errors
+    /// `miroir_no_quorum` for an alias, where this member can't tell what it stands for now.
+    pub fn find_for_write(&self, uid: &IndexUid) -> Result<Option<Index>, Failure> {
+        // Asked first: records that are taken later are at least as new.
+        let fresh = self.records.ledger().fresh();
+        let snapshot = self.records.snapshot();
+        if !fresh && snapshot.names().value.aliases.contains_key(uid) {
+            let message = format!(
+                "`{uid}` is an alias, and this member can't tell what it stands for now, because no majority of the voters \
+                 answers. Nothing was done; send the request again, or to another member."
+            );
+            return Err(Failure::new(ErrorCode::MiroirNoQuorum, message));
+        }
+        Ok(snapshot.find(uid))
+    }
+
     /// The index of that name, and whether this call has made it; all live members know its record.
     ///
     /// # Errors
@@ -69,18 +91,20 @@ impl Indexes {
     ) -> Result<(Index, bool), Failure> {
         let mut made: Option<PhysicalIndex> = None;
         for _ in 0..ATTEMPTS {
-            let snapshot = self.records.snapshot();
-            if let Some(index) = snapshot.find(uid) {
+            if let Some(index) = self.find_for_write(uid)? {
                 let ours = made.as_ref() == Some(&index.value.physical);
                 if let Some(lost) = made.filter(|_| !ours) {
                     self.mark_deleted(&lost, trace).await?;
                 }
                 return Ok((index, ours));
             }
+            let snapshot = self.records.snapshot();
             let mut names = snapshot.names().value.clone();
-            if names.indexes.len() >= NAMES_MAX {
-                let message = format!("The mesh keeps at most {NAMES_MAX} indexes; delete one first.");
-                return Err(Failure::new(ErrorCode::MiroirIndexLimit, message));
+            if let Err(error) = alias::check_new_index(&names, uid) {
+                if let Some(ours) = &made {
+                    self.give_up(ours, trace).await;
+                }
+                return Err(names_refused(&error));
             }
             let physical = match &made {
                 Some(physical) => physical.clone(),
@@ -212,7 +236,8 @@ impl Indexes {
         trace: TraceId,
     ) -> Result<Summary, Failure> {
         let subject = Subject::IndexCreation { primary_key: primary_key.clone() };
-        if self.find(uid).is_ok() {
+        let names = self.records.snapshot();
+        if names.find(uid).is_some() || names.names().value.aliases.contains_key(uid) {
             return self.already_exists(uid, subject).await;
         }
         let (index, ours) = self.find_or_create(uid, primary_key.as_deref(), trace).await?;
@@ -226,7 +251,11 @@ impl Indexes {
 
     async fn already_exists(&self, uid: &IndexUid, subject: Subject) -> Result<Summary, Failure> {
         let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
-        self.tasks.fail(task, ErrorCode::IndexAlreadyExists, &format!("Index `{uid}` already exists.")).await
+        let message = match self.records.snapshot().names().value.aliases.get(uid) {
+            Some(alias) => format!("Index `{uid}` already exists: it is an alias for index `{}`.", alias.target),
+            None => format!("Index `{uid}` already exists."),
+        };
+        self.tasks.fail(task, ErrorCode::IndexAlreadyExists, &message).await
     }
 
     /// `PATCH /indexes/{uid}`: a primary key. Of an index that is `empty` it can still be changed.
@@ -235,13 +264,13 @@ impl Indexes {
     /// As for every write.
     pub async fn set_primary_key(
         &self,
-        uid: &IndexUid,
+        index: &Index,
         key: Option<String>,
         empty: bool,
         trace: TraceId,
     ) -> Result<Summary, Failure> {
         let subject = Subject::IndexUpdate { primary_key: key.clone() };
-        let Ok(index) = self.find(uid) else { return self.missing(uid, subject).await };
+        let uid = &index.value.uid;
         let Some(key) = key else {
             let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
             return self.tasks.sent(task, Vec::new()).await;
@@ -253,7 +282,7 @@ impl Indexes {
             })
             .await
         } else {
-            self.settle_primary_key(&index, &key, trace).await
+            self.settle_primary_key(index, &key, trace).await
         };
         let index = match settled {
             Ok(index) => index,
@@ -279,17 +308,24 @@ impl Indexes {
         self.tasks.fail(task, ErrorCode::IndexNotFound, &format!("Index `{uid}` not found.")).await
     }
 
-    /// `DELETE /indexes/{uid}`: the record says so first, then every node's copy goes, and the name.
+    /// `DELETE /indexes/{uid}`: the name goes first, by one change of names, then the record says so, then every node's copy
+    /// goes.
     ///
     /// # Errors
-    /// `miroir_no_quorum` if nothing was done.
+    /// `miroir_alias_conflict` for an alias, or an index that one stands for; `miroir_no_quorum` if nothing was done.
     pub async fn delete(&self, uid: &IndexUid, trace: TraceId) -> Result<Summary, Failure> {
-        let Ok(index) = self.find(uid) else { return self.missing(uid, Subject::IndexDeletion).await };
-        let physical = &index.value.physical;
+        let Some(physical) = self.take_name(uid, trace).await? else {
+            return self.missing(uid, Subject::IndexDeletion).await;
+        };
         // From here on nobody finds the index; whatever is left behind follows the record.
-        self.mark_deleted(physical, trace).await?;
-        self.forget_name(uid, physical, trace).await;
-        let index = self.records.snapshot().index(physical).ok_or_else(|| Failure::index_not_found(uid))?;
+        if let Err(error) = self.mark_deleted(&physical, trace).await {
+            tracing::warn!(%physical, ?error, "a deleted index goes from the nodes when its record can be changed");
+            let message = format!(
+                "Index `{uid}` is gone, but its documents go from the nodes only when the mesh's records can be changed again."
+            );
+            return Err(Failure::new(ErrorCode::MiroirWriteUnknown, message));
+        }
+        let index = self.records.snapshot().index(&physical).ok_or_else(|| Failure::index_not_found(uid))?;
         // A member that is away follows the record when it is back.
         let topology = self.cluster.topology();
         let here = topology.holders().filter(|m| self.cluster.serving(m)).cloned();
@@ -297,24 +333,89 @@ impl Indexes {
         self.writes.send(&index, Subject::IndexDeletion, orders, None, Instant::now() + PATIENCE, trace).await
     }
 
-    /// Takes the name of a deleted index away. A name that stays stands for nothing, and a new index takes it over.
-    async fn forget_name(&self, uid: &IndexUid, physical: &PhysicalIndex, trace: TraceId) {
+    /// Takes an index out of names, so that no alias can come to stand for it; `None` if there is none of that name.
+    async fn take_name(&self, uid: &IndexUid, trace: TraceId) -> Result<Option<PhysicalIndex>, Failure> {
         for _ in 0..ATTEMPTS {
             let snapshot = self.records.snapshot();
             let mut names = snapshot.names().value.clone();
-            if names.indexes.get(uid) != Some(physical) {
-                return;
+            if let Some(alias) = names.aliases.get(uid) {
+                let message = format!(
+                    "`{uid}` is an alias for index `{}`. An index is deleted by its own uid, an alias by \
+                     DELETE /_miroir/aliases/{uid}.",
+                    alias.target
+                );
+                return Err(Failure::new(ErrorCode::MiroirAliasConflict, message));
             }
-            names.indexes.remove(uid);
+            let Some(physical) = names.indexes.remove(uid) else { return Ok(None) };
+            alias::check_delete_index(&names, uid).map_err(|e| names_refused(&e))?;
+            names.leaving.insert(physical.clone());
             match self.records.change(NAMES, snapshot.names().version, &names, trace).await {
-                Ok(_) => return,
+                Ok(_) => return Ok(Some(physical)),
                 Err(ChangeError::Conflict(_)) => {}
-                Err(error) => {
-                    tracing::warn!(%uid, %error, "the name of a deleted index stays in the list");
-                    return;
-                }
+                Err(error) => return Err(change_failed(&error)),
             }
         }
+        Err(rivals("names"))
+    }
+
+    /// Brings to their end the deletions that somebody has begun, each at the member that owns it: the record of the index
+    /// says so, and names let go of it.
+    pub async fn follow_deletions(self, leases: LeaseHandle) {
+        let mut changes = self.records.watch();
+        let mut again = tokio::time::interval(LOOK);
+        again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = again.tick() => {}
+                changed = changes.changed() => if changed.is_err() { return },
+            }
+            let names = self.records.snapshot();
+            let mine: BTreeSet<PhysicalIndex> =
+                names.names().value.leaving.iter().filter(|p| leases.owns(p.as_str())).cloned().collect();
+            if let Err(error) = self.finish_deletions(&mine, TraceId(Uuid::new_v4().as_u128())).await {
+                tracing::debug!(?error, "deletions wait until records can be changed");
+            }
+        }
+    }
+
+    async fn finish_deletions(&self, mine: &BTreeSet<PhysicalIndex>, trace: TraceId) -> Result<(), Failure> {
+        for physical in mine {
+            // Its record may not have come here yet.
+            self.records.refresh(&key_of(&index_key(physical))).await.map_err(|e| change_failed(&e))?;
+            if self.records.snapshot().index(physical).is_some() {
+                self.mark_deleted(physical, trace).await?;
+            }
+        }
+        for _ in 0..ATTEMPTS {
+            let snapshot = self.records.snapshot();
+            let mut names = snapshot.names().value.clone();
+            names.leaving.retain(|physical| !mine.contains(physical));
+            if names == snapshot.names().value {
+                return Ok(());
+            }
+            match self.records.write(NAMES, snapshot.names().version, &names).await {
+                Ok(_) => return Ok(()),
+                Err(ChangeError::Conflict(_)) => {}
+                Err(error) => return Err(change_failed(&error)),
+            }
+        }
+        Err(rivals("names"))
+    }
+}
+
+/// A change of names that is not allowed, as the client reads it.
+pub fn names_refused(error: &AliasError) -> Failure {
+    let text = error.to_string();
+    // The mesh's texts are sentences.
+    let sentence = text[..1].to_uppercase() + &text[1..] + ".";
+    match error {
+        AliasError::NotFound { .. } => Failure::new(ErrorCode::MiroirAliasNotFound, sentence),
+        AliasError::NoTarget { target } => Failure::index_not_found(target),
+        AliasError::Full => Failure::new(ErrorCode::MiroirIndexLimit, format!("{sentence} Delete one first.")),
+        AliasError::IsIndex { .. } | AliasError::IsAlias { .. } | AliasError::InUse { .. } => {
+            Failure::new(ErrorCode::MiroirAliasConflict, sentence)
+        }
+        AliasError::Stale { .. } | AliasError::Moved { .. } => rivals("names"),
     }
 }
 

@@ -6,6 +6,9 @@
 //! | [`health`] | probes the own node |
 //! | [`ledger`] | agreement by majority: votes, changes, copies of all records |
 //! | [`leases`] | who leads what; stale orders are refused |
+//! | [`operations`] | work that one member leads at a time, in recorded phases |
+//! | [`jobs`] | long work that several members share |
+//! | [`aliases`] | names that stand for an index |
 //! | [`mesh`] | how the mesh is made, and who belongs to it |
 //! | [`records`] | the records of names and indexes |
 //! | [`local`] | everything that touches the own node |
@@ -22,16 +25,19 @@
 //!
 //! Must not know: HTTP types of the API, SQL, quinn.
 
+pub mod aliases;
 pub mod cluster;
 pub mod documents;
 pub mod failure;
 pub mod health;
 pub mod indexes;
+pub mod jobs;
 pub mod leases;
 pub mod ledger;
 pub mod local;
 pub mod members;
 pub mod mesh;
+pub mod operations;
 pub mod reads;
 pub mod records;
 pub mod search;
@@ -39,6 +45,8 @@ pub mod serve;
 pub mod settings;
 pub mod stats;
 pub mod tasks;
+#[cfg(test)]
+mod testing;
 pub mod writes;
 
 pub use failure::Failure;

@@ -16,6 +16,7 @@ use super::cluster::Cluster;
 use super::ledger::{ChangeRequest, Copies, Follower, LedgerHandle};
 use super::members::Members;
 use crate::net::Call;
+use crate::proto::alias;
 use crate::proto::ledger::{Answer, Refused};
 use crate::types::limits::{RECORD_MAX_BYTES, SHARDS_MAX};
 use crate::types::{
@@ -44,7 +45,8 @@ fn is_own(key: &RecordKey) -> bool {
     key.as_str() == NAMES || key.as_str().starts_with(INDEX_PREFIX)
 }
 
-fn key_of(key: &str) -> RecordKey {
+/// The ledger's key of one of this service's records.
+pub(super) fn key_of(key: &str) -> RecordKey {
     RecordKey::new(key).expect("`names`, and an index's bounded name behind a prefix, are keys")
 }
 
@@ -89,9 +91,9 @@ impl Snapshot {
         &self.names
     }
 
-    /// The index that a client's name stands for.
+    /// The index that a client's name stands for: its own, or the target's of an alias.
     pub fn find(&self, uid: &IndexUid) -> Option<Arc<Versioned<IndexRecord>>> {
-        self.index(self.names.value.indexes.get(uid)?).filter(|r| !r.value.deleted)
+        self.index(alias::resolve(&self.names.value, uid)?).filter(|r| !r.value.deleted)
     }
 
     /// The record of a physical index, deleted or not.
@@ -231,6 +233,21 @@ impl Records {
         value: &T,
         trace: TraceId,
     ) -> Result<RecordVersion, ChangeError> {
+        let version = self.write(key, expected, value).await?;
+        self.confirmed_by_all(RecordAt { key: key_of(key), version }, trace).await;
+        Ok(version)
+    }
+
+    /// As [`Self::change`], but nobody else is waited for.
+    ///
+    /// # Errors
+    /// As [`Self::change`].
+    pub async fn write<T: Serialize>(
+        &self,
+        key: &str,
+        expected: RecordVersion,
+        value: &T,
+    ) -> Result<RecordVersion, ChangeError> {
         let text = serde_json::to_string(value).map_err(|e| ChangeError::Unavailable(e.to_string()))?;
         if text.len() > RECORD_MAX_BYTES {
             return Err(ChangeError::TooLarge(text.len()));
@@ -252,17 +269,27 @@ impl Records {
             Answer::Refused { why: Refused::TooLarge } => Err(ChangeError::TooLarge(value.len())),
             Answer::Refused { why } => Err(ChangeError::Unavailable(why.to_string())),
         };
-        match &changed {
-            Ok(version) => self.confirmed_by_all(RecordAt { key, version: *version }, trace).await,
-            // Whoever decides anew looks at the copy.
-            Err(ChangeError::Conflict(version)) => {
-                if let Err(error) = self.confirm(&RecordAt { key, version: *version }).await {
-                    tracing::debug!(%error, "the record that was there first is not known here yet");
-                }
-            }
-            Err(_) => {}
+        // Whoever decides anew looks at the copy.
+        if let Err(ChangeError::Conflict(version)) = changed
+            && let Err(error) = self.confirm(&RecordAt { key, version }).await
+        {
+            tracing::debug!(%error, "the record that was there first is not known here yet");
         }
         changed
+    }
+
+    /// Brings the copy of a record up to what a majority knows now.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ChangeError::Unavailable`] if no majority answers.
+    pub async fn refresh(&self, key: &RecordKey) -> Result<(), ChangeError> {
+        // What is read becomes the copy before the answer comes.
+        match self.ledger.read(key.clone(), PATIENCE).await {
+            Answer::Read { .. } => Ok(()),
+            _ => Err(ChangeError::Unavailable("no majority of the voters can be reached".into())),
+        }
     }
 
     /// Waits until all live members know the record; who does not confirm in time hears of it later.

@@ -10,6 +10,7 @@ use tracing::Instrument;
 
 use super::ledger::inbox::NotTaken;
 use super::local::Local;
+use super::operations::Orders;
 use super::records::Records;
 use super::tasks::Tasks;
 use crate::net::{Answer, Call, Handler};
@@ -23,6 +24,7 @@ pub struct Serve {
     records: Records,
     local: Local,
     tasks: Tasks,
+    orders: Orders,
     draining: AtomicBool,
     // Read-locked by every call under way.
     under_way: RwLock<()>,
@@ -31,9 +33,9 @@ pub struct Serve {
 
 impl Serve {
     /// Calls go to these services.
-    pub fn new(records: Records, local: Local, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
+    pub fn new(records: Records, local: Local, tasks: Tasks, orders: Orders, metrics: Arc<Metrics>) -> Self {
         let draining = AtomicBool::new(false);
-        Self { records, local, tasks, draining, under_way: RwLock::new(()), metrics }
+        Self { records, local, tasks, orders, draining, under_way: RwLock::new(()), metrics }
     }
 
     /// Refuses calls from now on and waits for those under way.
@@ -99,6 +101,10 @@ impl Serve {
                 Err(e) => Reply::Refused(Refusal::Malformed(e.to_string())),
             }),
             Request::Confirm(record) => Answer::of(match self.records.confirm(record).await {
+                Ok(()) => Reply::Done,
+                Err(refusal) => Reply::Refused(refusal),
+            }),
+            Request::Order(order) => Answer::of(match self.orders.receive(from, order).await {
                 Ok(()) => Reply::Done,
                 Err(refusal) => Reply::Refused(refusal),
             }),

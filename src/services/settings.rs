@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::cluster::Cluster;
 use super::documents::reserved;
 use super::failure::Failure;
-use super::indexes::Indexes;
+use super::indexes::{Index, Indexes};
 use super::stats::Nodes;
 use super::tasks::{Subject, Summary};
 use super::writes::{Order, Writes};
@@ -60,6 +60,10 @@ impl Settings {
         settings::to_node(&patch, &Default::default(), 1).map_err(|e| reserved(&e.setting))?;
         self.writes.require_serving(self.cluster.topology().holders())?;
         let index = self.indexes.find_or_create(uid, None, trace).await?.0;
+        self.patch_index(&index, patch, trace).await
+    }
+
+    async fn patch_index(&self, index: &Index, patch: Map<String, Value>, trace: TraceId) -> Result<Summary, Failure> {
         let record = &index.value;
         let (node_patch, _) = settings::to_node(&patch, &record.client_settings, record.shard_count())
             .map_err(|e| reserved(&e.setting))?;
@@ -68,7 +72,7 @@ impl Settings {
         let orders = self.cluster.topology().holders().cloned().map(order).collect();
         let subject = Subject::Settings(details(&patch));
         let deadline = Instant::now() + PATIENCE;
-        let summary = self.writes.send(&index, subject, orders, None, deadline, trace).await?;
+        let summary = self.writes.send(index, subject, orders, None, deadline, trace).await?;
         // Only what every node has taken becomes the client's view.
         let kept = self.indexes.update(&record.physical, trace, |r| {
             // Against what stands now: another change may have come in between.
@@ -109,10 +113,10 @@ impl Settings {
         patch: Map<String, Value>,
         trace: TraceId,
     ) -> Result<Summary, Failure> {
-        if self.indexes.find(uid).is_err() {
-            return self.indexes.missing(uid, Subject::Settings(details(&patch))).await;
+        match self.indexes.find_for_write(uid)? {
+            Some(index) => self.patch_index(&index, patch, trace).await,
+            None => self.indexes.missing(uid, Subject::Settings(details(&patch))).await,
         }
-        self.patch(uid, patch, trace).await
     }
 }
 

@@ -133,6 +133,22 @@ metrics! {
         "Leases that this member lost otherwise than by giving them back", [], &[];
     leaderless: CounterVec = "miroir_leaderless_seconds_total",
         "Seconds in which this member knew of no leader of a standing scope", ["scope"], &[];
+    operations: IntGaugeVec = "miroir_operations",
+        "Operations that are not finished, as this member knows (running, paused, cancelling)", ["state"], &[];
+    operations_finished: IntCounterVec = "miroir_operations_finished_total",
+        "Operations that finished under this member's lead, by kind and how (done, failed, cancelled)", ["kind", "state"], &[];
+    operation_runs: IntCounterVec = "miroir_operation_runs_total",
+        "Runs of phases by this member as leader (complete; again: to be repeated; failed; stopped: another leads, or it was \
+         paused or cancelled)", ["kind", "outcome"], &[];
+    operation_orders: IntCounterVec = "miroir_operation_orders_total",
+        "Orders of leaders by how they ended at this member (done; stale: the sender leads no more; not_called_for: by the \
+         operation's record; behind: that record could not be had; refused)", ["outcome"], &[];
+    aliases: IntGauge = "miroir_aliases", "Aliases, as this member knows", [], &[];
+    alias_confirm: Histogram = "miroir_alias_confirm_seconds",
+        "Time from a flip to its end under this member's lead: all active members have confirmed it, or are stale", [], SECONDS;
+    jobs: IntCounterVec = "miroir_jobs_total",
+        "Jobs of queues by what this member did (claimed, finished, given_back, lost: the claim was over before the job was)",
+        ["event"], &[];
     records: IntGauge = "miroir_ledger_copies", "Copies of records in this member's store", [], &[];
     records_digest: IntGauge = "miroir_ledger_digest",
         "48 bits of the digest of all copies: equal on members that know the same", [], &[];

@@ -19,6 +19,9 @@ pub struct NamesRecord {
     /// Alias → the index that it stands for. No name is index and alias at once (`proto::alias` holds that).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub aliases: BTreeMap<IndexUid, AliasRecord>,
+    /// Physical indexes whose names were taken away and whose own records may not say yet that they are deleted.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub leaving: BTreeSet<PhysicalIndex>,
 }
 
 /// One alias.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError};
 use crate::types::limits::CALL_HEADER_MAX_BYTES;
-use crate::types::{PhysicalIndex, RecordKey, RecordVersion, ShardSet, TaskUid};
+use crate::types::{Order, PhysicalIndex, RecordKey, RecordVersion, ShardSet, TaskUid};
 
 /// Traffic classes: each has its own limit of calls under way, so that bulk never starves votes or searches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,6 +134,30 @@ pub enum Request {
     Ledger,
     /// Answered when your copy of the record is at that version or a newer one.
     Confirm(RecordAt),
+    /// What the leader of an operation wants done. Refused before anything is done unless the operation's record calls for it.
+    Order(LeaderOrder),
+}
+
+/// An order of the leader of an operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderOrder {
+    /// Scope, epoch and the version of the operation's record that calls for the order.
+    pub head: Order,
+    /// The operation.
+    pub operation: String,
+    /// Its phase.
+    pub phase: String,
+    /// Whether the phase is being undone.
+    pub undo: bool,
+    /// What to do.
+    pub act: LeaderAct,
+}
+
+/// What a leader may order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LeaderAct {
+    /// Have this record at that version or a newer one.
+    Know(RecordAt),
 }
 
 /// A read of some shards of an index.
@@ -191,6 +215,12 @@ pub enum Refusal {
     /// Anything else, for people.
     #[error("{0}")]
     Other(String),
+    /// The order's sender does not lead any more; why, for people.
+    #[error("stale order: {0}")]
+    StaleOrder(String),
+    /// The record that the order names does not call for it.
+    #[error("{0} does not call for this order")]
+    NotCalledFor(String),
 }
 
 /// A call's answer; the body, if any, travels apart as raw bytes.
@@ -269,6 +299,7 @@ verbs! {
     9 Task(payload),
     10 Ledger,
     11 Confirm(payload),
+    12 Order(payload),
 }
 
 /// The number of [`Request::Read`].
@@ -283,7 +314,7 @@ impl Request {
     /// The traffic class that a call of this verb belongs to.
     pub fn class(&self) -> Class {
         match self {
-            Self::Probe | Self::Ledger | Self::Confirm(_) => Class::Control,
+            Self::Probe | Self::Ledger | Self::Confirm(_) | Self::Order(_) => Class::Control,
             Self::Read(_) | Self::Node(_) | Self::Task(_) => Class::Query,
             Self::Write(_) => Class::Replicate,
         }
@@ -293,7 +324,7 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::ShardId;
+    use crate::types::{Epoch, Scope, ShardId};
 
     #[test]
     fn every_verb_survives_the_wire() {
@@ -317,6 +348,13 @@ mod tests {
             }),
             Request::Node(NodeQuestion::Tasks(vec![1, 2])),
             Request::Task(TaskUid(9)),
+            Request::Order(LeaderOrder {
+                head: Order { scope: Scope::Ilm, epoch: Epoch::ZERO, record: "operation:ilm".into(), version: 4 },
+                operation: "op".into(),
+                phase: "confirm".into(),
+                undo: false,
+                act: LeaderAct::Know(RecordAt { key: RecordKey::mesh(), version: 7 }),
+            }),
         ] {
             let bytes = r.encode_payload().unwrap();
             assert_eq!(Request::decode_payload(r.verb(), &bytes).unwrap(), Some(r));

@@ -84,6 +84,8 @@ struct UnderWay {
     op: OpId,
     given: Instant,
     wrote: Option<OperationRecord>,
+    /// Whether the member led the scope when it wrote.
+    led: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -94,6 +96,8 @@ struct Scoped {
     requests: VecDeque<(RequestId, Request, String)>,
     under_way: Option<UnderWay>,
     read_first: bool,
+    /// What this member has written as leader, if nobody said whether it stands.
+    unclear: Option<OperationRecord>,
     not_before: Instant,
 }
 
@@ -257,14 +261,21 @@ impl Operations {
         match answer {
             Answer::Changed { version } => {
                 if let Some(record) = u.wrote {
-                    self.recorded(&scope, version, record);
+                    self.recorded(&scope, version, record, u.led);
                 }
             }
             Answer::Conflict { current } | Answer::Read { current } => {
                 s.read_first = false;
+                let unclear = s.unclear.take();
                 self.learn(&scope, current.as_ref());
+                if unclear.is_some() && unclear.as_ref() == self.record(&scope) {
+                    self.show(&scope);
+                }
             }
-            Answer::Unknown => (s.read_first, s.not_before) = (true, retry),
+            Answer::Unknown => {
+                (s.read_first, s.not_before) = (true, retry);
+                s.unclear = u.wrote.filter(|_| u.led).or(s.unclear.take());
+            }
             Answer::NoQuorum => {
                 s.not_before = retry;
                 if let Some((request, ..)) = s.requests.pop_front() {
@@ -275,14 +286,19 @@ impl Operations {
         self.drive(env, &scope);
     }
 
-    fn recorded(&mut self, scope: &Scope, version: u64, record: OperationRecord) {
-        let Some(s) = self.scopes.get_mut(scope) else { return };
-        if s.led.is_some()
-            && let Some(entry) = record.current.as_ref().or(record.past.last())
-        {
-            self.effects.push_back(Effect::Row { scope: scope.clone(), entry: entry.clone() });
-        }
+    fn recorded(&mut self, scope: &Scope, version: u64, record: OperationRecord, led: bool) {
         self.set(scope, version, record);
+        if led {
+            self.show(scope);
+        }
+    }
+
+    /// The newest operation of the scope, written by this member as its leader, is for the member's own table.
+    fn show(&mut self, scope: &Scope) {
+        let entry = self.record(scope).and_then(|record| record.current.as_ref().or(record.past.last())).cloned();
+        if let Some(entry) = entry {
+            self.effects.push_back(Effect::Row { scope: scope.clone(), entry });
+        }
     }
 
     fn learn(&mut self, scope: &Scope, chosen: Option<&Chosen>) {
@@ -413,7 +429,8 @@ impl Operations {
         let op = OpId(self.next_op);
         self.next_op += 1;
         let s = self.scopes.entry(scope.clone()).or_default();
-        s.under_way = Some(UnderWay { op, given: now, wrote });
+        let led = s.led.is_some();
+        s.under_way = Some(UnderWay { op, given: now, wrote, led });
         op
     }
 

@@ -20,5 +20,5 @@ mod record;
 mod tests;
 
 pub use core::{Effect, Operations, RequestId};
-pub use kind::{Guard, Kind, Operation, Outcome, Step};
+pub use kind::{Guard, Kind, Operation, Outcome, Step, record_key};
 pub use record::{Request, RequestError};

@@ -14,16 +14,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::handle::{Input, LeaseHandle, Shared};
 use super::view::{Row, View};
 use crate::proto::env::{Env, Instant};
-use crate::proto::lease::{Config, Effect, Fences, LeaseCore, LostWhy, rank};
-use crate::proto::ledger;
-use crate::proto::register::{Answer, Change, Chosen, OpId, Read};
+use crate::proto::lease::{Config, Effect, Fences, Lapse, LeaseCore, LostWhy, rank};
+use crate::proto::register::{Answer, Change, OpId, Read};
 use crate::rt::clock;
 use crate::services::cluster::MemberState;
-use crate::services::ledger::{ChangeRequest, LedgerHandle, Sighting, driver::seed, nap, now};
+use crate::services::ledger::registers::{self, chosen};
+use crate::services::ledger::{LedgerHandle, Sighting, driver::seed, nap, now};
 use crate::store::leases::LeaseLine;
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{Epoch, Holder, LeaseSign, MemberId, MemberState as Recorded, RecordKey, Scope, Versioned};
+use crate::types::{Epoch, Holder, LeaseSign, MemberId, MemberState as Recorded, RecordKey, Scope};
 use crate::wire::gossip::MemberGossip;
 
 /// Where holdings are logged, with instants that all members of one machine share.
@@ -209,6 +209,14 @@ impl Driver {
                 self.step().await?;
                 answer.send(checked).ok();
             }
+            Input::Lapse(scope, holder, epoch, answer) => {
+                let lapse = self.core.lapse(&scope, &holder, epoch, now());
+                if lapse == Lapse::Seems {
+                    self.call(|core, env| core.handle_ask(env, &scope));
+                    self.step().await?;
+                }
+                answer.send(lapse).ok();
+            }
             Input::Shutdown(answer) => {
                 self.call(LeaseCore::handle_shutdown);
                 self.closing.push(answer);
@@ -381,30 +389,17 @@ impl Driver {
     fn change(&self, changes: Vec<Change>) {
         let (ledger, answers, patience) = (self.ledger.clone(), self.answers.0.clone(), self.config.renew_interval);
         tokio::spawn(async move {
-            let (mut ops, mut wanted, mut refused) = (Vec::new(), Vec::new(), Vec::new());
-            for Change { op, key, expected, value, quiet } in changes {
-                match RecordKey::new(key) {
-                    Ok(key) => {
-                        ops.push(op);
-                        wanted.push(ChangeRequest { key, expected, value, quiet });
-                    }
-                    // A scope's text is bounded below a key's, so nothing comes here.
-                    Err(_) => refused.push((op, Answer::NoQuorum)),
-                }
-            }
-            let told = ledger.change_many(wanted, patience).await.into_iter().map(answer_of);
+            let told = registers::change_all(&ledger, changes, patience).await;
             // The driver may have ended.
-            drop(answers.send(ops.into_iter().zip(told).chain(refused).collect()).await);
+            drop(answers.send(told).await);
         });
     }
 
     fn read(&self, reads: Vec<Read>) {
         let (ledger, answers, patience) = (self.ledger.clone(), self.answers.0.clone(), self.config.renew_interval);
         tokio::spawn(async move {
-            let (ops, keys): (Vec<_>, Vec<_>) =
-                reads.into_iter().filter_map(|read| Some((read.op, RecordKey::new(read.key).ok()?))).unzip();
-            let told = ledger.read_many(keys, patience).await.into_iter().map(answer_of);
-            drop(answers.send(ops.into_iter().zip(told).collect()).await);
+            let told = registers::read_all(&ledger, reads, patience).await;
+            drop(answers.send(told).await);
         });
     }
 
@@ -481,22 +476,6 @@ fn line(row: &Row, at: Instant) -> LeaseLine {
 
 fn is_lease(key: &RecordKey) -> bool {
     key.as_str().starts_with("lease:")
-}
-
-fn chosen(record: &Versioned) -> Chosen {
-    Chosen { version: record.version, value: Arc::clone(&record.value) }
-}
-
-/// The ledger's answer, as its users know it.
-fn answer_of(answer: ledger::Answer) -> Answer {
-    let chosen = |current: Option<Versioned>| current.as_ref().map(chosen);
-    match answer {
-        ledger::Answer::Changed { version } => Answer::Changed { version },
-        ledger::Answer::Conflict { current, .. } => Answer::Conflict { current: chosen(current) },
-        ledger::Answer::Read { current } => Answer::Read { current: chosen(current) },
-        ledger::Answer::Unknown => Answer::Unknown,
-        ledger::Answer::NoQuorum | ledger::Answer::Refused { .. } => Answer::NoQuorum,
-    }
 }
 
 fn words(why: LostWhy) -> &'static str {

@@ -11,9 +11,9 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::view::View;
 use crate::proto::env::Instant;
-use crate::proto::lease::{OrderRefusal, WantError};
+use crate::proto::lease::{Lapse, OrderRefusal, WantError, rank};
 use crate::services::ledger::{LedgerHandle, now};
-use crate::types::{Epoch, Order, RecordKey, Scope};
+use crate::types::{Claim, Epoch, Holder, Order, RecordKey, Scope};
 
 /// What the driver is told by this process.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub(super) enum Input {
     Want(Scope, oneshot::Sender<Result<(), WantError>>),
     Release(Scope),
     Order(Order, u64, oneshot::Sender<Result<(), OrderRefusal>>),
+    Lapse(Scope, Holder, Epoch, oneshot::Sender<Lapse>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -117,6 +118,34 @@ impl LeaseHandle {
     /// The instant on the clock that leases go by.
     pub fn now(&self) -> Instant {
         now()
+    }
+
+    /// The claim by which this process shows that it lives: itself, and the epoch of its `alive:` lease; `None` while it holds
+    /// none.
+    pub fn alive(&self) -> Option<Claim> {
+        let member = self.ledger.member().clone();
+        let epoch = self.believes(&Scope::Alive(member.clone()))?;
+        Some(Claim { holder: Holder { member, start: self.ledger.start() }, epoch })
+    }
+
+    /// Whether this member owns `key` among the living ones: for work that is spread, not led. Two members whose pictures
+    /// differ may both own it for a while, so what is done so must bear being done twice.
+    pub fn owns(&self, key: &str) -> bool {
+        let (view, now) = (self.rows(), now());
+        rank::owns(key, self.ledger.member(), view.living(now))
+    }
+
+    /// Whether the life under which `claim` was made is over. What only seems so is looked up, so a later question has an
+    /// answer.
+    ///
+    /// # Errors
+    /// [`OrderError::Ended`].
+    pub async fn lapse(&self, claim: &Claim) -> Result<Lapse, OrderError> {
+        let scope = Scope::Alive(claim.holder.member.clone());
+        let (answer, wait) = oneshot::channel();
+        let ask = Input::Lapse(scope, claim.holder.clone(), claim.epoch, answer);
+        self.inputs.send(ask).await.map_err(|_| OrderError::Ended)?;
+        wait.await.map_err(|_| OrderError::Ended)
     }
 
     /// Checks what a member that claims to lead has ordered, by the highest epochs seen and this member's own copy of the

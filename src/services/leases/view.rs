@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::proto::env::Instant;
 use crate::proto::lease::LeaseCore;
-use crate::types::{Epoch, Holder, Scope};
+use crate::types::{Epoch, Holder, MemberId, Scope};
 
 /// One lease, as far as this member knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,9 +87,23 @@ impl View {
         &self.rows
     }
 
+    /// The members that are heard to live at `now`: good enough to spread work by, no proof.
+    pub fn living(&self, now: Instant) -> impl Iterator<Item = &MemberId> {
+        self.rows.iter().filter(move |row| row.expires_in(now).is_some()).filter_map(|row| match &row.scope {
+            Scope::Alive(member) => Some(member),
+            _ => None,
+        })
+    }
+
+    /// Who is known to hold the scope at `now`.
+    pub fn leader(&self, scope: &Scope, now: Instant) -> Option<&MemberId> {
+        let row = self.rows.iter().find(|row| row.scope == *scope && row.expires_in(now).is_some())?;
+        row.holder.as_ref().map(|holder| &holder.member)
+    }
+
     /// Whether somebody is known to hold the scope at `now`.
     pub fn is_led(&self, scope: &Scope, now: Instant) -> bool {
-        self.rows.iter().any(|row| row.scope == *scope && row.expires_in(now).is_some())
+        self.leader(scope, now).is_some()
     }
 }
 

@@ -6,6 +6,7 @@
 //! | [`driver`] | the one task that runs the core |
 //! | [`outbox`] | what goes to peers, each on a way of its own |
 //! | [`inbox`] | what comes from peers, bounded for each |
+//! | [`registers`] | what other cores ask of the ledger, and its answers in their words |
 //!
 //! A message to or from a peer may be dropped at any of these: the core repeats what matters. Must not know: what a record
 //! means, except the mesh's own.
@@ -14,6 +15,7 @@ pub mod driver;
 pub mod handle;
 pub mod inbox;
 pub mod outbox;
+pub mod registers;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,259 @@
+//! Several members in one process: ledger, leases and operations with their stores, over a network that can be cut.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::net::{Answer, Call, CallError, Handler, Peers};
+use crate::proto::lease::Config as LeaseConfig;
+use crate::proto::ledger::{Bootstrap, BootstrapMember, Config as LedgerConfig};
+use crate::services::cluster::{Cluster, Listed, MemberState, Topology};
+use crate::services::leases::{self, LeaseHandle};
+use crate::services::ledger::{self, LedgerHandle};
+use crate::services::members::Members;
+use crate::services::operations::{self, OperationsHandle, Orders, Runner};
+use crate::services::records::Records;
+use crate::store::{LedgerStore, Store, StoreError, identity};
+use crate::telemetry::metrics::Metrics;
+use crate::types::{GroupId, MemberId, MeshId};
+use crate::wire::gossip::MemberGossip;
+use crate::wire::verbs::{Reply, Request};
+
+/// Nothing here takes nearly so long, unless it never happens.
+pub(super) const LONG: Duration = Duration::from_secs(60);
+pub(super) const TTL: Duration = Duration::from_millis(1_000);
+pub(super) const RENEW: Duration = Duration::from_millis(250);
+
+pub(super) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, future).await.unwrap_or_else(|_| panic!("never happened: {what}"))
+}
+
+pub(super) fn member(i: usize) -> MemberId {
+    MemberId::new(format!("m{i}")).unwrap()
+}
+
+/// Who can be reached, and who is cut off.
+#[derive(Default)]
+struct Net {
+    up: Mutex<BTreeMap<MemberId, Arc<Serving>>>,
+    cut: Mutex<BTreeSet<MemberId>>,
+}
+
+/// One member's end of it.
+struct End {
+    own: MemberId,
+    net: Arc<Net>,
+}
+
+#[async_trait]
+impl Peers for End {
+    async fn call(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
+        let gone = || CallError::NoAnswer { member: to.clone(), reason: "lost".into() };
+        let apart = {
+            let cut = self.net.cut.lock().unwrap();
+            cut.contains(to) || cut.contains(&self.own)
+        };
+        let peer = self.net.up.lock().unwrap().get(to).cloned().filter(|_| !apart).ok_or_else(gone)?;
+        let deadline = call.deadline.into();
+        match tokio::time::timeout_at(deadline, peer.handle(&self.own, call)).await.map_err(|_| gone())? {
+            Answer { reply: Reply::Refused(refusal), .. } => Err(CallError::Refused { member: to.clone(), refusal }),
+            answer => Ok(answer),
+        }
+    }
+
+    fn is_suspect(&self, _: &MemberId) -> bool {
+        false
+    }
+}
+
+/// Answers what these services are called for.
+struct Serving {
+    records: Records,
+    orders: Orders,
+}
+
+#[async_trait]
+impl Handler for Serving {
+    async fn handle(&self, from: &MemberId, call: Call) -> Answer {
+        let refused = |done: Result<(), _>| Answer::of(done.map_or_else(Reply::Refused, |()| Reply::Done));
+        match &call.request {
+            Request::Ledger => {
+                // What has no room is lost.
+                self.records.ledger().deliver(from, &call.body).ok();
+                Answer::of(Reply::Done)
+            }
+            Request::Confirm(record) => refused(self.records.confirm(record).await),
+            Request::Order(order) => refused(self.orders.receive(from, order).await),
+            other => panic!("nobody asks {other:?} here"),
+        }
+    }
+}
+
+/// One member's process.
+pub(super) struct Running {
+    pub(super) ledger: LedgerHandle,
+    pub(super) leases: LeaseHandle,
+    pub(super) operations: OperationsHandle,
+    pub(super) records: Records,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) store: Store,
+    serving: Arc<Serving>,
+    drivers: Vec<JoinHandle<Result<(), StoreError>>>,
+    _state: watch::Sender<MemberState>,
+    _gossip: watch::Sender<BTreeMap<MemberId, MemberGossip>>,
+}
+
+impl Running {
+    /// What this member does with an order that `from` sends it.
+    pub(super) async fn receive(
+        &self,
+        from: &MemberId,
+        order: &crate::wire::verbs::LeaderOrder,
+    ) -> Result<(), crate::wire::verbs::Refusal> {
+        self.serving.orders.receive(from, order).await
+    }
+}
+
+/// All members; those that are killed are `None`.
+pub(super) struct World {
+    net: Arc<Net>,
+    dirs: Vec<tempfile::TempDir>,
+    pub(super) members: Vec<Option<Running>>,
+}
+
+impl World {
+    /// A mesh of `n` members; `runners` says what each can do.
+    pub(super) async fn start(n: usize, runners: impl Fn(usize, &Records) -> Vec<Arc<dyn Runner>>) -> Self {
+        let dirs = (0..n).map(|_| tempfile::tempdir().unwrap()).collect();
+        let mut world = Self { net: Arc::default(), dirs, members: Vec::new() };
+        for i in 0..n {
+            let running = world.run(i, &runners).await;
+            world.members.push(Some(running));
+        }
+        for running in world.members.iter().flatten() {
+            let mut status = running.ledger.status();
+            within("a mesh", status.wait_for(|s| s.record.is_some())).await.unwrap();
+            within("fresh copies", running.ledger.wait_fresh()).await;
+        }
+        world
+    }
+
+    pub(super) fn at(&self, i: usize) -> &Running {
+        self.members[i].as_ref().expect("it was not killed")
+    }
+
+    pub(super) fn alive(&self) -> impl Iterator<Item = (usize, &Running)> {
+        self.members.iter().enumerate().filter_map(|(i, running)| Some((i, running.as_ref()?)))
+    }
+
+    /// Ends a process wherever it is.
+    pub(super) async fn kill(&mut self, i: usize) {
+        self.net.up.lock().unwrap().remove(&member(i));
+        for driver in self.members[i].take().expect("it was not killed").drivers {
+            driver.abort();
+            assert!(driver.await.unwrap_err().is_cancelled());
+        }
+    }
+
+    /// Nothing reaches the member, and nothing of it anybody.
+    pub(super) fn cut(&self, i: usize) {
+        self.net.cut.lock().unwrap().insert(member(i));
+    }
+
+    pub(super) fn heal(&self) {
+        self.net.cut.lock().unwrap().clear();
+    }
+
+    /// Starts a killed member again.
+    pub(super) async fn restart(&mut self, i: usize, runners: impl Fn(usize, &Records) -> Vec<Arc<dyn Runner>>) {
+        self.members[i] = Some(self.run(i, &runners).await);
+    }
+
+    async fn run(&self, i: usize, runners: &impl Fn(usize, &Records) -> Vec<Arc<dyn Runner>>) -> Running {
+        let (me, dir) = (member(i), self.dirs[i].path());
+        let (ledger_store, store) = (LedgerStore::open(dir).unwrap(), Store::open(dir).unwrap());
+        let (identity, stored) = identity::begin(&store, &ledger_store, &me).await.unwrap();
+        let (peers, metrics) =
+            (Arc::new(End { own: me.clone(), net: Arc::clone(&self.net) }), Arc::<Metrics>::default());
+        let (mut driver, ledger) = ledger::Driver::new(ledger::Parts {
+            config: self.ledger_config(&me),
+            stored,
+            ledger: ledger_store,
+            store: store.clone(),
+            peers: Arc::clone(&peers) as Arc<dyn Peers>,
+            metrics: Arc::clone(&metrics),
+        });
+        let (lease_driver, leases, _) = leases::Driver::new(leases::Parts {
+            config: LeaseConfig { enabled: true, ttl_ms: TTL.as_millis() as u64, renew_interval: RENEW },
+            start: identity.start,
+            fences: store.fences().await.unwrap(),
+            ledger: ledger.clone(),
+            store: store.clone(),
+            metrics: Arc::clone(&metrics),
+        });
+        let members = Members::new(me.clone(), peers, Arc::clone(&metrics));
+        let records = Records::new(ledger.clone(), Cluster::new(self.topology(&me)), members.clone());
+        driver.follow(records.follower());
+        let runners = runners(i, &records);
+        let orders = Orders::new(&runners, leases.clone(), records.clone(), Arc::clone(&metrics));
+        let (operations_driver, operations) = operations::Driver::new(operations::Parts {
+            runners,
+            ledger: ledger.clone(),
+            leases: leases.clone(),
+            members: members.clone(),
+            store: store.clone(),
+            metrics: Arc::clone(&metrics),
+        });
+        let serving = Arc::new(Serving { records: records.clone(), orders });
+        members.set_local(Arc::clone(&serving) as Arc<dyn Handler>);
+        self.net.up.lock().unwrap().insert(me, Arc::clone(&serving));
+        let (state, gossip) = (watch::Sender::new(MemberState::Active), watch::Sender::new(BTreeMap::new()));
+        let watched = leases::Inputs { state: state.subscribe(), gossip: gossip.subscribe() };
+        let drivers = vec![
+            tokio::spawn(driver.run()),
+            tokio::spawn(lease_driver.run(watched)),
+            tokio::spawn(operations_driver.run()),
+        ];
+        Running {
+            ledger,
+            leases,
+            operations,
+            records,
+            metrics,
+            store,
+            serving,
+            drivers,
+            _state: state,
+            _gossip: gossip,
+        }
+    }
+
+    fn ledger_config(&self, me: &MemberId) -> LedgerConfig {
+        let entry = |m: Listed| BootstrapMember { id: m.id, group: m.group, address: m.address, witness: false };
+        let members = self.topology(me).members.into_iter().map(entry).collect();
+        LedgerConfig {
+            member: me.clone(),
+            renew_interval: RENEW,
+            lease_ttl: TTL,
+            voter_replace_after: LONG,
+            round_timeout: Duration::from_millis(150),
+            retry_base: Duration::from_millis(5),
+            bootstrap: Some(Bootstrap { members, rf: 1, shards: 4 }),
+        }
+    }
+
+    fn topology(&self, own: &MemberId) -> Topology {
+        let listed = |i| Listed {
+            id: member(i),
+            group: GroupId::new("g1").unwrap(),
+            address: format!("10.0.0.{i}:7781"),
+            witness: false,
+        };
+        let members = (0..self.dirs.len()).map(listed).collect();
+        Topology { own: own.clone(), mesh: MeshId::NONE, members, rf: 1, shards: 4 }
+    }
+}
