@@ -24,7 +24,13 @@ fn explore(setting: Setting) {
     let checker = Ledgers::new(setting).checker().threads(threads).target_max_depth(depth).spawn_bfs();
     while !checker.is_done() {
         std::thread::sleep(std::time::Duration::from_secs(5));
-        println!("{} {} {} {:?}", checker.state_count(), checker.unique_state_count(), checker.max_depth(), checker.model().sizes());
+        println!(
+            "{} {} {} {:?}",
+            checker.state_count(),
+            checker.unique_state_count(),
+            checker.max_depth(),
+            checker.model().sizes()
+        );
     }
     println!(
         "{name}: {} states, {} of them different, depth {}, {} states of single members, {:.1} s",
@@ -142,7 +148,13 @@ fn explore_leases(setting: lease::Setting) {
     let checker = lease::Leases::new(setting).checker().threads(threads).target_max_depth(depth).spawn_bfs();
     while !checker.is_done() {
         std::thread::sleep(std::time::Duration::from_secs(2));
-        println!("{} {} {} {:?}", checker.state_count(), checker.unique_state_count(), checker.max_depth(), checker.model().nodes());
+        println!(
+            "{} {} {} {:?}",
+            checker.state_count(),
+            checker.unique_state_count(),
+            checker.max_depth(),
+            checker.model().nodes()
+        );
     }
     println!(
         "{name}: {} states, {} of them different, depth {}, {} states of single members, {:.1} s",

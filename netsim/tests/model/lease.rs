@@ -226,11 +226,7 @@ impl Leases {
     }
 
     fn begin(n: usize, start: u64, fence: Epoch, now: Instant) -> LeaseCore {
-        let config = Config {
-            enabled: true,
-            ttl_ms: u64::try_from(TTL.as_millis()).unwrap(),
-            renew_interval: RENEW,
-        };
+        let config = Config { enabled: true, ttl_ms: u64::try_from(TTL.as_millis()).unwrap(), renew_interval: RENEW };
         let fences = Fences::recover([(scope(), fence)].into_iter().filter(|(_, f)| *f > Epoch::ZERO));
         LeaseCore::recover(Holder { member: member(n), start }, config, fences, now)
     }
@@ -317,8 +313,12 @@ impl Leases {
             return;
         }
         let (start, key) = (node.start, scope().lease_key());
-        let post = |letter: Letter, request| {
-            Post { member: u8::try_from(n).unwrap(), start, letter: self.letters.id(letter), request, held: false }
+        let post = |letter: Letter, request| Post {
+            member: u8::try_from(n).unwrap(),
+            start,
+            letter: self.letters.id(letter),
+            request,
+            held: false,
         };
         let mut not_ours = Vec::new();
         for effect in effects {
@@ -346,7 +346,13 @@ impl Leases {
                     if !signs.is_empty() {
                         let letter = self.letters.id(Letter::Gossip(n, signs));
                         let others = (0..self.setting.members).filter(|m| *m != n);
-                        let to = |m| Post { member: u8::try_from(m).unwrap(), start: 0, letter, request: false, held: false };
+                        let to = |m| Post {
+                            member: u8::try_from(m).unwrap(),
+                            start: 0,
+                            letter,
+                            request: false,
+                            held: false,
+                        };
                         step.posts.extend(others.map(to));
                     }
                 }
@@ -372,7 +378,8 @@ impl Leases {
             // What is gossiped is always the newest.
             if let Letter::Gossip(..) = &*self.letters.get(post.letter) {
                 let old = |p: &Post| {
-                    p.member == post.member && matches!(&*self.letters.get(p.letter), Letter::Gossip(from, _) if *from == n)
+                    p.member == post.member
+                        && matches!(&*self.letters.get(p.letter), Letter::Gossip(from, _) if *from == n)
                 };
                 state.posts.retain(|p| !old(p));
             }
@@ -427,7 +434,10 @@ impl Leases {
                 if !change.quiet && state.budget.pushes > 0 {
                     let letter = self.letters.id(Letter::Chosen(chosen.clone()));
                     for m in (0..self.setting.members).filter(|m| *m != usize::from(post.member)) {
-                        self.post(state, Post { member: u8::try_from(m).unwrap(), start: 0, letter, request: false, held: false });
+                        self.post(
+                            state,
+                            Post { member: u8::try_from(m).unwrap(), start: 0, letter, request: false, held: false },
+                        );
                     }
                 }
                 state.register = self.registers.id(Some(chosen));
@@ -567,7 +577,8 @@ impl Model for Leases {
                         let (epoch, version) = (*epoch, *version);
                         let step = self.step(n, state.quarter, state.nodes[n], Input::Order(letter, state.copies[n]));
                         if step.obeyed && epoch < state.obeyed[n] {
-                            let text = format!("no_stale_order is broken: m{n} obeys {epoch} after {}", state.obeyed[n]);
+                            let text =
+                                format!("no_stale_order is broken: m{n} obeys {epoch} after {}", state.obeyed[n]);
                             self.wrong(&mut state, text);
                         }
                         if step.obeyed {
@@ -621,7 +632,10 @@ impl Model for Leases {
             Action::Order { to, .. } => {
                 state.budget.orders -= 1;
                 let letter = self.letters.id(Letter::Order(state.fenced, state.record));
-                self.post(&mut state, Post { member: u8::try_from(to).unwrap(), start: 0, letter, request: false, held: false });
+                self.post(
+                    &mut state,
+                    Post { member: u8::try_from(to).unwrap(), start: 0, letter, request: false, held: false },
+                );
                 return Some(state);
             }
             Action::Copy { node } => {

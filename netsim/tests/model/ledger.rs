@@ -19,7 +19,7 @@ use std::time::Duration;
 use miroir::proto::env::{Env, Instant};
 use miroir::proto::invariant::{self, History};
 use miroir::proto::ledger::{
-    Answer, Change, Command, Config, Effect, Item, Ledger, Message, OpId, Read, Register, Row, Sender, Stored,
+    Answer, Change, Command, Config, Effect, Item, Ledger, Message, OpId, Process, Read, Register, Row, Seen, Stored,
 };
 use miroir::types::{
     Ballot, GroupId, MemberId, MemberState, MeshId, MeshMember, MeshRecord, RecordKey, StoreId, Versioned, Voter,
@@ -28,6 +28,11 @@ use miroir::types::{
 use stateright::{Model, Property};
 
 use super::table::{Id, Memo, Table};
+
+/// The dice of every step: all fall alike, so that states that differ in nothing else are one.
+fn dice() -> fastrand::Rng {
+    fastrand::Rng::with_seed(1)
+}
 
 /// How often what may happen. Losing messages costs nothing: one that is overtaken by a later one of the same link is lost,
 /// unless it is to come late.
@@ -303,7 +308,13 @@ impl Ledgers {
         }
     }
 
-    fn record(&self, number: u64, voters: impl Iterator<Item = usize>, state: VotersState, gone: Option<usize>) -> MeshRecord {
+    fn record(
+        &self,
+        number: u64,
+        voters: impl Iterator<Item = usize>,
+        state: VotersState,
+        gone: Option<usize>,
+    ) -> MeshRecord {
         let entry = |m: usize| MeshMember {
             id: member(m),
             group: GroupId::new("g").unwrap(),
@@ -357,14 +368,14 @@ impl Ledgers {
         stored.copies.insert(RecordKey::mesh(), copy);
         stored.begin();
         for m in (0..self.members()).filter(|m| *m != n) {
-            let start = store(m).first_start() + 1;
-            stored.seen.insert(store(m), Sender { store: store(m), start, began: 1, count: 1 });
+            let first = Process { start: store(m).first_start() + 1, nonce: dice().u64(1..), began: 1 };
+            stored.seen.insert(store(m), Seen { line: vec![first], count: 1, ..Seen::new(store(m)) });
         }
         stored
     }
 
     fn start(n: usize, stored: Stored, now: Instant, restarts: u64) -> Node {
-        let mut rng = fastrand::Rng::with_seed(1);
+        let mut rng = dice();
         let core = Ledger::recover(Self::config(n), stored.clone(), &mut Env { now, rng: &mut rng });
         Node { stored, core, now, restarts }
     }
@@ -446,7 +457,7 @@ impl Ledgers {
         sent: &mut Vec<(Link, Id, bool)>,
         input: impl FnOnce(&mut Ledger, &mut Env<'_>),
     ) {
-        let mut rng = fastrand::Rng::with_seed(1);
+        let mut rng = dice();
         input(&mut node.core, &mut Env { now: node.now, rng: &mut rng });
         let (mut rows, mut after) = (Vec::new(), Vec::new());
         while let Some(effect) = node.core.poll_effect() {
@@ -534,9 +545,7 @@ fn look(n: usize, stored: &Stored, rows: &[Row], events: &mut Vec<Event>) {
     let voter = voter(n);
     for row in rows {
         let mut promise = |key, ballot: &Ballot, alone| {
-            let held = promises
-                .entry(key)
-                .or_insert_with(|| stored.registers.get(key).and_then(|r| r.promise.clone()));
+            let held = promises.entry(key).or_insert_with(|| stored.registers.get(key).and_then(|r| r.promise.clone()));
             let before = held.replace(ballot.clone());
             let (voter, key, ballot) = (voter.clone(), RecordKey::clone(key), ballot.clone());
             Event::Promised { voter, list, key, ballot, before, alone }
@@ -576,7 +585,9 @@ impl Past {
             Event::Listed(list) => self.history.listed(list).map_err(text),
             Event::Promised { voter, list, key, ballot, before, alone } => {
                 if *alone && before.as_ref().is_some_and(|b| b >= ballot) {
-                    return Err(format!("a_promise_is_given_once is broken for `{key}`: {voter:?} {ballot:?} after {before:?}"));
+                    return Err(format!(
+                        "a_promise_is_given_once is broken for `{key}`: {voter:?} {ballot:?} after {before:?}"
+                    ));
                 }
                 self.promised.entry((key.clone(), ballot.clone())).or_default().insert((voter.clone(), *list));
                 invariant::promises_never_go_back(key, before.as_ref(), Some(ballot), None).map_err(text)
@@ -595,7 +606,9 @@ impl Past {
                 let under = |v: &&Voter| promised.is_some_and(|p| p.contains(&((*v).clone(), list.number)));
                 let count = list.voters.iter().filter(under).count();
                 if count < list.majority() {
-                    return Err(format!("a_majority_promised_first is broken for `{key}`: {count} of {list:?} at {ballot:?}"));
+                    return Err(format!(
+                        "a_majority_promised_first is broken for `{key}`: {count} of {list:?} at {ballot:?}"
+                    ));
                 }
                 Ok(())
             }
@@ -669,7 +682,8 @@ impl Model for Ledgers {
             nodes.push(Self::start(n, disk, BEGAN, 0));
         }
         for (n, node) in nodes.iter().enumerate() {
-            let Some(Register { accepted: Some((ballot, record)), .. }) = node.stored.registers.get(&RecordKey::mesh()) else {
+            let Some(Register { accepted: Some((ballot, record)), .. }) = node.stored.registers.get(&RecordKey::mesh())
+            else {
                 continue;
             };
             let (voter, key, ballot, record) = (voter(n), RecordKey::mesh(), ballot.clone(), record.clone());
@@ -776,7 +790,8 @@ impl Model for Ledgers {
                 let settled = |id: &Id| {
                     let node = model.nodes.get(*id);
                     let record = node.stored.copies.get(&RecordKey::mesh()).map(|c| MeshRecord::from_json(&c.value));
-                    record.is_some_and(|r| r.is_ok_and(|r| r.voters.number > 1 && r.voters_state == VotersState::Settled))
+                    record
+                        .is_some_and(|r| r.is_ok_and(|r| r.voters.number > 1 && r.voters_state == VotersState::Settled))
                 };
                 model.setting.begins == Beginning::Settled || state.nodes.iter().any(settled)
             }),
