@@ -303,7 +303,13 @@ impl Ledgers {
         }
     }
 
-    fn record(&self, number: u64, voters: impl Iterator<Item = usize>, state: VotersState, gone: Option<usize>) -> MeshRecord {
+    fn record(
+        &self,
+        number: u64,
+        voters: impl Iterator<Item = usize>,
+        state: VotersState,
+        gone: Option<usize>,
+    ) -> MeshRecord {
         let entry = |m: usize| MeshMember {
             id: member(m),
             group: GroupId::new("g").unwrap(),
@@ -534,9 +540,7 @@ fn look(n: usize, stored: &Stored, rows: &[Row], events: &mut Vec<Event>) {
     let voter = voter(n);
     for row in rows {
         let mut promise = |key, ballot: &Ballot, alone| {
-            let held = promises
-                .entry(key)
-                .or_insert_with(|| stored.registers.get(key).and_then(|r| r.promise.clone()));
+            let held = promises.entry(key).or_insert_with(|| stored.registers.get(key).and_then(|r| r.promise.clone()));
             let before = held.replace(ballot.clone());
             let (voter, key, ballot) = (voter.clone(), RecordKey::clone(key), ballot.clone());
             Event::Promised { voter, list, key, ballot, before, alone }
@@ -576,7 +580,9 @@ impl Past {
             Event::Listed(list) => self.history.listed(list).map_err(text),
             Event::Promised { voter, list, key, ballot, before, alone } => {
                 if *alone && before.as_ref().is_some_and(|b| b >= ballot) {
-                    return Err(format!("a_promise_is_given_once is broken for `{key}`: {voter:?} {ballot:?} after {before:?}"));
+                    return Err(format!(
+                        "a_promise_is_given_once is broken for `{key}`: {voter:?} {ballot:?} after {before:?}"
+                    ));
                 }
                 self.promised.entry((key.clone(), ballot.clone())).or_default().insert((voter.clone(), *list));
                 invariant::promises_never_go_back(key, before.as_ref(), Some(ballot), None).map_err(text)
@@ -595,7 +601,9 @@ impl Past {
                 let under = |v: &&Voter| promised.is_some_and(|p| p.contains(&((*v).clone(), list.number)));
                 let count = list.voters.iter().filter(under).count();
                 if count < list.majority() {
-                    return Err(format!("a_majority_promised_first is broken for `{key}`: {count} of {list:?} at {ballot:?}"));
+                    return Err(format!(
+                        "a_majority_promised_first is broken for `{key}`: {count} of {list:?} at {ballot:?}"
+                    ));
                 }
                 Ok(())
             }
@@ -669,7 +677,8 @@ impl Model for Ledgers {
             nodes.push(Self::start(n, disk, BEGAN, 0));
         }
         for (n, node) in nodes.iter().enumerate() {
-            let Some(Register { accepted: Some((ballot, record)), .. }) = node.stored.registers.get(&RecordKey::mesh()) else {
+            let Some(Register { accepted: Some((ballot, record)), .. }) = node.stored.registers.get(&RecordKey::mesh())
+            else {
                 continue;
             };
             let (voter, key, ballot, record) = (voter(n), RecordKey::mesh(), ballot.clone(), record.clone());
@@ -776,7 +785,8 @@ impl Model for Ledgers {
                 let settled = |id: &Id| {
                     let node = model.nodes.get(*id);
                     let record = node.stored.copies.get(&RecordKey::mesh()).map(|c| MeshRecord::from_json(&c.value));
-                    record.is_some_and(|r| r.is_ok_and(|r| r.voters.number > 1 && r.voters_state == VotersState::Settled))
+                    record
+                        .is_some_and(|r| r.is_ok_and(|r| r.voters.number > 1 && r.voters_state == VotersState::Settled))
                 };
                 model.setting.begins == Beginning::Settled || state.nodes.iter().any(settled)
             }),
