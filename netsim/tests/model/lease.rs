@@ -51,8 +51,6 @@ pub struct Budget {
 /// What is explored.
 #[derive(Debug, Clone)]
 pub struct Setting {
-    /// For people.
-    pub name: &'static str,
     /// Members.
     pub members: usize,
     /// How many steps of time: five are a TTL.
@@ -203,11 +201,6 @@ impl Leases {
             steps: Memo::default(),
             believed: Memo::default(),
         }
-    }
-
-    /// How many different members' states were met.
-    pub fn nodes(&self) -> usize {
-        self.nodes.len()
     }
 
     /// What is broken in a state.
