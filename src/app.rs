@@ -15,7 +15,7 @@ use crate::net::Peers;
 use crate::net::gossip::{Gossip, GossipConfig};
 use crate::net::node::NodeClient;
 use crate::net::peers::{Mesh, MeshConfig, PeerAddress};
-use crate::net::tls::TlsFiles;
+use crate::net::tls::{TlsFiles, TlsStore};
 use crate::proto::lease::Config as LeaseConfig;
 use crate::proto::ledger::{Bootstrap, Config as LedgerConfig};
 use crate::rt::{Phase, Shutdown, Signal, Signals, clock};
@@ -361,13 +361,26 @@ async fn failed(fatal: &mut watch::Receiver<Option<StoreError>>) -> String {
     }
 }
 
+/// Checks what the files that the configuration names hold, as a start would, without binding or changing anything.
+///
+/// # Errors
+/// What is wrong, for people.
+pub fn check_files(config: &Config) -> Result<(), String> {
+    TlsStore::load(tls_files(config), config.node.id.clone()).map_err(|e| e.to_string())?;
+    let dir = &config.node.data_dir;
+    match std::fs::metadata(dir) {
+        Ok(found) if !found.is_dir() => Err(format!("[node] data_dir: {} is no directory", dir.display())),
+        _ => Ok(()),
+    }
+}
+
+fn tls_files(config: &Config) -> TlsFiles {
+    TlsFiles { ca: config.mesh.ca_file.clone(), cert: config.mesh.cert_file.clone(), key: config.mesh.key_file.clone() }
+}
+
 fn start_mesh(config: &Config, identity: &Identity, mesh: MeshId, members: Vec<PeerAddress>) -> anyhow::Result<Mesh> {
     let secret = identity.reset_secret.as_slice().try_into().context("the store's reset secret has another length")?;
-    let tls = TlsFiles {
-        ca: config.mesh.ca_file.clone(),
-        cert: config.mesh.cert_file.clone(),
-        key: config.mesh.key_file.clone(),
-    };
+    let tls = tls_files(config);
     let id = config.node.id.clone();
     let mut mesh = MeshConfig::new(id, mesh, config.mesh.listen, tls, secret, identity.start);
     mesh.probe_interval = Duration::from_millis(config.mesh.probe_interval_ms);

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::app;
 use crate::config::{self, Config, LogFormat};
 use crate::telemetry::logs::{self, LogStyle};
 
@@ -49,6 +50,10 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     match args.command.unwrap_or(Command::Run) {
         Command::CheckConfig => {
+            if let Err(fault) = app::check_files(&config) {
+                eprintln!("{}: {fault}", args.config.display());
+                return ExitCode::from(2);
+            }
             println!(
                 "{} is valid: member {} of {}",
                 args.config.display(),

@@ -1,8 +1,9 @@
 //! Every order in which a few members' messages can arrive: the production cores of ledger and lease under a model checker.
 //!
-//! Within the bounds that each test states, all interleavings of deliveries, losses (a message that is never delivered),
-//! repetitions, timers, and crashes with or without the last transaction are explored. Where the simulator looks far along
-//! few paths, this looks at all paths, not far. Larger bounds: `--ignored`.
+//! Within the bounds that each test states, all interleavings of deliveries, losses, late and repeated messages, timers, and
+//! crashes with or without the last transaction are explored. Where the simulator looks far along few paths, this looks at
+//! all paths, not far. `docs/verification.md` says how many there are; larger bounds, which take minutes and gigabytes:
+//! `cargo test --release -p netsim --test model -- --ignored --test-threads 1 --nocapture`.
 
 #[path = "model/lease.rs"]
 mod lease;
@@ -11,222 +12,264 @@ mod ledger;
 #[path = "model/table.rs"]
 mod table;
 
-use stateright::{Checker as _, Model as _};
+use std::time::Instant;
 
-use ledger::{Ask, Beginning, Budget, Ledgers, Setting};
+use stateright::{Checker, Model};
 
-/// Explores a setting to its end, and asserts that nothing is broken and that what is to be reached is reached.
-fn explore(setting: Setting) {
-    let name = setting.name;
-    let began = std::time::Instant::now();
+use ledger::Ask::{Change, Delete, Quiet, Read};
+use ledger::{Beginning, Ledgers, Setting};
+
+/// Explores a model to its end, or so many steps deep; says what it saw, and panics at what is broken.
+fn explore<M>(name: &str, model: M, depth: Option<usize>, broken: impl Fn(&M, &M::State, &[M::Action]) -> String)
+where
+    M: Model + Send + Sync + 'static,
+    M::State: Clone + PartialEq + std::hash::Hash + std::fmt::Debug + Send + Sync + 'static,
+    M::Action: Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static,
+{
+    let began = Instant::now();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let depth = std::env::var("MODEL_DEPTH").ok().map_or(1000, |d| d.parse().unwrap());
-    let checker = Ledgers::new(setting).checker().threads(threads).target_max_depth(depth).spawn_bfs();
-    while !checker.is_done() {
-        std::thread::sleep(std::time::Duration::from_secs(5));
-        println!(
-            "{} {} {} {:?}",
-            checker.state_count(),
-            checker.unique_state_count(),
-            checker.max_depth(),
-            checker.model().sizes()
-        );
+    let mut checker = model.checker().threads(threads);
+    if let Some(depth) = depth {
+        checker = checker.target_max_depth(depth);
     }
+    let checker = checker.spawn_bfs().join();
     println!(
-        "{name}: {} states, {} of them different, depth {}, {} states of single members, {:.1} s",
+        "{name}: {} steps, {} states, depth {}{}, {:.1} s",
         checker.state_count(),
         checker.unique_state_count(),
         checker.max_depth(),
-        checker.model().nodes(),
+        if depth.is_some() { "" } else { " (the end)" },
         began.elapsed().as_secs_f64()
     );
     if let Some(path) = checker.discovery("nothing is broken") {
-        let broken = checker.model().broken(path.last_state());
-        panic!("{name}: {broken:?}\nafter\n{}", checker.model().told(&path.into_actions()));
+        let last = path.last_state().clone();
+        panic!("{name}: {}", broken(checker.model(), &last, &path.into_actions()));
     }
-    checker.assert_properties();
+    if depth.is_none() {
+        checker.assert_properties();
+    }
+}
+
+fn ledgers(setting: Setting, depth: Option<usize>) {
+    explore(setting.name, Ledgers::new(setting), depth, |model, state, actions| {
+        format!("{}\nafter\n{}", model.broken(state).unwrap_or_default(), model.told(actions))
+    });
+}
+
+fn leases(name: &'static str, steps: u8, budget: lease::Budget) {
+    let setting = lease::Setting { members: 2, steps, budget };
+    explore(name, lease::Leases::new(setting), None, |model, state, actions| {
+        format!("{}\nafter\n{}", model.broken(state).unwrap_or_default(), model.told(actions))
+    });
+}
+
+fn budget() -> ledger::Budget {
+    ledger::Budget::default()
+}
+
+fn rivals() -> Setting {
+    Setting { name: "two rivals", first: vec![(0, Change(0)), (1, Change(0))], ..Setting::default() }
+}
+
+fn change_and_read() -> Setting {
+    Setting { first: vec![(0, Change(0)), (1, Read)], ..Setting::default() }
+}
+
+fn crashing_proposer() -> Setting {
+    Setting {
+        name: "a change, its member crashes and asks again, another reads",
+        first: vec![(0, Change(0))],
+        later: vec![(1, Read)],
+        crashing: vec![0],
+        again: true,
+        budget: ledger::Budget { crashes: 1, ..budget() },
+        ..Setting::default()
+    }
+}
+
+fn crashing_voter() -> Setting {
+    Setting {
+        name: "two rivals, a voter crashes",
+        crashing: vec![2],
+        budget: ledger::Budget { crashes: 1, ..budget() },
+        ..rivals()
+    }
+}
+
+fn adding() -> Setting {
+    Setting {
+        name: "a fourth voter is added, a change beside it",
+        others: 1,
+        first: vec![(1, Change(0))],
+        begins: Beginning::Adding,
+        ..Setting::default()
+    }
+}
+
+fn removing() -> Setting {
+    Setting {
+        name: "a voter of three is removed, a change beside it",
+        first: vec![(1, Change(0))],
+        begins: Beginning::Removing,
+        ..Setting::default()
+    }
 }
 
 #[test]
 fn rivals_agree_on_every_version() {
-    explore(Setting {
-        name: "two rivals, three voters",
-        first: vec![(0, Ask::Change(0)), (1, Ask::Change(0))],
-        ..Setting::default()
-    });
+    ledgers(rivals(), None);
+}
+
+#[test]
+fn a_read_is_of_what_was_chosen_before_it() {
+    ledgers(
+        Setting {
+            name: "a change, a quiet one after it, reads beside and behind, all pushed",
+            first: vec![(0, Change(0)), (0, Quiet(1)), (1, Read)],
+            later: vec![(2, Read)],
+            pushes: true,
+            ..Setting::default()
+        },
+        Some(14),
+    );
+}
+
+#[test]
+fn a_late_message_changes_nothing() {
+    let budget = ledger::Budget { late: 1, ..budget() };
+    ledgers(Setting { name: "a change and a read, one message late", budget, ..change_and_read() }, None);
 }
 
 #[test]
 fn repeated_messages_change_nothing() {
-    explore(Setting {
-        name: "two rivals, three voters, one repeated message",
-        first: vec![(0, Ask::Change(0)), (1, Ask::Change(0))],
-        budget: Budget { repeats: 1, ..Budget::default() },
-        ..Setting::default()
-    });
+    let budget = ledger::Budget { repeats: 1, ..budget() };
+    ledgers(Setting { name: "a change and a read, one message repeated", budget, ..change_and_read() }, None);
+}
+
+#[test]
+fn a_round_that_takes_too_long_is_begun_anew() {
+    let budget = ledger::Budget { ticks: 1, ..budget() };
+    ledgers(Setting { name: "a change and a read, one timer", budget, ..change_and_read() }, Some(14));
 }
 
 #[test]
 fn a_voter_that_crashes_forgets_nothing() {
-    explore(Setting {
-        name: "two rivals, three voters, a voter that crashes once",
-        first: vec![(0, Ask::Change(0)), (1, Ask::Change(0))],
-        crashing: vec![2],
-        budget: Budget { crashes: 1, ..Budget::default() },
-        ..Setting::default()
-    });
+    ledgers(crashing_voter(), Some(17));
 }
 
 #[test]
 fn a_proposer_that_crashes_begins_anew() {
-    explore(Setting {
-        name: "a change, its member crashes once and asks again; another reads",
-        first: vec![(0, Ask::Change(0))],
-        crashing: vec![0],
-        again: true,
-        later: vec![(1, Ask::Read)],
-        budget: Budget { crashes: 1, ..Budget::default() },
-        ..Setting::default()
-    });
+    ledgers(crashing_proposer(), Some(15));
 }
 
 #[test]
 fn a_kept_promise_is_as_good_as_a_new_one() {
-    explore(Setting {
-        name: "one member changes twice, a rival once",
-        first: vec![(0, Ask::Change(0)), (0, Ask::Change(1)), (1, Ask::Change(0))],
-        ..Setting::default()
-    });
-}
-
-#[test]
-fn a_kept_promise_belongs_to_one_list() {
-    explore(Setting {
-        name: "a voter of three is removed, one member changes a record before and after",
-        first: vec![(1, Ask::Change(0))],
-        later: vec![(1, Ask::Change(1))],
-        begins: Beginning::Removing,
-        ..Setting::default()
-    });
+    let first = vec![(0, Change(0)), (0, Change(1))];
+    ledgers(
+        Setting {
+            name: "one member changes twice, another reads",
+            first,
+            later: vec![(1, Read)],
+            ..Setting::default()
+        },
+        None,
+    );
 }
 
 #[test]
 fn versions_go_on_after_a_deletion() {
-    explore(Setting {
-        name: "a record is deleted while a rival writes it",
-        first: vec![(0, Ask::Delete(0)), (1, Ask::Change(0))],
-        ..Setting::default()
-    });
+    let first = vec![(0, Delete(0)), (1, Change(0))];
+    ledgers(Setting { name: "a record is deleted while a rival writes it", first, ..Setting::default() }, None);
 }
 
 #[test]
 fn a_voter_is_added_while_a_record_changes() {
-    explore(Setting {
-        name: "a fourth voter is added, one change beside it",
-        others: 1,
-        first: vec![(1, Ask::Change(0))],
-        begins: Beginning::Adding,
-        ..Setting::default()
-    });
+    ledgers(adding(), Some(14));
 }
 
 #[test]
 fn a_voter_is_removed_while_a_record_changes() {
-    explore(Setting {
-        name: "a voter of three is removed, one change beside it",
-        first: vec![(1, Ask::Change(0))],
-        begins: Beginning::Removing,
-        ..Setting::default()
-    });
+    let budget = ledger::Budget { late: 1, repeats: 1, ..budget() };
+    ledgers(Setting { budget, ..removing() }, None);
 }
 
-fn explore_leases(setting: lease::Setting) {
-    let name = setting.name;
-    let began = std::time::Instant::now();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let depth = std::env::var("MODEL_DEPTH").ok().map_or(1000, |d| d.parse().unwrap());
-    let checker = lease::Leases::new(setting).checker().threads(threads).target_max_depth(depth).spawn_bfs();
-    while !checker.is_done() {
-        std::thread::sleep(std::time::Duration::from_secs(2));
-        println!(
-            "{} {} {} {:?}",
-            checker.state_count(),
-            checker.unique_state_count(),
-            checker.max_depth(),
-            checker.model().nodes()
-        );
-    }
-    println!(
-        "{name}: {} states, {} of them different, depth {}, {} states of single members, {:.1} s",
-        checker.state_count(),
-        checker.unique_state_count(),
-        checker.max_depth(),
-        checker.model().nodes(),
-        began.elapsed().as_secs_f64()
-    );
-    if let Some(path) = checker.discovery("nothing is broken") {
-        let broken = checker.model().broken(path.last_state());
-        panic!("{name}: {broken:?}\nafter\n{}", checker.model().told(&path.into_actions()));
-    }
-    checker.assert_properties();
+#[test]
+fn a_kept_promise_belongs_to_one_list() {
+    let name = "a voter of three is removed, one member changes a record before and after";
+    ledgers(Setting { name, later: vec![(1, Change(1))], ..removing() }, None);
+}
+
+fn lease_budget() -> lease::Budget {
+    lease::Budget::default()
 }
 
 #[test]
 fn one_member_holds_a_lease_at_a_time() {
-    explore_leases(lease::Setting {
-        name: "two members, clocks a twentieth off",
-        members: 2,
-        quarters: 8,
-        budget: lease::Budget::default(),
-    });
+    leases("two members, two TTLs", 10, lease_budget());
 }
 
 #[test]
 fn an_attempt_proves_nothing_but_itself() {
-    explore_leases(lease::Setting {
-        name: "two members, one request that nobody knows of",
-        members: 2,
-        quarters: 8,
-        budget: lease::Budget { unknown: 1, ..lease::Budget::default() },
-    });
+    let name = "a request held up, of which nobody knows, but which another member sees";
+    leases(name, 5, lease::Budget { unknown: 1, held: 1, signs: 1, ..lease_budget() });
 }
 
 #[test]
 fn a_restarted_holder_holds_nothing() {
-    explore_leases(lease::Setting {
-        name: "two members, one crash",
-        members: 2,
-        quarters: 8,
-        budget: lease::Budget { crashes: 1, ..lease::Budget::default() },
-    });
+    leases("one crash", 5, lease::Budget { crashes: 1, ..lease_budget() });
 }
 
 #[test]
-fn signs_of_life_of_attempts_that_never_take_effect_do_no_harm() {
-    explore_leases(lease::Setting {
-        name: "two members, one sign of an attempt, one gossip heard",
-        members: 2,
-        quarters: 8,
-        budget: lease::Budget { signs: 1, gossip: 1, ..lease::Budget::default() },
-    });
-}
-
-#[test]
-fn a_lease_given_back_is_another_s() {
-    explore_leases(lease::Setting {
-        name: "two members, one release",
-        members: 2,
-        quarters: 8,
-        budget: lease::Budget { releases: 1, ..lease::Budget::default() },
-    });
+fn signs_of_life_do_no_harm() {
+    leases(
+        "a sign of an attempt, a gossip, a push",
+        5,
+        lease::Budget { signs: 1, gossip: 1, pushes: 1, ..lease_budget() },
+    );
 }
 
 #[test]
 fn a_stale_order_is_refused() {
-    explore_leases(lease::Setting {
-        name: "two members, two orders",
-        members: 2,
-        quarters: 8,
-        budget: lease::Budget { orders: 2, ..lease::Budget::default() },
-    });
+    leases("one release, one order", 1, lease::Budget { releases: 1, orders: 1, ..lease_budget() });
+}
+
+#[test]
+#[ignore = "minutes"]
+fn rivals_with_late_and_repeated_messages_to_the_end() {
+    ledgers(
+        Setting { name: "two rivals, a message late", budget: ledger::Budget { late: 1, ..budget() }, ..rivals() },
+        None,
+    );
+    let budget = ledger::Budget { repeats: 1, ..budget() };
+    ledgers(Setting { name: "two rivals, a message repeated", budget, ..rivals() }, None);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn crashes_to_the_end() {
+    ledgers(crashing_voter(), None);
+    ledgers(crashing_proposer(), None);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn a_voter_is_added_deeper() {
+    ledgers(adding(), Some(20));
+}
+
+#[test]
+#[ignore = "minutes"]
+fn two_changes_of_one_member_and_a_rival_to_the_end() {
+    let first = vec![(0, Change(0)), (0, Change(1)), (1, Change(0))];
+    ledgers(Setting { name: "one member changes twice, a rival once", first, ..Setting::default() }, None);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn leases_for_longer() {
+    leases("two members, three TTLs", 15, lease_budget());
+    leases("one crash, longer", 8, lease::Budget { crashes: 1, ..lease_budget() });
+    leases("signs, longer", 8, lease::Budget { signs: 1, gossip: 1, pushes: 1, ..lease_budget() });
+    leases("two requests held up, one unknown", 6, lease::Budget { unknown: 1, held: 2, ..lease_budget() });
+    leases("one release, two orders", 5, lease::Budget { releases: 1, orders: 2, ..lease_budget() });
 }

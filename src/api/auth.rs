@@ -44,7 +44,9 @@ impl Keys {
     /// 401 without a Bearer key, 403 with a wrong one.
     pub fn check(&self, path: &str, header: Option<&str>) -> Result<(), ApiError> {
         let Some(wanted) = self.wanted(path) else { return Ok(()) };
-        let scheme = header.and_then(|h| h.split_once(' ')).filter(|(s, _)| s.eq_ignore_ascii_case("bearer"));
+        // A scheme without a key is a wrong key, as on a node.
+        let parts = header.map(|h| h.split_once(' ').unwrap_or((h, "")));
+        let scheme = parts.filter(|(s, _)| s.eq_ignore_ascii_case("bearer"));
         let Some((_, key)) = scheme else {
             let message = "The Authorization header is missing. It must use the bearer authorization method.";
             return Err(ApiError::new(ErrorCode::MissingAuthorizationHeader, message));
@@ -89,6 +91,7 @@ mod tests {
             ("/indexes", None, 401),
             ("/indexes", Some("Basic master"), 401),
             ("/indexes", Some("Bearer wrong"), 403),
+            ("/indexes", Some("Bearer"), 403),
             ("/indexes", Some("Bearer admin"), 403),
             ("/indexes", Some("bearer master"), 200),
             ("/_miroir/topology", Some("Bearer master"), 403),

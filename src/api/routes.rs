@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -10,16 +10,16 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Router, middleware};
-use http::{Method, Uri};
+use http::{HeaderName, Method, Uri};
 use tower::ServiceExt;
 use tower_http::cors::CorsLayer;
 use tracing::Instrument;
 use uuid::Uuid;
 
 use super::auth::{Keys, require_key};
-use super::error::ApiError;
+use super::error::{ApiError, mark};
 use super::room::{Placed, Room};
-use super::service::in_service;
+use super::service::{DEGRADED, in_service};
 use super::{
     admin, aliases, documents, health, indexes, leases, mesh, operations, search, settings, tasks, unsupported,
 };
@@ -38,6 +38,11 @@ use crate::services::tasks::Tasks;
 use crate::telemetry::metrics::{HttpGuard, Metrics};
 use crate::types::ErrorCode;
 use crate::types::TraceId;
+
+/// The header of answers with the id that stands in every member's log of the request.
+const REQUEST_ID: &str = "x-request-id";
+/// As long as a node lets browsers keep what they were told.
+const CORS_MAX_AGE: Duration = Duration::from_secs(86_400);
 
 /// Bounds of the API.
 #[derive(Debug, Clone)]
@@ -141,7 +146,7 @@ pub fn router(api: Api) -> Router {
         .route_layer(from_fn_with_state(api.clone(), in_service))
         .route_layer(from_fn_with_state(api.clone(), require_key))
         .layer(middleware::from_fn_with_state(api.clone(), observe))
-        .layer(CorsLayer::very_permissive().allow_credentials(false).allow_origin(tower_http::cors::Any))
+        .layer(cors())
         .with_state(api);
     // As on a node, several slashes are one, and one at the end is none.
     let again = routes.clone();
@@ -177,6 +182,15 @@ fn with_single_slashes(uri: &Uri) -> Option<Uri> {
     plain.parse().ok()
 }
 
+/// Pages of any origin may ask, as on a node, and see what is marked.
+fn cors() -> CorsLayer {
+    CorsLayer::very_permissive()
+        .allow_credentials(false)
+        .allow_origin(tower_http::cors::Any)
+        .expose_headers([HeaderName::from_static(DEGRADED), HeaderName::from_static(REQUEST_ID)])
+        .max_age(CORS_MAX_AGE)
+}
+
 /// Whether the request may change something.
 fn writes(request: &Request) -> bool {
     let last = request.uri().path().rsplit('/').next().unwrap_or_default();
@@ -209,9 +223,17 @@ async fn observe(State(api): State<Api>, mut request: Request, next: Next) -> Re
         request.extensions_mut().insert(place.bodies());
     }
     let writes = writes(&request);
+    let began = Instant::now();
     let answer = async move {
         let response = next.run(request).await;
-        let response = counted(guard, response);
+        let mut response = counted(guard, response);
+        let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
+        if status >= 500 {
+            tracing::warn!(status, ms, "a request failed");
+        } else {
+            tracing::debug!(status, ms, "answered");
+        }
+        mark(response.headers_mut(), REQUEST_ID, &trace.to_string());
         // The place is given back when the answer has been sent.
         response.map(|body| Body::new(Placed { body, _place: place }))
     }

@@ -15,6 +15,7 @@ use crate::services::Failure;
 use crate::services::search::{Asker, Found};
 use crate::services::tasks::error_object;
 use crate::types::TraceId;
+use crate::types::limits::MULTI_SEARCH_ANSWER_MAX_BYTES;
 use crate::types::{ErrorCode, IndexUid, ShardSet};
 
 /// A read's answer with the headers that say how whole it is.
@@ -93,10 +94,18 @@ pub async fn multi(State(api): State<Api>, Extension(trace): Extension<TraceId>,
         None => return Err(ApiError::new(ErrorCode::BadRequest, "Missing field `queries`")),
     };
     let mut results: Vec<Bytes> = Vec::with_capacity(queries.len());
-    let mut missing = ShardSet::new();
+    let (mut missing, mut bytes) = (ShardSet::new(), 0_usize);
     for (i, query) in queries.iter().enumerate() {
         let found = one_of_many(&api, query, asker).await.map_err(|e| inside(&format!(".queries[{i}]"), e))?;
         missing = missing.union(&found.missing);
+        bytes += found.body.len();
+        if bytes > MULTI_SEARCH_ANSWER_MAX_BYTES {
+            let message = format!(
+                "The answers to this multi-search come to more than {MULTI_SEARCH_ANSWER_MAX_BYTES} bytes. Ask for fewer hits or \
+                 attributes, or send the queries in several requests."
+            );
+            return Err(ApiError::new(ErrorCode::PayloadTooLarge, message));
+        }
         results.push(found.body);
     }
     let mut out = Vec::with_capacity(results.iter().map(Bytes::len).sum::<usize>() + 32);

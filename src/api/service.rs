@@ -11,7 +11,8 @@ use super::routes::Api;
 pub use crate::services::cluster::MemberState;
 use crate::types::ErrorCode;
 
-const DEGRADED: &str = "x-miroir-degraded";
+/// The header that marks an answer that lacks something, or may be old.
+pub const DEGRADED: &str = "x-miroir-degraded";
 
 /// The middleware. A member that has no records yet would say of every index that there is none.
 pub async fn in_service(State(api): State<Api>, request: Request, next: Next) -> Response {

@@ -13,7 +13,7 @@
 //! without asking one, is kept in [`ClientSettings`], in the index record. A value of a wrong type goes through unchanged:
 //! the node refuses it in its own words. Must not know: how many nodes there are, or how they agree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -146,6 +146,8 @@ pub struct IndexView {
     pub max_total_hits: usize,
     /// `faceting.maxValuesPerFacet`.
     pub max_values_per_facet: usize,
+    /// The names of `embedders`.
+    pub embedders: BTreeSet<String>,
     /// `faceting.sortFacetValuesBy`; the key `*` is always there, for all other facets.
     pub sort_facet_values_by: BTreeMap<String, FacetOrder>,
 }
@@ -210,6 +212,10 @@ impl IndexView {
             distinct: kept(client, "distinctAttribute"),
             max_total_hits: size(max_total_hits.unwrap_or(MAX_TOTAL_HITS)),
             max_values_per_facet: size(faceting.max_values_per_facet),
+            embedders: kept::<BTreeMap<String, Embedder>>(client, "embedders")
+                .unwrap_or_default()
+                .into_keys()
+                .collect(),
             sort_facet_values_by: faceting.sort_facet_values_by,
         }
     }

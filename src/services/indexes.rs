@@ -240,11 +240,13 @@ impl Indexes {
         if names.find(uid).is_some() || names.names().value.aliases.contains_key(uid) {
             return self.already_exists(uid, subject).await;
         }
+        let topology = self.cluster.topology();
+        // Looked at before the record is made, so that "nothing was done" is true.
+        self.writes.require_serving(topology.holders())?;
         let (index, ours) = self.find_or_create(uid, primary_key.as_deref(), trace).await?;
         if !ours {
             return self.already_exists(uid, subject).await;
         }
-        let topology = self.cluster.topology();
         let orders = topology.holders().cloned().map(|m| Order::without_body(m, WriteKind::EnsureIndex)).collect();
         self.writes.send(&index, subject, orders, None, Instant::now() + PATIENCE, trace).await
     }
@@ -275,6 +277,7 @@ impl Indexes {
             let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
             return self.tasks.sent(task, Vec::new()).await;
         };
+        self.writes.require_serving(self.cluster.topology().holders())?;
         let settled = if empty {
             self.update(&index.value.physical, trace, |record| {
                 record.primary_key = Some(key.clone());

@@ -24,6 +24,8 @@ const FRESH_PATIENCE: Duration = Duration::from_secs(5);
 const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts at one.
 const CHANGE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a member that is otherwise ready waits for members that it has not heard of.
+const HEARING: Duration = Duration::from_secs(2);
 /// Copies of a shard inside a group at most.
 const RF_MAX: u16 = 16;
 
@@ -230,6 +232,26 @@ impl MeshService {
         }
     }
 
+    /// Waits until every other member has been heard, its node healthy, or [`HEARING`] has passed: who serves before it knows
+    /// of the others answers from its own shards alone.
+    async fn others_heard(&self) {
+        let mut changes = self.cluster.watch();
+        let heard = async {
+            loop {
+                changes.mark_unchanged();
+                let (topology, seen) = (self.cluster.topology(), self.cluster.seen());
+                let well =
+                    |id: &MemberId| seen.get(id).is_some_and(|s| !s.suspect && s.state.is_some() && s.node.healthy);
+                let all = topology.holders().all(|id| id == self.cluster.own() || well(id));
+                if all || changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // Whoever has not been heard by then is away.
+        let _ = tokio::time::timeout(HEARING, heard).await;
+    }
+
     /// An operator's order: make a mesh with this list. The same order goes to each member of the list.
     ///
     /// # Errors
@@ -383,6 +405,7 @@ pub async fn enter_service(
     state: &watch::Sender<MemberState>,
 ) -> Result<bool, crate::store::StoreError> {
     mesh.ready().await?;
+    mesh.others_heard().await;
     Ok(state.send_if_modified(|state| {
         let joining = *state == MemberState::Joining;
         if joining {

@@ -418,6 +418,7 @@ impl Searches {
         let mut running: BTreeMap<AskId, Running> = BTreeMap::new();
         let mut bodies: BTreeMap<AskId, (Bytes, bool)> = BTreeMap::new();
         let mut kept: Option<Failure> = None;
+        let mut overdue = false;
         let mut hedges: Vec<AskId> = Vec::new();
         self.metrics.scatter_members.observe(actions.len() as f64);
         loop {
@@ -469,6 +470,7 @@ impl Searches {
                 }
                 () = tokio::time::sleep_until(next_late.into()) => {
                     if Instant::now() >= deadline {
+                        overdue = true;
                         actions = scatter.deadline();
                     } else {
                         actions = self.late(&mut scatter, &input, &mut running);
@@ -487,9 +489,20 @@ impl Searches {
         };
         let parts: Vec<PartAnswer> = finished.answers.iter().filter_map(part).collect();
         if parts.is_empty() {
-            return Err(kept.unwrap_or_else(|| unavailable(&finished.missing)));
+            let why = || if overdue { self.overdue(&finished.missing) } else { unavailable(&finished.missing) };
+            return Err(kept.unwrap_or_else(why));
         }
         Ok(Scattered { parts, missing: finished.missing })
+    }
+
+    /// The error where the time is over and nobody has answered.
+    fn overdue(&self, missing: &ShardSet) -> Failure {
+        let message = format!(
+            "No member has answered for these shards within {} s, the time that a search may take: {missing}. Their nodes may be \
+             busy, or the search is too large for them.",
+            self.options.deadline.as_secs_f64()
+        );
+        Failure::new(ErrorCode::MiroirShardsUnavailable, message)
     }
 
     /// Doubles the calls that are late, as far as the budget goes.

@@ -65,7 +65,12 @@ impl Handler for Serve {
             class: call.request.class(),
             outcome: "cancelled",
         };
-        let answer = self.answer(from, call).instrument(span).await;
+        let answer = async {
+            let answer = self.answer(from, call).await;
+            tracing::debug!("a peer's call was answered");
+            answer
+        };
+        let answer = answer.instrument(span).await;
         served.end(&answer);
         answer
     }

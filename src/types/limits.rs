@@ -28,6 +28,8 @@ pub const NODE_BODY_MAX_BYTES: usize = 64 << 20;
 pub const CALL_HEADER_MAX_BYTES: usize = 2 << 20;
 /// Largest body of one mesh call.
 pub const CALL_BODY_MAX_BYTES: usize = 512 << 20;
+/// Largest sum of the answers of one multi-search; it is held at once.
+pub const MULTI_SEARCH_ANSWER_MAX_BYTES: usize = 128 << 20;
 /// Largest gossip message.
 pub const GOSSIP_MESSAGE_MAX_BYTES: usize = 64 << 10;
 /// Largest total of a member's own gossip values.

@@ -1,7 +1,7 @@
 //! The lease's core as a model: a few members, one scope, and a register that changes at one instant each.
 //!
-//! Time goes on in steps of a quarter of the TTL, and nothing has to happen in time: a timer may be late, and what is under
-//! way when a quarter ends is lost, unless it is held up: then a request may take effect at any later time (also after its
+//! Time goes on in steps of a quarter of the TTL, with one more instant right before each whole TTL. Nothing has to happen in
+//! time: a timer may be late, and what is under way when a step ends is lost, unless it is held up: then a request may take effect at any later time (also after its
 //! sender was told that nobody knows), and an answer may come at any later time. The first member's clock is a twentieth slow, all others are a twentieth fast, which is as much as is promised.
 //!
 //! | name | holds |
@@ -24,7 +24,8 @@ use super::table::{Id, Memo, Table};
 
 const TTL: Duration = Duration::from_secs(1);
 const RENEW: Duration = Duration::from_millis(470);
-const UNIT_US: u64 = 250_000;
+/// Instants within each TTL, in microseconds.
+const STEPS_US: [u64; 5] = [0, 250_000, 500_000, 750_000, 980_000];
 
 /// How often what may happen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -50,12 +51,10 @@ pub struct Budget {
 /// What is explored.
 #[derive(Debug, Clone)]
 pub struct Setting {
-    /// For people.
-    pub name: &'static str,
     /// Members.
     pub members: usize,
-    /// How long, in quarters of the TTL.
-    pub quarters: u8,
+    /// How many steps of time: five are a TTL.
+    pub steps: u8,
     /// What may happen.
     pub budget: Budget,
 }
@@ -117,7 +116,7 @@ struct Step {
 /// One state: parts by their numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
-    quarter: u8,
+    time: u8,
     nodes: Vec<Id>,
     starts: Vec<u64>,
     register: Id,
@@ -137,11 +136,11 @@ pub struct State {
 /// What happens next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// A quarter of the TTL passes.
+    /// Time passes.
     Pass,
     /// A timer that is due goes off.
     Tick { node: usize },
-    /// Something that is under way is still under way when the quarter ends.
+    /// Something that is under way is still under way when the step ends.
     Hold { at: usize },
     /// A request takes effect, or anything else arrives.
     Arrive { at: usize, letter: Id },
@@ -184,9 +183,10 @@ fn member(n: usize) -> MemberId {
 }
 
 /// What a member's clock shows.
-fn local(n: usize, quarter: u8) -> Instant {
+fn local(n: usize, time: u8) -> Instant {
     let rate = if n == 0 { 950 } else { 1_050 };
-    Instant(1_000_000_000 * (u64::try_from(n).unwrap() + 1) + u64::from(quarter) * UNIT_US * rate / 1_000)
+    let passed = u64::from(time / 5) * 1_000_000 + STEPS_US[usize::from(time % 5)];
+    Instant(1_000_000_000 * (u64::try_from(n).unwrap() + 1) + passed * rate / 1_000)
 }
 
 impl Leases {
@@ -201,11 +201,6 @@ impl Leases {
             steps: Memo::default(),
             believed: Memo::default(),
         }
-    }
-
-    /// How many different members' states were met.
-    pub fn nodes(&self) -> usize {
-        self.nodes.len()
     }
 
     /// What is broken in a state.
@@ -232,21 +227,21 @@ impl Leases {
     }
 
     /// The epoch under which a member believes to hold the scope, and whether its timer is due.
-    fn believes(&self, n: usize, quarter: u8, node: Id) -> (Option<u64>, bool) {
-        self.believed.of((n, quarter, node), || {
-            let (node, now) = (self.nodes.get(node), local(n, quarter));
+    fn believes(&self, n: usize, time: u8, node: Id) -> (Option<u64>, bool) {
+        self.believed.of((n, time, node), || {
+            let (node, now) = (self.nodes.get(node), local(n, time));
             let due = node.core.next_wake().is_some_and(|at| at <= now);
             (node.core.believes(&scope(), now).map(Epoch::number), due)
         })
     }
 
-    fn step(&self, n: usize, quarter: u8, node: Id, input: Input) -> Arc<Step> {
-        self.steps.of((n, quarter, node, input), || Arc::new(self.work_out(n, quarter, node, input)))
+    fn step(&self, n: usize, time: u8, node: Id, input: Input) -> Arc<Step> {
+        self.steps.of((n, time, node, input), || Arc::new(self.work_out(n, time, node, input)))
     }
 
-    fn work_out(&self, n: usize, quarter: u8, id: Id, input: Input) -> Step {
+    fn work_out(&self, n: usize, time: u8, id: Id, input: Input) -> Step {
         let mut node = Node::clone(&self.nodes.get(id));
-        let now = local(n, quarter);
+        let now = local(n, time);
         let mut rng = fastrand::Rng::with_seed(1);
         let mut step = Step { node: id, posts: Vec::new(), became: None, obeyed: false, wrong: None, nothing: false };
         if input == Input::Start {
@@ -275,6 +270,12 @@ impl Leases {
                     let epoch = Epoch::new(*epoch).expect("it was held");
                     let order = Order { scope: scope(), epoch, record: "names".into(), version: *version };
                     step.obeyed = core.handle_order(env, &order, known).is_ok();
+                    if step.obeyed && epoch < node.fence {
+                        step.wrong = Some(format!(
+                            "no_stale_order is broken: m{n} obeys {order:?} and has heard of {}",
+                            node.fence
+                        ));
+                    }
                     if step.obeyed && known < *version {
                         step.wrong = Some(format!("no_stale_order is broken: m{n} obeys {order:?} and knows {known}"));
                     }
@@ -395,13 +396,13 @@ impl Leases {
         if let Some(wrong) = &step.wrong {
             self.wrong(state, wrong.clone());
         }
-        let (nodes, quarter) = (&state.nodes, state.quarter);
+        let (nodes, time) = (&state.nodes, state.time);
         let starts = &state.starts;
         state.posts.retain(|p| {
             let of_us = usize::from(p.member) == n;
             let late = of_us && p.start != 0 && p.start != starts[n] && !p.request;
             let answer = !p.request && matches!(&*self.letters.get(p.letter), Letter::Answer(..));
-            !late && !(of_us && answer && self.step(n, quarter, nodes[n], Input::Letter(p.letter)).nothing)
+            !late && !(of_us && answer && self.step(n, time, nodes[n], Input::Letter(p.letter)).nothing)
         });
         self.look(state);
     }
@@ -416,7 +417,7 @@ impl Leases {
     }
 
     fn look(&self, state: &mut State) {
-        let believes = |n: &usize| self.believes(*n, state.quarter, state.nodes[*n]).0.is_some();
+        let believes = |n: &usize| self.believes(*n, state.time, state.nodes[*n]).0.is_some();
         let believers: Vec<_> = (0..self.setting.members).filter(believes).collect();
         if believers.len() > 1 {
             self.wrong(state, format!("one_believes is broken: {believers:?}"));
@@ -454,7 +455,7 @@ impl Leases {
 
     fn restart(&self, state: &mut State, n: usize) {
         state.starts[n] += 1;
-        let step = self.step(n, state.quarter, state.nodes[n], Input::Start);
+        let step = self.step(n, state.time, state.nodes[n], Input::Start);
         self.take(state, n, &step);
     }
 }
@@ -467,7 +468,7 @@ impl Model for Leases {
         let members = self.setting.members;
         let node = |n| Node { core: Self::begin(n, 0, Epoch::ZERO, local(n, 0)), start: 0, fence: Epoch::ZERO };
         let mut state = State {
-            quarter: 0,
+            time: 0,
             nodes: (0..members).map(|n| self.nodes.id(node(n))).collect(),
             starts: vec![0; members],
             register: self.registers.id(None),
@@ -490,7 +491,7 @@ impl Model for Leases {
             return;
         }
         let budget = &state.budget;
-        if state.quarter < self.setting.quarters {
+        if state.time < self.setting.steps {
             actions.push(Action::Pass);
         }
         for (at, post) in state.posts.iter().enumerate() {
@@ -524,7 +525,7 @@ impl Model for Leases {
             }
         }
         for (node, id) in state.nodes.iter().enumerate() {
-            let (believes, due) = self.believes(node, state.quarter, *id);
+            let (believes, due) = self.believes(node, state.time, *id);
             if due {
                 actions.push(Action::Tick { node });
             }
@@ -553,7 +554,7 @@ impl Model for Leases {
         let mut state = last.clone();
         let (n, input) = match action {
             Action::Pass => {
-                state.quarter += 1;
+                state.time += 1;
                 state.posts.retain(|p| p.held);
                 self.look(&mut state);
                 return Some(state);
@@ -575,7 +576,7 @@ impl Model for Leases {
                 match &*self.letters.get(letter) {
                     Letter::Order(epoch, version) => {
                         let (epoch, version) = (*epoch, *version);
-                        let step = self.step(n, state.quarter, state.nodes[n], Input::Order(letter, state.copies[n]));
+                        let step = self.step(n, state.time, state.nodes[n], Input::Order(letter, state.copies[n]));
                         if step.obeyed && epoch < state.obeyed[n] {
                             let text =
                                 format!("no_stale_order is broken: m{n} obeys {epoch} after {}", state.obeyed[n]);
@@ -598,7 +599,7 @@ impl Model for Leases {
                 state.budget.crashes -= 1;
                 let post = state.posts.remove(at);
                 let n = usize::from(post.member);
-                let step = self.step(n, state.quarter, state.nodes[n], Input::LetterAndCrash(letter));
+                let step = self.step(n, state.time, state.nodes[n], Input::LetterAndCrash(letter));
                 state.nodes[n] = step.node;
                 if let Some(wrong) = &step.wrong {
                     self.wrong(&mut state, wrong.clone());
@@ -624,7 +625,7 @@ impl Model for Leases {
                 (node, Input::Release)
             }
             Action::Fence { node } => {
-                state.fenced = self.believes(node, state.quarter, state.nodes[node]).0?;
+                state.fenced = self.believes(node, state.time, state.nodes[node]).0?;
                 state.record += 1;
                 state.copies[node] = state.record;
                 return Some(state);
@@ -643,7 +644,7 @@ impl Model for Leases {
                 return Some(state);
             }
         };
-        let step = self.step(n, state.quarter, state.nodes[n], input);
+        let step = self.step(n, state.time, state.nodes[n], input);
         if step.nothing {
             return None;
         }

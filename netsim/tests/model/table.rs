@@ -43,11 +43,6 @@ impl<T: fmt::Debug> Table<T> {
     pub fn get(&self, id: Id) -> Arc<T> {
         Arc::clone(&self.inner.read().unwrap_or_else(PoisonError::into_inner).1[id as usize])
     }
-
-    /// How many values there are.
-    pub fn len(&self) -> usize {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner).1.len()
-    }
 }
 
 /// Hashes a few small numbers, fast.

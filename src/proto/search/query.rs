@@ -293,6 +293,11 @@ impl SearchQuery {
         if parts < 2 || self.mixing_ratio().is_none() || self.q().is_none_or(|q| q.trim().is_empty()) {
             return None;
         }
+        // A node that is asked for keywords alone does not look whether there is such an embedder.
+        let embedder = self.sent.fields.get("hybrid")?.get("embedder")?.as_str()?;
+        if !view.embedders.contains(embedder) {
+            return None;
+        }
         let mut keyword = self.clone();
         keyword.sent.fields.get_mut("hybrid")?.as_object_mut()?.insert("semanticRatio".into(), 0.into());
         Some(keyword.part_body(parts, view))
@@ -549,16 +554,18 @@ mod tests {
     #[test]
     fn a_mixed_search_asks_for_keywords_first() {
         let q = query(json!({"q": "x", "hybrid": {"embedder": "e", "semanticRatio": 0.7}}));
-        let first: Value = serde_json::from_slice(&q.keyword_body(2, &IndexView::default()).unwrap()).unwrap();
+        let view = IndexView { embedders: ["e".to_owned()].into(), ..IndexView::default() };
+        let first: Value = serde_json::from_slice(&q.keyword_body(2, &view).unwrap()).unwrap();
+        assert_eq!(q.keyword_body(2, &IndexView::default()), None, "a node is to refuse an embedder that is not there");
         assert_eq!(first["hybrid"], json!({"embedder": "e", "semanticRatio": 0}));
         assert_eq!((&first["showRankingScore"], &first["limit"]), (&json!(true), &json!(20)));
-        assert_eq!(q.keyword_body(1, &IndexView::default()), None);
+        assert_eq!(q.keyword_body(1, &view), None);
         for other in [
             json!({"q": "x"}),
             json!({"q": " ", "hybrid": {"embedder": "e"}}),
             json!({"q": "x", "hybrid": {"embedder": "e", "semanticRatio": 1.0}}),
         ] {
-            assert_eq!(query(other).keyword_body(2, &IndexView::default()), None);
+            assert_eq!(query(other).keyword_body(2, &view), None);
         }
     }
 
