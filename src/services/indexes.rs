@@ -64,14 +64,14 @@ impl Indexes {
     /// The index that a write to that name goes to; `None` if there is none.
     ///
     /// # Errors
-    /// `miroir_no_quorum` for an alias, where this member can't tell what it stands for now.
+    /// `miroir_no_quorum` for an alias, where this member can't tell which index it means.
     pub fn find_for_write(&self, uid: &IndexUid) -> Result<Option<Index>, Failure> {
         // Asked first: records that are taken later are at least as new.
         let fresh = self.records.ledger().fresh();
         let snapshot = self.records.snapshot();
         if !fresh && snapshot.names().value.aliases.contains_key(uid) {
             let message = format!(
-                "`{uid}` is an alias, and this member can't tell what it stands for now, because no majority of the voters \
+                "`{uid}` is an alias, and this member can't tell which index it means at present, because no majority of the voters \
                  answers. Nothing was done; send the request again, or to another member."
             );
             return Err(Failure::new(ErrorCode::MiroirNoQuorum, message));

@@ -75,6 +75,13 @@ async fn members_share_a_queue_and_each_job_is_done_once() {
     }
     let serving: Vec<_> = (0..3).map(|i| serve(&world, i, &done)).collect();
     emptied(&world, 0).await;
+    let events = |event: &str| (0..3).map(|i| world.at(i).metrics.jobs.with_label_values(&[event]).get()).sum::<u64>();
+    within("the last one to be counted", async {
+        while events("finished") < 24 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
     serving.iter().for_each(JoinHandle::abort);
     let finished = done.finished.lock().unwrap().clone();
     let ids: BTreeSet<&str> = finished.iter().map(|(_, id)| id.as_str()).collect();
@@ -83,7 +90,6 @@ async fn members_share_a_queue_and_each_job_is_done_once() {
     let begun = done.begun.lock().unwrap().clone();
     let again: Vec<_> = begun.iter().filter(|(_, id, _)| id == "j5").map(|(_, _, cursor)| cursor.clone()).collect();
     assert_eq!(again, [None, Some(json!(17))], "a job that was given back goes on at its cursor");
-    let events = |event: &str| (0..3).map(|i| world.at(i).metrics.jobs.with_label_values(&[event]).get()).sum::<u64>();
     assert_eq!((events("claimed"), events("finished"), events("given_back")), (25, 24, 1));
 }
 

@@ -102,6 +102,18 @@ impl Store {
         })
         .await
     }
+
+    /// Phase and state of an operation in the table that people look at.
+    #[cfg(test)]
+    pub(crate) async fn shown_operation_for_test(&self, id: &str) -> Result<Option<(String, String)>, StoreError> {
+        let id = id.to_owned();
+        self.run(move |tx| {
+            let mut rows = tx.prepare("SELECT phase, state FROM mode_b_operations WHERE id = ?1")?;
+            let mut rows = rows.query_map([id], |r| Ok((r.get(0)?, r.get(1)?)))?;
+            Ok(rows.next().transpose()?)
+        })
+        .await
+    }
 }
 
 fn sql(epoch: Epoch) -> i64 {

@@ -200,6 +200,8 @@ impl Operations {
         }
         let s = self.scopes.entry(scope.clone()).or_default();
         s.requests.push_back((id, request, at.to_owned()));
+        // What this member's copy does not have yet may be what the request goes by: another operation's end, say.
+        s.read_first = true;
         self.drive(env, scope);
         id
     }

@@ -117,14 +117,7 @@ async fn known(world: &World, i: usize, id: &str, so: impl Fn(&OperationEntry) -
 
 /// Phase and state of an operation in a member's own table.
 async fn row(world: &World, i: usize, id: &str) -> (String, String) {
-    let id = id.to_owned();
-    let read = move |tx: &rusqlite::Transaction<'_>| {
-        let sql = "SELECT phase, state FROM mode_b_operations WHERE id = ?1";
-        let mut rows = tx.prepare(sql)?;
-        let mut rows = rows.query_map([id], |r| Ok((r.get(0)?, r.get(1)?)))?;
-        Ok(rows.next().transpose()?.unwrap_or_default())
-    };
-    world.at(i).store.run(read).await.unwrap()
+    world.at(i).store.shown_operation_for_test(id).await.unwrap().unwrap_or_default()
 }
 
 async fn goes_on_where_its_leader_was_killed(kind: &'static Kind, phase: &'static str) {
