@@ -402,7 +402,7 @@ impl Leases {
             let of_us = usize::from(p.member) == n;
             let late = of_us && p.start != 0 && p.start != starts[n] && !p.request;
             let answer = !p.request && matches!(&*self.letters.get(p.letter), Letter::Answer(..));
-            !late && !(of_us && answer && self.step(n, time, nodes[n], Input::Letter(p.letter)).nothing)
+            !(late || of_us && answer && self.step(n, time, nodes[n], Input::Letter(p.letter)).nothing)
         });
         self.look(state);
     }

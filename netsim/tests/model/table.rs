@@ -12,11 +12,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// The number of a value.
 pub type Id = u32;
 
+/// The numbers by the values' prints, and the values by their numbers.
+type Inner<T> = (HashMap<u128, Id>, Vec<Arc<T>>);
+
 /// Values, each once. Two are the same if their texts for people are, but for what `ignored` names.
 #[derive(Debug)]
 pub struct Table<T> {
     ignored: &'static [&'static str],
-    inner: RwLock<(HashMap<u128, Id>, Vec<Arc<T>>)>,
+    inner: RwLock<Inner<T>>,
 }
 
 impl<T: fmt::Debug> Table<T> {

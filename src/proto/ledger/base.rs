@@ -332,7 +332,7 @@ impl Base {
             list,
             forming: self.proposed.as_ref().and_then(|p| p.numbers.get(to)).copied(),
             line: (!self.shown.contains(to)).then(|| self.line()),
-            took: self.stores.get(to).and_then(|s| self.seen(*s)?.taken()).map(|p| p.nonce),
+            took: self.stores.get(to).and_then(|s| self.seen(*s)?.taken()).copied(),
             known: self.known(to),
         }
     }
@@ -344,7 +344,7 @@ impl Base {
 
     /// The processes before this one.
     fn line(&self) -> Vec<Process> {
-        self.stored.line.iter().filter(|p| p.nonce != self.process.nonce).copied().collect()
+        self.stored.line.iter().filter(|p| p.start < self.process.start).copied().collect()
     }
 
     /// What a member is told of the voters' stores.

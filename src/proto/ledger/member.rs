@@ -231,7 +231,7 @@ impl Ledger {
         let base = &mut self.base;
         let store = header.sender.store;
         // Who has lost its store has to be shown everything again.
-        if header.took == Some(base.process.nonce) {
+        if header.took == Some(base.process) {
             base.shown.insert(from.clone());
         } else {
             base.shown.remove(from);
@@ -321,7 +321,7 @@ impl Ledger {
             Item::Shown => {}
             Item::Refused(Refusal::Unshown) => base.send(from, None, None, Item::Show),
             Item::Refused(Refusal::RolledBack { store, refused, .. })
-                if store == base.stored.store && refused == base.process.nonce =>
+                if store == base.stored.store && refused == base.process =>
             {
                 base.persist(Row::RolledBack);
                 base.effects.push_back(rolled_back(base));

@@ -43,8 +43,8 @@ pub struct Header {
     pub forming: Option<u64>,
     /// The processes of the sender's store before this one, as far as they are kept; until the receiver has taken this one.
     pub line: Option<Vec<Process>>,
-    /// The process of the receiver's store that the sender has taken, by its nonce.
-    pub took: Option<u64>,
+    /// The process of the receiver's store that the sender has taken.
+    pub took: Option<Process>,
     /// What the sender has heard of the stores of the list's voters.
     pub known: Vec<Known>,
 }
@@ -208,8 +208,8 @@ pub enum Refusal {
     /// The receiver has not heard of the sender's process and needs to see its line.
     Unshown,
     /// The sender's store is not what it was: `store` in process `start` had made `count` transactions. `refused` is the
-    /// nonce of the process that this is about; another one ignores it.
-    RolledBack { store: StoreId, refused: u64, start: u64, count: u64 },
+    /// process that this is about; another one ignores it.
+    RolledBack { store: StoreId, refused: Process, start: u64, count: u64 },
 }
 
 /// What is wrong with a peer's message.
@@ -399,7 +399,7 @@ mod tests {
             list: Some(Arc::new(list)),
             forming: None,
             line: Some(vec![Process { start: 2, nonce: 8, began: 1 }]),
-            took: Some(9),
+            took: Some(sender.process()),
             known: vec![sender.known()],
         };
         Message { header, items }

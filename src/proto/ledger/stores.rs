@@ -103,7 +103,7 @@ impl Seen {
     fn refusal(&self, refused: &Sender) -> Refusal {
         let newest = self.told.last().copied().or_else(|| self.known());
         let (start, count) = newest.map_or((0, 0), |known| (known.start, known.count));
-        Refusal::RolledBack { store: refused.store, refused: refused.nonce, start, count }
+        Refusal::RolledBack { store: refused.store, refused: refused.process(), start, count }
     }
 }
 
@@ -230,7 +230,7 @@ mod tests {
     fn a_process_that_began_below_what_was_heard_is_refused_for_good() {
         let seen = after(FIRST, 10);
         let Heard::Refuse(refusal, Some(gone)) = hear(Some(&seen), &sender(NEXT, 99), Some(&[FIRST])) else { panic!() };
-        assert_eq!(refusal, Refusal::RolledBack { store: STORE, refused: 22, start: 1, count: 10 });
+        assert_eq!(refusal, Refusal::RolledBack { store: STORE, refused: NEXT, start: 1, count: 10 });
         let later = process(3, 33, 200);
         assert!(is_refused(&hear(Some(&gone), &sender(later, 200), Some(&[FIRST, NEXT]))));
         assert!(is_refused(&hear(Some(&gone), &sender(FIRST, 11), None)));

@@ -265,6 +265,63 @@ fn a_store_put_back_from_a_copy_takes_no_part() {
 }
 
 #[test]
+fn a_store_put_back_is_told_by_whoever_heard_of_it_from_others() {
+    let mut world = made(14, 3);
+    let copy = world.nodes[&id(1)].disk.clone();
+    // Member 2 hears of what member 1 votes only through member 0.
+    world.cut.extend([(id(1), id(2)), (id(2), id(1))]);
+    for version in 0..3 {
+        world.change(&id(0), &key(0), version, None, false);
+        world.run(SECOND);
+    }
+    (0..2).for_each(|i| world.crash(&id(i)));
+    world.nodes.get_mut(&id(1)).unwrap().disk = copy;
+    world.cut.clear();
+    world.start(&id(1));
+    world.run(SECOND);
+    assert!(world.rolled_back.contains(&id(1)));
+}
+
+#[test]
+fn members_that_start_again_together_vote_at_once() {
+    let mut world = made(15, 3);
+    let op = world.change(&id(0), &key(0), 0, None, false);
+    world.run(SECOND);
+    assert_eq!(world.answers[&op], Answer::Changed { version: 1 });
+    (0..3).for_each(|i| world.crash(&id(i)));
+    (0..3).for_each(|i| world.start(&id(i)));
+    world.run(SECOND / 2);
+    let op = world.change(&id(2), &key(0), 1, None, false);
+    world.run(SECOND / 4);
+    assert_eq!(world.answers[&op], Answer::Changed { version: 2 });
+}
+
+#[test]
+fn beside_a_dead_voter_one_that_starts_again_votes_after_a_ttl() {
+    let mut world = made(16, 3);
+    (0..2).for_each(|i| world.crash(&id(i)));
+    world.start(&id(1));
+    let ttl = super::simulated::config(&id(1), None).lease_ttl;
+    world.run(ttl / 2);
+    let votes = |world: &World| world.nodes[&id(1)].core.as_ref().unwrap().votes();
+    assert!(!votes(&world), "member 0 might have heard of what the store has forgotten");
+    world.run(ttl);
+    assert!(votes(&world));
+    let op = world.change(&id(2), &key(0), 0, None, false);
+    world.run(SECOND);
+    assert_eq!(world.answers[&op], Answer::Changed { version: 1 });
+}
+
+#[test]
+fn a_voter_that_starts_again_alone_never_votes() {
+    let mut world = made(17, 3);
+    (0..3).for_each(|i| world.crash(&id(i)));
+    world.start(&id(1));
+    world.run(30 * SECOND);
+    assert!(!world.nodes[&id(1)].core.as_ref().unwrap().votes());
+}
+
+#[test]
 fn survivors_go_on_as_a_new_mesh() {
     let mut world = made(6, 5);
     let old = world.running().next().unwrap().1.mesh();
