@@ -98,12 +98,14 @@ pub struct Jobs {
     metrics: Arc<Metrics>,
     // What this process works on: a claim of its own that is not here was made by a change whose answer did not come.
     working: Arc<Mutex<BTreeSet<(String, String)>>>,
+    // One claim at a time, so that a new one is noted there before anybody looks for those that are not.
+    claiming: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Jobs {
     /// Queues in this ledger; claims live as long as this member's life in `leases`.
     pub fn new(ledger: LedgerHandle, leases: LeaseHandle, metrics: Arc<Metrics>) -> Self {
-        Self { ledger, leases, metrics, working: Arc::default() }
+        Self { ledger, leases, metrics, working: Arc::default(), claiming: Arc::default() }
     }
 
     /// Adds a job; one of the same id that is there already stays as it is.
@@ -128,7 +130,8 @@ impl Jobs {
         loop {
             changes.mark_unchanged();
             match self.claim(queue).await {
-                Ok(Some((job, claim))) => {
+                Ok(Some((job, claim, _here))) => {
+                    self.metrics.jobs.with_label_values(&["claimed"]).inc();
                     if self.work(queue, job, claim, worker).await {
                         continue;
                     }
@@ -145,15 +148,16 @@ impl Jobs {
         }
     }
 
-    /// Claims the first job that is free; `None` if there is none, or this member can't show that it lives.
-    async fn claim(&self, queue: &str) -> Result<Option<(Job, Claim)>, JobsError> {
+    /// Claims the first job that is free, or finds one that was claimed without an answer; `None` if there is none, or this member can't show that it lives.
+    async fn claim(&self, queue: &str) -> Result<Option<(Job, Claim, Here<'_>)>, JobsError> {
+        let _one = self.claiming.lock().await;
         let mut copy = self.copy(queue)?;
         for _ in 0..ATTEMPTS {
             let Some(me) = self.leases.alive() else { return Ok(None) };
             let (version, record) = read(queue, copy.as_ref())?;
             let left = record.jobs.iter().find(|job| job.claim.as_ref() == Some(&me) && !self.works_on(queue, &job.id));
             if let Some(job) = left {
-                return Ok(Some((job.clone(), me)));
+                return Ok(Some((job.clone(), me, Here::enter(self, queue, &job.id))));
             }
             let mut lapses = BTreeMap::new();
             for claim in record.jobs.iter().filter_map(|job| job.claim.as_ref()) {
@@ -165,8 +169,8 @@ impl Jobs {
             let Pick::Claim { id, queue: claimed } = picked else { return Ok(None) };
             match self.write(queue, version, &claimed).await? {
                 None => {
-                    self.metrics.jobs.with_label_values(&["claimed"]).inc();
-                    return Ok(claimed.jobs.into_iter().find(|job| job.id == id).map(|job| (job, me)));
+                    let job = claimed.jobs.into_iter().find(|job| job.id == id);
+                    return Ok(job.map(|job| (job, me, Here::enter(self, queue, &id))));
                 }
                 Some(other) => copy = other,
             }
@@ -177,7 +181,6 @@ impl Jobs {
     /// Works on a claimed job as long as the claim stands; whether it was finished.
     async fn work(&self, queue: &str, job: Job, claim: Claim, worker: &dyn Worker) -> bool {
         let id = job.id.clone();
-        let _here = Here::enter(self, queue, &id);
         let (cursor, reached) = watch::channel(job.cursor.clone());
         let working = Working { job, claim: claim.clone(), leases: self.leases.clone(), cursor };
         let event = tokio::select! {
