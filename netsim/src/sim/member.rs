@@ -23,7 +23,7 @@ const INBOX_MAX: usize = 512;
 #[derive(Debug)]
 pub enum Input {
     /// From another member.
-    Message(MemberId, Message),
+    Message(MemberId, Box<Message>),
     /// Its timer is due.
     Tick,
     /// From whoever uses it.
@@ -156,7 +156,7 @@ impl Member {
         let Some(input) = process.inbox.pop_front() else { return Step::Idle };
         let mut env = Env { now: Instant(self.clock.at(now)), rng: &mut process.rng };
         match input {
-            Input::Message(from, message) => process.ledger.handle_message(&mut env, &from, message),
+            Input::Message(from, message) => process.ledger.handle_message(&mut env, &from, *message),
             Input::Tick => process.ledger.handle_tick(&mut env),
             Input::Command(command) => process.ledger.submit(&mut env, command),
         }

@@ -282,7 +282,7 @@ impl World {
         match event {
             Event::Deliver { to, from, message } => {
                 self.note(format_args!("{} → {}: {:?}", name(from), name(to), message));
-                self.members[to].hear(Input::Message(name(from), *message));
+                self.members[to].hear(Input::Message(name(from), message));
                 self.run(to)
             }
             Event::Committed { host, life } => {
