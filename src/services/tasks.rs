@@ -4,7 +4,7 @@
 //! everybody knows whom to ask. A task is stored before anything is sent, and again with its parts before the client hears
 //! of it. Must not know: what the parts do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -517,6 +517,7 @@ fn combine(body: &Body, index_uid: Option<&str>, states: &[Option<PartState>]) -
     });
     let of = |status| known.iter().find(|t| t.status == status);
     let error = of(Status::Failed).map(|t| client_error(body, index_uid, t.error.clone())).or(lost);
+    let error = error.map(|error| partly(error, &applied(body, states)));
     let status = match (&error, of(Status::Canceled)) {
         (Some(_), _) => Status::Failed,
         (None, Some(_)) => Status::Canceled,
@@ -530,6 +531,24 @@ fn combine(body: &Body, index_uid: Option<&str>, states: &[Option<PartState>]) -
         finished_at: known.iter().filter_map(|t| t.finished_at.as_ref()).max().cloned(),
         deleted: deleted / body.copies,
     }
+}
+
+/// The members whose nodes have carried out their parts.
+fn applied<'b>(body: &'b Body, states: &[Option<PartState>]) -> BTreeSet<&'b str> {
+    let done = |state: &Option<PartState>| matches!(state, Some(PartState::Known(t)) if t.status == Status::Succeeded);
+    let parts = body.parts.iter().flatten().zip(states);
+    parts.filter(|(_, state)| done(state)).map(|(part, _)| part.member.as_str()).collect()
+}
+
+/// An error that tells what stands all the same: a node alone would have applied nothing.
+fn partly(mut error: Value, applied: &BTreeSet<&str>) -> Value {
+    if let (false, Some(message)) = (applied.is_empty(), error.get("message").and_then(Value::as_str)) {
+        let members: Vec<&str> = applied.iter().copied().collect();
+        let note =
+            format!("Other parts of this write were applied, on {}; correct it and send it again.", members.join(", "));
+        error["message"] = Value::String(format!("{message} {note}"));
+    }
+    error
 }
 
 /// A node's task error with the client's names in its text.
@@ -669,6 +688,13 @@ mod tests {
     #[test]
     fn an_error_text_names_the_clients_index() {
         let b = body(Subject::DeleteAll, 1);
+        let mut two = body(Subject::Documents { received: 3, distinct: 2 }, 1);
+        two.parts = Some(["m1", "m2"].map(|m| Part { member: MemberId::new(m).unwrap(), task: 1 }).into());
+        let outcome = combine(&two, Some("movies"), &[part(Status::Failed, None), part(Status::Succeeded, None)]);
+        let message =
+            "Index `movies` not found. Other parts of this write were applied, on m2; correct it and send it again.";
+        assert_eq!(outcome.error.unwrap()["message"], message);
+
         let outcome = combine(&b, Some("movies"), &[part(Status::Failed, None)]);
         assert_eq!(outcome.error.unwrap()["message"], "Index `movies` not found.");
     }
