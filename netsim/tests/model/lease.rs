@@ -55,6 +55,8 @@ pub struct Setting {
     pub members: usize,
     /// How many steps of time: five are a TTL.
     pub steps: u8,
+    /// From which step of time on the last member may lead: until then its copies are stale.
+    pub waits: u8,
     /// What may happen.
     pub budget: Budget,
 }
@@ -80,6 +82,8 @@ enum Letter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Input {
     Start,
+    /// It may lead from now on.
+    Eligible,
     Tick,
     Letter(Id),
     /// Heard, stored, and nothing else done.
@@ -251,7 +255,13 @@ impl Leases {
         let core = &mut node.core;
         let env = &mut Env { now, rng: &mut rng };
         match input {
-            Input::Start => core.handle_want(env, &scope()).expect("there is room"),
+            Input::Start => {
+                if n + 1 == self.setting.members && time < self.setting.waits {
+                    core.handle_eligible(env, false);
+                }
+                core.handle_want(env, &scope()).expect("there is room");
+            }
+            Input::Eligible => core.handle_eligible(env, true),
             Input::Tick => core.handle_tick(env),
             Input::Release => core.handle_release(env, &scope()),
             Input::Unknown(letter) => {
@@ -556,6 +566,11 @@ impl Model for Leases {
             Action::Pass => {
                 state.time += 1;
                 state.posts.retain(|p| p.held);
+                if state.time == self.setting.waits {
+                    let n = self.setting.members - 1;
+                    let step = self.step(n, state.time, state.nodes[n], Input::Eligible);
+                    self.take(&mut state, n, &step);
+                }
                 self.look(&mut state);
                 return Some(state);
             }
