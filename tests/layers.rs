@@ -57,7 +57,8 @@ const IMPURE: [&str; 14] = [
 ];
 
 /// Words of unfinished work.
-const LEFTOVERS: [&str; 9] = ["todo!", "unimplemented!", "dbg!", "FIXME", "TODO", "XXX", "HACK", "#[ignore", "for now"];
+const LEFTOVERS: [&str; 9] =
+    ["todo!", "unimplemented!", "dbg!", "FIXME", "TODO", "XXX", "HACK", "#[ignore]", "for now"];
 
 struct Source {
     /// From the repository's root.

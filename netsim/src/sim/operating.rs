@@ -189,7 +189,7 @@ impl Operating {
         }
     }
 
-    /// Does what a run calls for now.
+    /// Does what a run calls for.
     fn advance(&mut self, env: &mut Env<'_>, scope: &Scope, around: &Around<'_>, outs: &mut Vec<Out>) {
         let Some(run) = self.runs.get_mut(scope) else { return };
         run.next = env.now.plus(LOOK_AGAIN);

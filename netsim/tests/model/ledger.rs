@@ -249,10 +249,11 @@ impl Ledgers {
     pub fn new(setting: Setting) -> Self {
         let events = Table::new(&[]);
         let silence = events.id(Vec::new());
+        let ignored: &[&str] = if setting.crashing.is_empty() { &["count: "] } else { &[] };
         Self {
             setting,
-            // How many transactions a store has seen says nothing here: only restored disks are told by it.
-            nodes: Table::new(&["count: "]),
+            // How many transactions a store has seen says nothing, unless a later process on it shows where it began.
+            nodes: Table::new(ignored),
             letters: Table::new(&[]),
             events,
             silence,
@@ -670,7 +671,10 @@ impl Model for Ledgers {
         for n in 0..self.members() {
             let disk = self.disk(n);
             events.extend(disk.list.as_deref().cloned().map(Event::Listed));
-            nodes.push(Self::start(n, disk, BEGAN, 0));
+            let mut node = Self::start(n, disk, BEGAN, 0);
+            // The others have heard it already, so that it has begun is on its disk.
+            self.call(n, &mut node, false, &mut Vec::new(), &mut Vec::new(), |_, _| ());
+            nodes.push(node);
         }
         for (n, node) in nodes.iter().enumerate() {
             let Some(Register { accepted: Some((ballot, record)), .. }) = node.stored.registers.get(&RecordKey::mesh())
