@@ -53,6 +53,8 @@ pub struct Process {
     rng: Rng,
     inbox: VecDeque<Input>,
     commit: Option<Commit>,
+    /// The true time at which it began.
+    pub began: u64,
     /// The true time for which its timer is set.
     pub timer: Option<u64>,
 }
@@ -110,7 +112,8 @@ impl Member {
         let leading = Leading::new(me, self.leases.clone(), self.disk.fences(), at);
         let operating = Operating::new(self.leases.ttl_ms);
         let (inbox, members) = (VecDeque::new(), (0, Vec::new()));
-        self.process = Some(Process { ledger, leading, operating, members, rng, inbox, commit: None, timer: None });
+        self.process =
+            Some(Process { ledger, leading, operating, members, rng, inbox, commit: None, began: now, timer: None });
     }
 
     /// Ends the process at once. `written`: whether a transaction that was under way reached the disk.

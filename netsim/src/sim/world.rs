@@ -41,6 +41,9 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(3);
 /// A clock that stood still or jumped, and with it the hold of a lease, may be wrong for so long, in microseconds: a TTL
 /// and its margin on the slowest clock, and some.
 const WRONG_FOR: u64 = 13_500_000;
+/// What a TTL is at least on a clock that runs too fast, less the one look at the clock that a jump may take away, in
+/// microseconds.
+const PATIENT_FOR: u64 = 9_000_000;
 /// Keys of operations' records begin so.
 const OPERATION: &str = "operation:";
 /// Between two rounds of gossip.
@@ -624,26 +627,37 @@ impl World {
     }
 
     /// A store that was put back may vote again only where nobody has heard of what it has forgotten, or all who have are
-    /// out of its reach. The second is what the ledger can't help: the operator, who is spared it here, takes it away.
-    fn is_given_up(&mut self, host: Host) -> bool {
-        let Some(process) = &self.members[host].process else { return false };
+    /// out of its reach. The second is what the ledger can't help: the operator, who is spared it here, takes it away. But
+    /// then it has waited for them.
+    fn is_given_up(&mut self, host: Host) -> Result<bool, Stopped> {
+        let Some(process) = &self.members[host].process else { return Ok(false) };
         if !self.members[host].disk.restored() || !process.ledger.votes() {
-            return false;
+            return Ok(false);
         }
         let stored = process.ledger.stored();
         let (store, line) = (stored.store, &stored.line);
-        let others = self.members.iter().enumerate().filter(|(other, _)| *other != host).filter_map(|(_, m)| {
+        let waited = self.now - process.began >= PATIENT_FOR;
+        let differs = |other: Host| {
+            let m = &self.members[other];
             let running = m.process.as_ref().and_then(|p| p.ledger.seen(store));
-            running.or_else(|| m.disk.ledger().seen.get(&store))
-        });
-        let gone = self.forgotten.iter().filter(|seen| seen.store == store);
-        let known = others.chain(gone).any(|seen| !seen.stands_in(line));
+            let seen = running.or_else(|| m.disk.ledger().seen.get(&store));
+            seen.is_some_and(|seen| !seen.stands_in(line))
+        };
+        let knowing: Vec<Host> = (0..self.members.len()).filter(|other| *other != host && differs(*other)).collect();
+        let record = stored.copies.get(&RecordKey::mesh()).and_then(|copy| MeshRecord::from_json(&copy.value).ok());
+        let asked = |other: &&Host| record.iter().any(|r| r.present().any(|m| m.id == name(**other)));
+        if let Some(other) = knowing.iter().find(asked).filter(|_| !waited) {
+            let what = format!("{} votes on a store put back, and has not waited for {}", name(host), name(*other));
+            return Err(Broken::new("a_store_put_back_asks_all", what).into());
+        }
+        let known =
+            !knowing.is_empty() || self.forgotten.iter().any(|seen| seen.store == store && !seen.stands_in(line));
         if known {
             self.put_back[1] += 1;
             self.note(format_args!("{} is taken away: nobody could tell it that its store is old", name(host)));
             self.replace_store(host);
         }
-        known
+        Ok(known)
     }
 
     /// The disk is lost; an empty one takes its place, and a process begins on it after a time.
@@ -673,7 +687,7 @@ impl World {
     fn run_ledger(&mut self, host: Host) -> Result<bool, Stopped> {
         let now = self.now;
         let step = self.members[host].step(now);
-        if self.is_given_up(host) {
+        if self.is_given_up(host)? {
             return Ok(false);
         }
         match step {

@@ -103,7 +103,7 @@ impl Base {
         let mut base = Self {
             process: Process { start: stored.start, nonce, began: stored.count },
             // The first process of a store has nothing that it could have forgotten.
-            may_vote: stored.line.is_empty(),
+            may_vote: stored.line.is_empty() && stored.count <= 1,
             shown: BTreeSet::new(),
             stores: BTreeMap::new(),
             config,
