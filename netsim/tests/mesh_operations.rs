@@ -100,9 +100,12 @@ fn an_alias_is_accepted_wherever_an_index_is() {
     let filterable = json!({"filterableAttributes": ["of"]});
     let task = client.done("PATCH", "/indexes/live/settings", &filterable);
     assert_eq!(task["indexUid"], "one", "a task names the index that it changed");
-    let facet = json!({"facetName": "of", "facetQuery": "o"});
-    let facets = mesh.client(0).json("POST", "/indexes/live/facet-search", &facet).expect(200);
-    assert_eq!(facets["facetHits"][0]["count"], 100, "{facets}");
+    // The stand-in has no facet search.
+    if Engine::found().is_real() {
+        let facet = json!({"facetName": "of", "facetQuery": "o"});
+        let facets = mesh.client(0).json("POST", "/indexes/live/facet-search", &facet).expect(200);
+        assert_eq!(facets["facetHits"][0]["count"], 100, "{facets}");
+    }
     client.done("POST", "/indexes/live/documents", &json!([{"id": 100, "of": "one"}, {"id": 101, "of": "one"}]));
     client.done("PUT", "/indexes/live/documents", &json!([{"id": 100, "more": true}]));
     assert_eq!(client.get("/indexes/one/documents/100").expect(200)["more"], true);
