@@ -26,7 +26,7 @@ use crate::services::health;
 use crate::services::indexes::Indexes;
 use crate::services::leases::{self, Driver as LeaseDriver, LeaseHandle};
 use crate::services::ledger::{self, Driver};
-use crate::services::local::Local;
+use crate::services::local::{Local, Lost};
 use crate::services::members::Members;
 use crate::services::mesh::{self, List, ListEntry, MeshService};
 use crate::services::operations::{self, AliasFlips, Driver as OperationsDriver, OperationsHandle, Orders, Runner};
@@ -54,6 +54,10 @@ const CLOSING: Duration = Duration::from_millis(1_500);
 const RELEASING: Duration = Duration::from_millis(700);
 /// How often the gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(1);
+/// How long before its certificate ends a member begins to say so.
+const CERTIFICATE_WARNING: Duration = Duration::from_secs(14 * 86_400);
+/// Time between two such lines.
+const CERTIFICATE_WARNING_AGAIN: Duration = Duration::from_secs(86_400);
 
 /// One thread for each so many cores: the node beside this member does ten times the work for a search, and threads that
 /// hand requests to one another cost more than they gain while one is enough.
@@ -216,7 +220,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let leading =
         tokio::spawn(lease_driver.run(leases::Inputs { state: own_state.subscribe(), gossip: gossip.members() }));
     let operating = tokio::spawn(operations_driver.run());
-    let says = Says { health: health_rx, state: own_state.subscribe(), leases: signs };
+    let says = Says { health: health_rx, state: own_state.subscribe(), leases: signs, lost: local.lost() };
     tokio::spawn(publish(about, Arc::clone(&gossip), cluster.clone(), records.clone(), says));
     tokio::spawn(local.clone().follow_records());
     tasks.end_unsent().await.map_err(|e| anyhow!("{e:?}"))?;
@@ -479,23 +483,26 @@ struct Says {
     health: watch::Receiver<NodeHealth>,
     state: watch::Receiver<MemberState>,
     leases: watch::Receiver<Vec<LeaseSign>>,
+    lost: watch::Receiver<Lost>,
 }
 
 /// Tells the others, and the own picture, what changes about this member.
 async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, records: Records, says: Says) {
-    let Says { mut health, mut state, mut leases } = says;
+    let Says { mut health, mut state, mut leases, mut lost } = says;
     let mut changes = records.watch();
     loop {
         let node = health.borrow_and_update().clone();
         let says = MemberGossip {
             state: *state.borrow_and_update(),
+            unserved: lost.borrow_and_update().clone(),
             node_healthy: node.healthy,
             node_version: node.version,
             node_error: node.error,
             records_digest: records.snapshot().digest(),
             leases: leases.borrow_and_update().clone(),
             ..about.clone()
-        };
+        }
+        .bounded();
         cluster.update(|seen| {
             seen.insert(cluster.own().clone(), seen_of(&says, false));
         });
@@ -507,6 +514,7 @@ async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, rec
             changed = state.changed() => if changed.is_err() { return },
             changed = changes.changed() => if changed.is_err() { return },
             changed = leases.changed() => if changed.is_err() { return },
+            changed = lost.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -543,6 +551,7 @@ async fn keep_gauges(metrics: Arc<Metrics>, watched: Watched) {
     let Watched { mesh, cluster, records, operations } = watched;
     let mut tick = tokio::time::interval(GAUGES);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut warned: Option<Instant> = None;
     loop {
         tick.tick().await;
         let seen = cluster.seen();
@@ -556,6 +565,19 @@ async fn keep_gauges(metrics: Arc<Metrics>, watched: Watched) {
             metrics.gossip_members.with_label_values(&[state.as_str()]).set(count(members));
         }
         count_events(&metrics, &mesh);
+        let until = mesh.certificate_valid_until();
+        metrics.certificate_until.set(i64::try_from(until).unwrap_or(i64::MAX));
+        if until.saturating_sub(clock::unix_seconds()) > CERTIFICATE_WARNING.as_secs() {
+            warned = None;
+        } else if warned.is_none_or(|at| at.elapsed() >= CERTIFICATE_WARNING_AGAIN) {
+            warned = Some(Instant::now());
+            let ends = clock::rfc3339_at(until);
+            tracing::warn!(
+                ends,
+                "this member's certificate ends soon or has ended: peers refuse new connections from then on. Issue \
+                a new one (`miroir-ctl ca issue`) and replace the files; no restart is needed"
+            );
+        }
         let snapshot = records.snapshot();
         let (mut total, mut served) = (0, 0);
         for index in snapshot.indexes().filter(|i| !i.value.deleted) {

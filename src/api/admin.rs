@@ -20,6 +20,8 @@ pub async fn topology(State(api): State<Api>) -> ApiResult {
         .iter()
         .map(|m| {
             let s = seen.get(&m.id).unwrap_or(&unknown);
+            let unserved: BTreeMap<_, Vec<u16>> =
+                s.unserved.iter().map(|(index, shards)| (index, shards.iter().map(|s| s.0).collect())).collect();
             json!({
                 "id": m.id,
                 "group": m.group,
@@ -30,6 +32,7 @@ pub async fn topology(State(api): State<Api>) -> ApiResult {
                 "witness": m.witness,
                 "suspect": s.suspect,
                 "serving": s.serving(),
+                "unserved": unserved,
                 "node": s.node,
                 "records": s.records,
             })

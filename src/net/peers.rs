@@ -500,6 +500,11 @@ impl Mesh {
         }
     }
 
+    /// The last second since 1970 at which peers take this member's certificate.
+    pub fn certificate_valid_until(&self) -> u64 {
+        self.shared.tls.current().valid_until
+    }
+
     /// Reads the certificate files again; new connections use them.
     ///
     /// # Errors

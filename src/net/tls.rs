@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::RootCertStore;
@@ -20,6 +20,8 @@ use crate::types::MemberId;
 
 /// Largest certificate or key file that is read.
 const PEM_MAX_BYTES: u64 = 1 << 20;
+/// Certificates that are valid for longer than this from now on (a century) count as valid for so long.
+const FAR_S: u64 = 100 * 366 * 86_400;
 
 /// Application protocol of the connection for ledger, leases, records, probes and gossip.
 pub const ALPN_CONTROL: &[u8] = b"miroir-control/1";
@@ -80,6 +82,8 @@ pub struct TlsConfigs {
     pub control: Arc<QuicClientConfig>,
     /// For data connections to peers.
     pub data: Arc<QuicClientConfig>,
+    /// The last second since 1970 at which peers take the certificate and what stands between it and the CA.
+    pub valid_until: u64,
 }
 
 /// The member's certificates, as they were read last.
@@ -171,7 +175,7 @@ fn read(files: &TlsFiles, id: &MemberId) -> Result<TlsConfigs, TlsError> {
     for cert in ca {
         roots.add(cert).map_err(|e| of_no_use(&files.ca, e.to_string()))?;
     }
-    check_chain(files, id, &chain, &roots.roots, &provider)?;
+    let valid_until = check_chain(files, id, &chain, &roots.roots, &provider)?;
     let roots = Arc::new(roots);
     let broken_pair = |e: rustls::Error| match e {
         rustls::Error::InconsistentKeys(_) => {
@@ -206,20 +210,22 @@ fn read(files: &TlsFiles, id: &MemberId) -> Result<TlsConfigs, TlsError> {
         Ok(Arc::new(quic))
     };
     Ok(TlsConfigs {
+        valid_until,
         control: client(ALPN_CONTROL)?,
         data: client(ALPN_DATA)?,
         server: Arc::new(QuicServerConfig::try_from(server).map_err(|e| of_no_use(&files.cert, e.to_string()))?),
     })
 }
 
-/// What every peer would check, checked here first, where the message reaches who can mend it.
+/// What every peer would check, checked here first, where the message reaches who can mend it. Gives the last second at
+/// which they would find the same.
 fn check_chain(
     files: &TlsFiles,
     id: &MemberId,
     chain: &[CertificateDer<'_>],
     roots: &[TrustAnchor<'_>],
     provider: &rustls::crypto::CryptoProvider,
-) -> Result<(), TlsError> {
+) -> Result<u64, TlsError> {
     let path = &files.cert;
     let Some((first, intermediates)) = chain.split_first() else {
         return Err(of_no_use(path, "there is no certificate in it"));
@@ -228,23 +234,38 @@ fn check_chain(
     if cert.verify_is_valid_for_subject_name(&server_name(id)).is_err() {
         return Err(of_no_use(path, format!("it does not name the member `{id}`")));
     }
+    let verify = |at: u64, usage| {
+        let (algorithms, at) = (provider.signature_verification_algorithms.all, UnixTime::since_unix_epoch(secs(at)));
+        cert.verify_for_usage(algorithms, roots, intermediates, at, usage, None, None).map(drop)
+    };
+    let now = UnixTime::now().as_secs();
     for usage in [webpki::KeyUsage::server_auth(), webpki::KeyUsage::client_auth()] {
-        let algorithms = provider.signature_verification_algorithms.all;
-        cert.verify_for_usage(algorithms, roots, intermediates, UnixTime::now(), usage, None, None).map_err(
-            |e| match e {
-                webpki::Error::CertExpired { .. } => of_no_use(path, "it, or the CA's, has expired"),
-                webpki::Error::CertNotValidYet { .. } => of_no_use(path, "it, or the CA's, is not valid yet"),
-                webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
-                    of_no_use(path, format!("it was not issued by the CA in {}", files.ca.display()))
-                }
-                webpki::Error::RequiredEkuNotFoundContext(_) => {
-                    of_no_use(path, "it may not be used for both ends of a connection (clientAuth and serverAuth)")
-                }
-                e => of_no_use(path, e.to_string()),
-            },
-        )?;
+        verify(now, usage).map_err(|e| match e {
+            webpki::Error::CertExpired { .. } => of_no_use(path, "it, or the CA's, has expired"),
+            webpki::Error::CertNotValidYet { .. } => of_no_use(path, "it, or the CA's, is not valid yet"),
+            webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+                of_no_use(path, format!("it was not issued by the CA in {}", files.ca.display()))
+            }
+            webpki::Error::RequiredEkuNotFoundContext(_) => {
+                of_no_use(path, "it may not be used for both ends of a connection (clientAuth and serverAuth)")
+            }
+            e => of_no_use(path, e.to_string()),
+        })?;
     }
-    Ok(())
+    // What is valid now ends once: found by halving, so that every certificate of the chain counts as it does for peers.
+    let (mut valid, mut over) = (now, now.saturating_add(FAR_S));
+    while over - valid > 1 {
+        let middle = valid + (over - valid) / 2;
+        match verify(middle, webpki::KeyUsage::server_auth()) {
+            Ok(()) => valid = middle,
+            Err(_) => over = middle,
+        }
+    }
+    Ok(valid)
+}
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
 }
 
 #[cfg(test)]
@@ -286,6 +307,15 @@ mod tests {
             let e = self.load().err().unwrap().to_string();
             assert!(e.contains(file) && e.contains(reason), "{e}");
         }
+    }
+
+    #[test]
+    fn the_end_of_the_certificate_is_known() {
+        let f = Fixture::new();
+        f.write(&f.ca, &f.issue("m1"));
+        let (until, now) = (f.load().unwrap().current().valid_until, UnixTime::now().as_secs());
+        let days = (until - now) as f64 / 86_400.0;
+        assert!((4.9..5.1).contains(&days), "{days}");
     }
 
     fn m(id: &str) -> MemberId {

@@ -17,6 +17,12 @@ pub fn rfc3339_after(span: Duration) -> String {
     then.and_then(|then| then.format(&Rfc3339).ok()).unwrap_or_else(now_rfc3339)
 }
 
+/// A time in seconds since 1970, in the same form; for people.
+pub fn rfc3339_at(unix_seconds: u64) -> String {
+    let then = i64::try_from(unix_seconds).ok().and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok());
+    then.and_then(|then| then.format(&Rfc3339).ok()).unwrap_or_else(|| format!("{unix_seconds} s after 1970"))
+}
+
 /// The time since the machine was started, sleep included (CLOCK_BOOTTIME). Never goes back; says nothing to other machines.
 pub fn since_boot() -> Duration {
     // The kernel's clocks count up from zero.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::Method;
 use serde::Deserialize;
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{Notify, RwLock, watch};
 
 use super::cluster::{Cluster, NodeHealth};
 use super::records::{Records, Versioned};
@@ -76,6 +76,8 @@ pub struct Local {
     cluster: Cluster,
     health: watch::Receiver<NodeHealth>,
     slots: Arc<Mutex<BTreeMap<PhysicalIndex, Arc<Slot>>>>,
+    lost: watch::Sender<Lost>,
+    look_again: Arc<Notify>,
     timeout: Duration,
     metrics: Arc<Metrics>,
 }
@@ -85,6 +87,9 @@ impl std::fmt::Debug for Local {
         f.debug_struct("Local").field("node", &self.node).finish_non_exhaustive()
     }
 }
+
+/// Indexes of which the node no longer has what it held, with the shards that this member therefore does not serve.
+pub type Lost = BTreeMap<PhysicalIndex, ShardSet>;
 
 /// The node took a write under this task uid, or why not.
 type Enqueue = Result<u32, Answer>;
@@ -105,7 +110,23 @@ impl Local {
     ) -> Result<Self, StoreError> {
         let slot = |local| Arc::new(Slot { local: Mutex::new(local), ..Slot::default() });
         let slots = store.local_indexes().await?.into_iter().map(|(p, l)| (p, slot(l))).collect();
-        Ok(Self { node, store, records, cluster, health, slots: Arc::new(Mutex::new(slots)), timeout, metrics })
+        let (slots, lost, look_again) = (Arc::new(Mutex::new(slots)), watch::Sender::default(), Arc::default());
+        Ok(Self { node, store, records, cluster, health, slots, lost, look_again, timeout, metrics })
+    }
+
+    /// What the node has lost, as it changes.
+    pub fn lost(&self) -> watch::Receiver<Lost> {
+        self.lost.subscribe()
+    }
+
+    fn note_lost(&self, physical: &PhysicalIndex, shards: Option<ShardSet>) {
+        self.lost.send_if_modified(|lost| {
+            let before = match &shards {
+                Some(shards) => lost.insert(physical.clone(), shards.clone()),
+                None => lost.remove(physical),
+            };
+            before != shards
+        });
     }
 
     /// Sends to the node, and counts.
@@ -177,20 +198,28 @@ impl Local {
             return Answer::of(Reply::Refused(Refusal::Malformed("the query string is not text".into())));
         };
         let kind = kind_of(read.kind);
-        if matches!(read.kind, ReadKind::Words { .. }) {
-            return node_answer(self.send_read(kind, request, call.deadline).await);
+        let filtered = !matches!(read.kind, ReadKind::Words { .. });
+        // Not had while somebody waits to give the node another shard: then the filter is used.
+        let unfiltered = slot.holds_only(&read.shards).then(|| slot.unfiltered.try_read().ok()).flatten();
+        let running = unfiltered.filter(|_| slot.holds_only(&read.shards));
+        if filtered && running.is_none() {
+            request.body = search::with_shard_filter(&request.body, &read.shards, record.value.shard_count()).into();
         }
-        if slot.holds_only(&read.shards) {
-            // Not had while somebody waits to give the node another shard: then the filter is used.
-            if let Ok(_running) = slot.unfiltered.try_read()
-                && slot.holds_only(&read.shards)
-            {
-                return node_answer(self.send_read(kind, request, call.deadline).await);
-            }
-        }
-        request.body = search::with_shard_filter(&request.body, &read.shards, record.value.shard_count()).into();
         let answer = self.send_read(kind, request, call.deadline).await;
+        drop(running);
+        if let Ok(NodeAnswer { status: 404, .. }) = answer {
+            self.doubt(&slot);
+        }
         node_answer(answer)
+    }
+
+    /// Has it looked at again whether the node has the index: it may have come back empty between two probes.
+    fn doubt(&self, slot: &Slot) {
+        // Whoever holds the lock is about to find out.
+        if let Ok(mut on_node) = slot.enqueue.try_lock() {
+            on_node.ready = false;
+            self.look_again.notify_one();
+        }
     }
 
     /// Carries out a write on the own node's copies.
@@ -290,8 +319,10 @@ impl Local {
             }
             if !local.made || !self.is_complete(physical, deadline).await? {
                 if !local.held.is_empty() {
+                    self.note_lost(physical, Some(record.shards_of(self.cluster.own())));
                     let reason = format!(
-                        "the node no longer has the index {physical}, of which it held documents; it is not made again without them"
+                        "the node no longer has the index {physical}, of which it held documents; it is not made again \
+                         without them. Give the node its data back, or delete the index and load it again"
                     );
                     return Err(Answer::of(Reply::NodeDown(reason)));
                 }
@@ -300,6 +331,7 @@ impl Local {
             }
         }
         on_node.ready = true;
+        self.note_lost(physical, None);
         self.tell_primary_key(record, on_node, deadline).await
     }
 
@@ -393,6 +425,7 @@ impl Local {
         *on_node = OnNode { deleted: Some(task), ..OnNode::default() };
         self.store.forget_local_index(physical).await.map_err(store_failed)?;
         slot.set_local(LocalIndex::default());
+        self.note_lost(physical, None);
         Ok(task)
     }
 
@@ -421,6 +454,7 @@ impl Local {
         loop {
             tokio::select! {
                 _ = again.tick() => {}
+                () = self.look_again.notified() => {}
                 r = records.changed() => if r.is_err() { return },
                 h = health.changed() => if h.is_err() { return },
             }

@@ -80,8 +80,12 @@ pub fn coverage(record: &IndexRecord, cluster: &Cluster) -> Coverage {
     let seen = cluster.seen();
     let mut missing = ShardSet::new();
     for (i, shard) in (0_u16..).zip(&record.shards) {
-        if !shard.replicas.iter().any(|r| seen.get(&r.member).is_some_and(super::cluster::Seen::serving)) {
-            missing.insert(crate::types::ShardId(i));
+        let id = crate::types::ShardId(i);
+        let serves = |s: &super::cluster::Seen| {
+            s.serving() && s.unserved.get(&record.physical).is_none_or(|lacks| !lacks.contains(id))
+        };
+        if !shard.replicas.iter().any(|r| seen.get(&r.member).is_some_and(serves)) {
+            missing.insert(id);
         }
     }
     Coverage { missing }

@@ -86,21 +86,17 @@ impl Subject {
         }
     }
 
-    /// Meilisearch's `details`; `deleted` is what the nodes counted, once all is done.
-    fn details(&self, status: Status, deleted: u64) -> Value {
-        let done = |n: usize| match status {
-            Status::Succeeded => json!(n),
-            Status::Failed | Status::Canceled => json!(0),
-            Status::Enqueued | Status::Processing => Value::Null,
-        };
-        let deleted = match status {
-            Status::Succeeded => json!(deleted),
-            Status::Failed | Status::Canceled => json!(0),
-            Status::Enqueued | Status::Processing => Value::Null,
-        };
+    /// Meilisearch's `details`. A task that failed counts what some nodes have done all the same.
+    fn details(&self, outcome: &Outcome) -> Value {
+        let ended = |n: u64| if outcome.status.ended() { json!(n) } else { Value::Null };
+        let deleted = ended(outcome.deleted);
         match self {
             Self::Documents { received, distinct } => {
-                json!({"receivedDocuments": received, "indexedDocuments": done(*distinct)})
+                let indexed = match outcome.status {
+                    Status::Succeeded => *distinct as u64,
+                    _ => outcome.indexed,
+                };
+                json!({"receivedDocuments": received, "indexedDocuments": ended(indexed)})
             }
             Self::DeleteIds { provided } => {
                 json!({"providedIds": provided, "deletedDocuments": deleted, "originalFilter": null})
@@ -169,17 +165,26 @@ struct Outcome {
     error: Option<Value>,
     started_at: Option<String>,
     finished_at: Option<String>,
+    // What the nodes counted, each document once.
     deleted: u64,
+    #[serde(default)]
+    indexed: u64,
 }
 
 impl Outcome {
     fn waiting() -> Self {
-        Self { status: Status::Enqueued, error: None, started_at: None, finished_at: None, deleted: 0 }
+        Self { status: Status::Enqueued, error: None, started_at: None, finished_at: None, deleted: 0, indexed: 0 }
     }
 
     fn failed(error: Value) -> Self {
         let now = Some(clock::now_rfc3339());
-        Self { status: Status::Failed, error: Some(error), started_at: now.clone(), finished_at: now, deleted: 0 }
+        Self {
+            status: Status::Failed,
+            error: Some(error),
+            started_at: now.clone(),
+            finished_at: now,
+            ..Self::waiting()
+        }
     }
 }
 
@@ -227,6 +232,7 @@ struct NodeTask {
 #[serde(rename_all = "camelCase")]
 struct NodeDetails {
     deleted_documents: Option<u64>,
+    indexed_documents: Option<u64>,
 }
 
 /// The service; cheap to clone.
@@ -523,13 +529,16 @@ fn combine(body: &Body, index_uid: Option<&str>, states: &[Option<PartState>]) -
         (None, Some(_)) => Status::Canceled,
         (None, None) => Status::Succeeded,
     };
-    let deleted: u64 = known.iter().filter_map(|t| t.details.as_ref()?.deleted_documents).sum();
+    let counted = |of: fn(&NodeDetails) -> Option<u64>| {
+        known.iter().filter_map(|t| t.details.as_ref().and_then(of)).fold(0, u64::saturating_add) / body.copies
+    };
     Outcome {
         status,
         error,
         started_at,
         finished_at: known.iter().filter_map(|t| t.finished_at.as_ref()).max().cloned(),
-        deleted: deleted / body.copies,
+        deleted: counted(|d| d.deleted_documents),
+        indexed: counted(|d| d.indexed_documents),
     }
 }
 
@@ -606,7 +615,7 @@ fn view(uid: TaskUid, index_uid: Option<&str>, body: &Body) -> Value {
         "status": outcome.status,
         "type": body.subject.kind(),
         "canceledBy": null,
-        "details": body.subject.details(outcome.status, outcome.deleted),
+        "details": body.subject.details(&outcome),
         "error": outcome.error,
         "duration": duration,
         "enqueuedAt": body.enqueued_at,
@@ -643,7 +652,7 @@ mod tests {
                 .then(|| json!({"message": "Index `movies__m0000000a` not found.", "code": "c"})),
             started_at: Some("2026-01-01T00:00:01Z".into()),
             finished_at: status.ended().then(|| "2026-01-01T00:00:02Z".into()),
-            details: Some(NodeDetails { deleted_documents: deleted }),
+            details: Some(NodeDetails { deleted_documents: deleted, indexed_documents: None }),
         }))
     }
 
@@ -683,6 +692,24 @@ mod tests {
         b.outcome =
             Some(combine(&b, Some("movies"), &[part(Status::Succeeded, Some(3)), part(Status::Succeeded, Some(5))]));
         assert_eq!(view(TaskUid(1), Some("movies"), &b)["details"]["deletedDocuments"], 4);
+    }
+
+    #[test]
+    fn a_failed_task_counts_what_other_nodes_have_indexed() {
+        let mut b = body(Subject::Documents { received: 101, distinct: 101 }, 2);
+        let indexed = |status, n| {
+            let Some(PartState::Known(mut task)) = part(status, None) else { unreachable!("`part` gives a known one") };
+            task.details = Some(NodeDetails { deleted_documents: None, indexed_documents: n });
+            Some(PartState::Known(task))
+        };
+        let states = [
+            indexed(Status::Failed, Some(0)),
+            indexed(Status::Succeeded, Some(32)),
+            indexed(Status::Succeeded, Some(32)),
+        ];
+        b.outcome = Some(combine(&b, Some("movies"), &states));
+        let details = view(TaskUid(1), Some("movies"), &b)["details"].clone();
+        assert_eq!(details, json!({"receivedDocuments": 101, "indexedDocuments": 32}));
     }
 
     #[test]

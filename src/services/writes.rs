@@ -94,7 +94,9 @@ impl Writes {
         trace: TraceId,
     ) -> Result<Summary, Failure> {
         let kind = subject.kind();
-        if let Err(failure) = self.require_serving(orders.iter().map(|o| &o.member)) {
+        let ready =
+            self.require_serving(orders.iter().map(|o| &o.member)).and_then(|()| self.require_whole(index, &orders));
+        if let Err(failure) = ready {
             self.metrics.writes.with_label_values(&[kind, "no_quorum"]).inc();
             return Err(failure);
         }
@@ -146,6 +148,21 @@ impl Writes {
         let message = format!(
             "The write needs members that are not in service now: {}. Nothing was done; send it again when they are back.",
             away.join(", ")
+        );
+        Err(Failure::new(ErrorCode::MiroirNoQuorum, message))
+    }
+
+    /// Checks that no member's node has lost what it held of the index: such a node takes nothing but the index's deletion.
+    fn require_whole(&self, index: &Index, orders: &[Order]) -> Result<(), Failure> {
+        let (seen, physical) = (self.cluster.seen(), &index.value.physical);
+        let lacks = |o: &&Order| {
+            o.kind != WriteKind::DeleteIndex && seen.get(&o.member).is_some_and(|s| s.unserved.contains_key(physical))
+        };
+        let Some(order) = orders.iter().find(lacks) else { return Ok(()) };
+        let message = format!(
+            "The node of member {} no longer has the documents that it held of index `{}`. Nothing was done; give the node \
+             its data back, or delete the index and load it again.",
+            order.member, index.value.uid
         );
         Err(Failure::new(ErrorCode::MiroirNoQuorum, message))
     }

@@ -104,6 +104,8 @@ metrics! {
          gossip_malformed, gossip_restart, tls_reload_failed)", ["event"], &[];
     mesh_served: IntCounterVec = "miroir_mesh_served_total",
         "Calls of peers answered here (ok, refused, cancelled)", ["verb", "class", "outcome"], &[];
+    certificate_until: IntGauge = "miroir_certificate_expires_timestamp_seconds",
+        "When this member's certificate ends, in seconds since 1970; peers refuse new connections from then on", [], &[];
     gossip_members: IntGaugeVec = "miroir_gossip_members",
         "Members by the state that they gossip (joining, active, draining, removed)", ["state"], &[];
     peers_suspect: IntGauge = "miroir_peers_suspect", "Peers whose probes go unanswered", [], &[];
@@ -117,7 +119,8 @@ metrics! {
     ledger_conflicts: IntCounter = "miroir_ledger_conflicts_total",
         "Refusals of this member's rounds because of a rival's higher ballot", [], &[];
     ledger_messages: IntCounterVec = "miroir_ledger_messages_total",
-        "Messages of the ledger (queued, dropped, delivered, refused, lost: to peers; received: from peers; not_taken: of          peers, but there was no room)", ["outcome"], &[];
+        "Messages of the ledger (queued, dropped, delivered, refused, lost: to peers; received: from peers; not_taken: of \
+         peers, but there was no room)", ["outcome"], &[];
     ledger_commit: Histogram = "miroir_ledger_commit_seconds",
         "Time to make one step of the ledger durable", [], SECONDS;
     ledger_stale: IntGauge = "miroir_ledger_stale",

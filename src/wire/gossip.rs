@@ -13,6 +13,8 @@ use crate::types::{Epoch, GroupId, LeaseSign, PhysicalIndex, ShardId, ShardSet};
 const TEXT_MAX_CHARS: usize = 300;
 /// Longest text of leases; what is beyond it is not gossiped, and others hear of it otherwise.
 const LEASES_MAX_BYTES: usize = 2_048;
+/// Bytes of the `unserved` text at most.
+const UNSERVED_MAX_BYTES: usize = 3_072;
 
 /// Too much to gossip.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -91,6 +93,20 @@ pub struct MemberGossip {
 pub type Pairs = BTreeMap<&'static str, String>;
 
 impl MemberGossip {
+    /// The same, short enough to travel: a node that lacks more indexes than can be named is of no use at all.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        if unserved_text(&self.unserved).len() > UNSERVED_MAX_BYTES {
+            self.node_healthy = false;
+            self.node_error = Some(format!(
+                "the node lacks {} indexes of which it held documents; give it its data back",
+                self.unserved.len()
+            ));
+            self.unserved.clear();
+        }
+        self
+    }
+
     /// The texts that travel; absent values have none.
     ///
     /// # Errors
