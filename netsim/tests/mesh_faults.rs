@@ -360,3 +360,37 @@ fn with_one_copy_a_killed_member_makes_answers_partial_or_errors_and_all_killed_
     let next = clients[2].done("POST", "/indexes/packages/documents", &json!([common::sample()[5]]));
     assert!(next["uid"].as_u64() > task["uid"].as_u64(), "no task id is given twice: {next} {task}");
 }
+
+#[test]
+fn a_node_that_comes_back_empty_is_asked_for_nothing_and_takes_nothing() {
+    let (mut mesh, clients) = loaded(Plan::of(3, 2));
+    let expected = Expected::of(&clients[0]);
+    mesh.node(2).kill();
+    (0..3).for_each(|at| wait_node_down(&mesh, at, 2));
+    std::fs::remove_dir_all(mesh.members[2].dir.join("node/data.ms")).unwrap();
+    mesh.start_node(2);
+    let lacks = |count: usize| {
+        move |m: &Value| m["serving"] == true && (m["id"] != "m3" || m["unserved"].as_object().unwrap().len() == count)
+    };
+    (0..3).for_each(|at| mesh.wait_seen("the loss to be known", at, lacks(1)));
+    // With two copies nothing is missing, and nobody asks the empty node.
+    Load::during(&expected, &clients, |_| {});
+    let many: Vec<Value> = (0..60).map(|i| json!({"id": format!("many-{i}"), "section": "new"})).collect();
+    let error = clients[1].json("POST", "/indexes/packages/documents", &json!(many));
+    let error = error.expect_error(503, "miroir_no_quorum");
+    assert!(error["message"].as_str().unwrap().contains("m3 no longer has the documents"), "{error}");
+
+    // With the copies of another member away, too, what both held is missing, and said to be.
+    mesh.sidecar(1).kill();
+    wait_unserved(&mesh, 0, 1);
+    let coverage = mesh.topology(0)["indexes"][0]["coverage"].clone();
+    assert!(coverage["served"].as_u64().unwrap() < 64 && coverage["missing"] != json!([]), "{coverage}");
+    mesh.start_sidecar(1);
+
+    // The remedy that the error names.
+    mesh.wait_whole();
+    clients[0].done("DELETE", "/indexes/packages", &Value::Null);
+    load_sample(&clients[0], &package_settings());
+    (0..3).for_each(|at| mesh.wait_seen("nothing to lack", at, lacks(0)));
+    assert_counts(&mesh, SAMPLE_SIZE);
+}
