@@ -637,7 +637,7 @@ async fn each_class_has_its_own_limit_on_both_sides() {
     let busy = m1.call(&m("m2"), call(write())).await;
     assert!(matches!(busy, Err(CallError::Refused { refusal: Refusal::Busy, .. })), "{busy:?}");
     // The other classes, and probes, do not notice.
-    for request in [query(), Request::Ledger, Request::Node(NodeQuestion::Stats)] {
+    for request in [query(), Request::Ledger, Request::Node(NodeQuestion::Stats { internal: false })] {
         assert_eq!(m1.call(&m("m2"), call(request)).await.unwrap().reply, Reply::Done);
     }
     assert!(!m1.is_suspect(&m("m2")));

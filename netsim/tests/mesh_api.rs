@@ -415,3 +415,36 @@ fn hybrid_searches_have_the_order_of_one_node() {
     }
     assert!(failures.is_empty(), "{} of 60 differ:\n{}", failures.len(), failures[..failures.len().min(4)].join("\n"));
 }
+
+#[test]
+fn the_primary_key_of_documents_that_wait_is_not_changed() {
+    let mut mesh = Mesh::start(Plan::of(3, 1));
+    let client = mesh.client(0);
+    client.done("POST", "/indexes", &json!({"uid": "i", "primaryKey": "id"}));
+    // While there is nothing in it, another key takes its place, by any member.
+    mesh.client(1).done("PATCH", "/indexes/i", &json!({"primaryKey": "sku"}));
+    client.done("PATCH", "/indexes/i", &json!({"primaryKey": "id"}));
+    let documents: Vec<Value> = (0..500).map(|n| json!({"id": n, "sku": format!("s{n}"), "text": "a b c d"})).collect();
+    let added = client.json("POST", "/indexes/i/documents", &json!(documents));
+    added.expect(202);
+    let changed = mesh.client(1).json("PATCH", "/indexes/i", &json!({"primaryKey": "sku"}));
+    changed.expect(202);
+    assert_eq!(client.finished(&added)["status"], "succeeded");
+    let changed = mesh.client(1).finished(&changed);
+    assert_eq!(
+        (&changed["status"], &changed["error"]["code"]),
+        (&json!("failed"), &json!("index_primary_key_already_exists"))
+    );
+    client.done("POST", "/indexes/i/documents", &json!([{"id": 500, "sku": "s500"}]));
+    for i in 0..3 {
+        assert_eq!(mesh.client(i).get("/indexes/i").expect(200)["primaryKey"], "id");
+        assert_eq!(mesh.client(i).get("/indexes/i/documents/500").expect(200)["sku"], "s500");
+    }
+    // Whoever asks sees by the index's time that its documents have changed.
+    let updated = |mesh: &Mesh| mesh.client(2).get("/indexes/i").expect(200)["updatedAt"].as_str().unwrap().to_owned();
+    let before = updated(&mesh);
+    client.done("POST", "/indexes/i/documents", &json!([{"id": 501}]));
+    assert!(updated(&mesh) > before, "{} {before}", updated(&mesh));
+    assert!(mesh.client(2).get("/indexes").expect(200)["results"][0]["updatedAt"].as_str().unwrap() > &*before);
+    mesh.wait_whole();
+}

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use super::room::Bodies;
 use super::routes::Api;
+use crate::proto::document::size_text;
 use crate::services::Failure;
 use crate::services::documents::gunzip;
 use crate::types::ErrorCode;
@@ -104,20 +105,11 @@ async fn collect(mut body: Body, limit: usize, api: &Api, bodies: Option<&Bodies
 
 /// Meilisearch's error about a body over the limit.
 pub fn too_large(limit: usize) -> ApiError {
-    let message =
-        format!("The provided payload reached the size limit. The maximum accepted payload size is {}.", human(limit));
+    let message = format!(
+        "The provided payload reached the size limit. The maximum accepted payload size is {}.",
+        size_text(limit)
+    );
     ApiError::new(ErrorCode::PayloadTooLarge, message)
-}
-
-fn human(bytes: usize) -> String {
-    let units = ["B", "KiB", "MiB", "GiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if value.fract() == 0.0 { format!("{value} {}", units[unit]) } else { format!("{value:.2} {}", units[unit]) }
 }
 
 /// The media type without its parameters, which must be one of `accepted`.

@@ -119,7 +119,8 @@ pub async fn get(
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
     let params = Params::parse(request.uri().query(), &["fields", "retrieveVectors", "useNetwork"])?;
-    let fields = params.get("fields").filter(|f| *f != "*").map(|f| f.split(',').map(str::to_owned).collect());
+    let fields = params.get("fields").map(|f| f.split(',').map(str::to_owned).collect::<Vec<_>>());
+    let fields = fields.filter(|fields| !fields.iter().any(|f| f == "*"));
     let vectors = params.flag("retrieveVectors", ErrorCode::InvalidDocumentRetrieveVectors)?;
     Ok(answer(api.reads.document(&uid, &id, fields, vectors, trace).await?))
 }
@@ -129,9 +130,16 @@ pub async fn delete_one(
     State(api): State<Api>,
     Extension(trace): Extension<TraceId>,
     Path((uid, id)): Path<(String, String)>,
+    request: Request,
 ) -> ApiResult {
+    let metadata = metadata(&request)?;
     let body = Bytes::from(json!([id]).to_string());
-    accepted(api, &uid, body, trace).await
+    accepted(api, &uid, body, metadata, trace).await
+}
+
+/// The one parameter that deletions have.
+fn metadata(request: &Request) -> Result<Option<String>, ApiError> {
+    Ok(Params::parse(request.uri().query(), &["customMetadata"])?.get("customMetadata").map(str::to_owned))
 }
 
 /// `POST /indexes/{uid}/documents/delete-batch`
@@ -142,14 +150,15 @@ pub async fn delete_batch(
     request: Request,
 ) -> ApiResult {
     index_uid(&uid)?;
+    let metadata = metadata(&request)?;
     let body = body::json_bytes(&api, request).await?;
-    accepted(api, &uid, body, trace).await
+    accepted(api, &uid, body, metadata, trace).await
 }
 
-async fn accepted(api: Api, uid: &str, body: Bytes, trace: TraceId) -> ApiResult<Response> {
+async fn accepted(api: Api, uid: &str, body: Bytes, metadata: Option<String>, trace: TraceId) -> ApiResult<Response> {
     let uid = index_uid(uid)?;
     let list = IdList::parse(body).map_err(|e| failure(&e))?;
-    json_value(StatusCode::ACCEPTED, &api.documents.delete_ids(&uid, list, trace).await?)
+    json_value(StatusCode::ACCEPTED, &api.documents.delete_ids(&uid, list, metadata, trace).await?)
 }
 
 /// `POST /indexes/{uid}/documents/delete`
@@ -160,6 +169,7 @@ pub async fn delete_by_filter(
     request: Request,
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
+    let metadata = metadata(&request)?;
     let map = body::json_object(&api, request, &["filter"]).await?;
     let Some(filter) = map.get("filter") else {
         return Err(ApiError::new(ErrorCode::MissingDocumentFilter, "Missing field `filter`"));
@@ -172,7 +182,7 @@ pub async fn delete_by_filter(
         return Err(ApiError::new(ErrorCode::InvalidDocumentFilter, "Sending an empty filter is forbidden."));
     }
     let body = Bytes::from(json!({ "filter": filter }).to_string());
-    json_value(StatusCode::ACCEPTED, &api.documents.delete_by_filter(&uid, filter, body, trace).await?)
+    json_value(StatusCode::ACCEPTED, &api.documents.delete_by_filter(&uid, filter, body, metadata, trace).await?)
 }
 
 /// `DELETE /indexes/{uid}/documents`
@@ -180,7 +190,9 @@ pub async fn delete_all(
     State(api): State<Api>,
     Extension(trace): Extension<TraceId>,
     Path(uid): Path<String>,
+    request: Request,
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
-    json_value(StatusCode::ACCEPTED, &api.documents.delete_all(&uid, trace).await?)
+    let metadata = metadata(&request)?;
+    json_value(StatusCode::ACCEPTED, &api.documents.delete_all(&uid, metadata, trace).await?)
 }

@@ -7,32 +7,39 @@ use serde_json::{Value, json};
 
 use super::body::{self, json_object, optional_text};
 use super::error::{ApiError, ApiResult, json_value};
+use super::health::StatsParams;
 use super::params::{Params, index_uid, invalid_index_uid};
 use super::routes::Api;
 use super::search::marked;
+use crate::rt::clock;
+use crate::services::indexes::Index;
 use crate::services::tasks::Subject;
 use crate::types::TraceId;
 use crate::types::{ErrorCode, IndexRecord, IndexUid};
 
-fn view(uid: &IndexUid, record: &IndexRecord) -> Value {
+/// `on_nodes` is when the nodes last changed the index.
+fn view(uid: &IndexUid, record: &IndexRecord, on_nodes: Option<&str>) -> Value {
+    let updated_at = clock::later(&record.updated_at, on_nodes.unwrap_or_default());
     json!({
         "uid": uid,
         "createdAt": record.created_at,
-        "updatedAt": record.updated_at,
+        "updatedAt": updated_at,
         "primaryKey": record.primary_key,
     })
 }
 
 /// `GET /indexes`
-pub async fn list(State(api): State<Api>, request: Request) -> ApiResult {
+pub async fn list(State(api): State<Api>, Extension(trace): Extension<TraceId>, request: Request) -> ApiResult {
     let params = Params::parse(request.uri().query(), &["offset", "limit"])?;
     let offset = params.number("offset", 0, ErrorCode::InvalidIndexOffset)?;
     let limit = params.number("limit", 20, ErrorCode::InvalidIndexLimit)?;
     let snapshot = api.indexes.records().snapshot();
     let names = &snapshot.names().value.indexes;
     let all: Vec<_> = names.keys().filter_map(|uid| Some((uid, snapshot.find(uid)?))).collect();
+    let updates = api.stats.updates(None, trace).await;
     let page = all.iter().skip(offset).take(limit);
-    let results: Vec<Value> = page.map(|(uid, index)| view(uid, &index.value)).collect();
+    let on_nodes = |index: &Index| updates.get(&index.value.physical).map(String::as_str);
+    let results: Vec<Value> = page.map(|(uid, index)| view(uid, &index.value, on_nodes(index))).collect();
     json_value(StatusCode::OK, &json!({"results": results, "offset": offset, "limit": limit, "total": all.len()}))
 }
 
@@ -50,10 +57,11 @@ pub async fn create(State(api): State<Api>, Extension(trace): Extension<TraceId>
 }
 
 /// `GET /indexes/{uid}`
-pub async fn get(State(api): State<Api>, Path(uid): Path<String>) -> ApiResult {
+pub async fn get(State(api): State<Api>, Extension(trace): Extension<TraceId>, Path(uid): Path<String>) -> ApiResult {
     let uid = index_uid(&uid)?;
     let index = api.indexes.find(&uid)?;
-    json_value(StatusCode::OK, &view(&uid, &index.value))
+    let updates = api.stats.updates(Some(&index), trace).await;
+    json_value(StatusCode::OK, &view(&uid, &index.value, updates.get(&index.value.physical).map(String::as_str)))
 }
 
 /// `PATCH /indexes/{uid}`
@@ -81,10 +89,10 @@ pub async fn update(
     let key = optional_text(&map, "primaryKey", ErrorCode::InvalidIndexPrimaryKey)?;
     let Some(index) = api.indexes.find_for_write(&uid)? else {
         let subject = Subject::IndexUpdate { primary_key: key };
-        return json_value(StatusCode::ACCEPTED, &api.indexes.missing(&uid, subject).await?);
+        return json_value(StatusCode::ACCEPTED, &api.indexes.missing(&uid, subject, None).await?);
     };
-    let empty = matches!(api.reads.count(&index, trace).await?, (0, missing) if missing.is_empty());
-    json_value(StatusCode::ACCEPTED, &api.indexes.set_primary_key(&index, key, empty, trace).await?)
+    let unused = || api.stats.unused(&index, trace);
+    json_value(StatusCode::ACCEPTED, &api.indexes.set_primary_key(&index, key, unused, trace).await?)
 }
 
 /// `DELETE /indexes/{uid}`
@@ -98,8 +106,14 @@ pub async fn delete(
 }
 
 /// `GET /indexes/{uid}/stats`
-pub async fn stats(State(api): State<Api>, Extension(trace): Extension<TraceId>, Path(uid): Path<String>) -> ApiResult {
+pub async fn stats(
+    State(api): State<Api>,
+    Extension(trace): Extension<TraceId>,
+    Path(uid): Path<String>,
+    request: Request,
+) -> ApiResult {
     let uid = index_uid(&uid)?;
-    let (stats, missing) = api.stats.index(&uid, trace).await?;
-    Ok(marked(json_value(StatusCode::OK, &stats)?, &missing))
+    let how = StatsParams::of(&request)?;
+    let (stats, missing) = api.stats.index(&uid, how.internal, trace).await?;
+    Ok(marked(json_value(StatusCode::OK, &how.shown(stats))?, &missing))
 }

@@ -135,7 +135,7 @@ async fn one_of_many(api: &Api, query: &Value, asker: Asker) -> Result<Found, Ap
         }
         None => return Err(ApiError::new(ErrorCode::MissingIndexUid, "Missing field `indexUid`")),
     };
-    if fields.get("federationOptions").is_some_and(|f| !f.is_null()) {
+    if fields.shift_remove("federationOptions").is_some_and(|f| !f.is_null()) {
         let message = "Using `federationOptions` is not allowed in a non-federated search.\n - Hint: remove `federationOptions` \
                        from the query or add `federation` to the request.";
         return Err(ApiError::new(ErrorCode::InvalidMultiSearchFederationOptions, message));

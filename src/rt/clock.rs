@@ -42,9 +42,21 @@ pub fn between(from: &str, to: &str) -> Option<String> {
     Some(format!("PT{}.{:09}S", span.whole_seconds(), span.subsec_nanoseconds()))
 }
 
+/// The later of two RFC 3339 times; what is none is earlier than any.
+pub fn later<'a>(a: &'a str, b: &'a str) -> &'a str {
+    let parse = |text| OffsetDateTime::parse(text, &Rfc3339).ok();
+    if parse(b) > parse(a) { b } else { a }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_later_of_two_times_is_told_whatever_their_digits() {
+        let (short, long) = ("2026-01-01T00:00:01Z", "2026-01-01T00:00:01.5Z");
+        assert_eq!((later(short, long), later(long, short), later(short, "")), (long, long, short));
+    }
 
     #[test]
     fn a_duration_reads_as_the_nodes_do() {

@@ -130,7 +130,8 @@ impl Documents {
         };
         let subject = Subject::Documents { received, distinct: batch.distinct_ids() };
         let owners = Owners::of(&index.value);
-        let kind = WriteKind::AddDocuments { merge: add.merge, skip_creation: add.skip_creation };
+        let kind =
+            WriteKind::AddDocuments { merge: add.merge, skip_creation: add.skip_creation, primary_key: key.clone() };
         let orders = blocking(move || {
             hold(batch.sizes(owners.members.len(), |shard| owners.of_shard(shard)).iter().sum())?;
             let parts = batch.split(owners.members.len(), |shard| owners.of_shard(shard));
@@ -162,10 +163,16 @@ impl Documents {
     ///
     /// # Errors
     /// What is wrong with the body, or as for every write.
-    pub async fn delete_ids(&self, uid: &IndexUid, list: IdList, trace: TraceId) -> Result<Summary, Failure> {
+    pub async fn delete_ids(
+        &self,
+        uid: &IndexUid,
+        list: IdList,
+        metadata: Option<String>,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
         let provided = list.provided();
         let Some(index) = self.indexes.find_for_write(uid)? else {
-            return self.indexes.missing(uid, Subject::DeleteIds { provided }).await;
+            return self.indexes.missing(uid, Subject::DeleteIds { provided }, metadata).await;
         };
         let owners = Owners::of(&index.value);
         let parts = list.split(index.value.shard_count(), owners.members.len(), |shard| owners.of_shard(shard));
@@ -178,7 +185,7 @@ impl Documents {
                 body: part.body.into(),
             })
             .collect();
-        self.everywhere(&index, Subject::DeleteIds { provided }, orders, trace).await
+        self.everywhere(&index, Subject::DeleteIds { provided }, orders, metadata, trace).await
     }
 
     /// Deletes the documents that a filter selects.
@@ -190,6 +197,7 @@ impl Documents {
         uid: &IndexUid,
         filter: &Value,
         body: Bytes,
+        metadata: Option<String>,
         trace: TraceId,
     ) -> Result<Summary, Failure> {
         if names_shard_field(filter) {
@@ -197,24 +205,31 @@ impl Documents {
         }
         let original_filter = filter.to_string();
         let subject = Subject::DeleteFilter { original_filter };
-        let Some(index) = self.indexes.find_for_write(uid)? else { return self.indexes.missing(uid, subject).await };
+        let Some(index) = self.indexes.find_for_write(uid)? else {
+            return self.indexes.missing(uid, subject, metadata).await;
+        };
         let order =
             |m: &MemberId| Order { body: body.clone(), ..Order::without_body(m.clone(), WriteKind::DeleteFilter) };
         let orders = index.value.members().into_iter().map(order).collect();
-        self.everywhere(&index, subject, orders, trace).await
+        self.everywhere(&index, subject, orders, metadata, trace).await
     }
 
     /// Deletes every document.
     ///
     /// # Errors
     /// As for every write.
-    pub async fn delete_all(&self, uid: &IndexUid, trace: TraceId) -> Result<Summary, Failure> {
+    pub async fn delete_all(
+        &self,
+        uid: &IndexUid,
+        metadata: Option<String>,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
         let Some(index) = self.indexes.find_for_write(uid)? else {
-            return self.indexes.missing(uid, Subject::DeleteAll).await;
+            return self.indexes.missing(uid, Subject::DeleteAll, metadata).await;
         };
         let order = |m: &MemberId| Order::without_body(m.clone(), WriteKind::DeleteAll);
         let orders = index.value.members().into_iter().map(order).collect();
-        self.everywhere(&index, Subject::DeleteAll, orders, trace).await
+        self.everywhere(&index, Subject::DeleteAll, orders, metadata, trace).await
     }
 
     async fn everywhere(
@@ -222,9 +237,10 @@ impl Documents {
         index: &Index,
         subject: Subject,
         orders: Vec<Order>,
+        metadata: Option<String>,
         trace: TraceId,
     ) -> Result<Summary, Failure> {
-        self.writes.send(index, subject, orders, None, Instant::now() + PATIENCE, trace).await
+        self.writes.send(index, subject, orders, metadata, Instant::now() + PATIENCE, trace).await
     }
 }
 

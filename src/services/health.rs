@@ -15,6 +15,10 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// The oldest Meilisearch that the mesh works with.
 const OLDEST: (u64, u64) = (1, 14);
 
+/// What is wrong when the node refuses the sidecar's key.
+pub const WRONG_KEY: &str = "the node refuses the key; set [meilisearch] key_file or MIROIR_MEILISEARCH__KEY to the node's \
+     master key";
+
 /// Probes until the process ends; the newest result is in `result`.
 pub async fn watch_node(node: NodeClient, result: watch::Sender<NodeHealth>) {
     let mut tick = tokio::time::interval(INTERVAL);
@@ -51,11 +55,7 @@ pub async fn probe(node: &NodeClient) -> NodeHealth {
     };
     match answer.status {
         200 => {}
-        401 | 403 => {
-            let say = "the node refuses the key; set [meilisearch] key_file or MIROIR_MEILISEARCH__KEY to the node's \
-                       master key";
-            return sick(say.into());
-        }
+        401 | 403 => return sick(WRONG_KEY.into()),
         status => return sick(format!("the node answers /version with status {status}")),
     }
     #[derive(Deserialize)]

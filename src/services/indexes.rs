@@ -260,15 +260,16 @@ impl Indexes {
         self.tasks.fail(task, ErrorCode::IndexAlreadyExists, &message).await
     }
 
-    /// `PATCH /indexes/{uid}`: a primary key. Of an index that is `empty` it can still be changed.
+    /// `PATCH /indexes/{uid}`: a primary key. Another one can still take its place while `unused` says that the index has no
+    /// document, and that no node has one waiting.
     ///
     /// # Errors
     /// As for every write.
-    pub async fn set_primary_key(
+    pub async fn set_primary_key<U: Future<Output = Result<bool, Failure>>>(
         &self,
         index: &Index,
         key: Option<String>,
-        empty: bool,
+        unused: impl Fn() -> U,
         trace: TraceId,
     ) -> Result<Summary, Failure> {
         let subject = Subject::IndexUpdate { primary_key: key.clone() };
@@ -278,14 +279,10 @@ impl Indexes {
             return self.tasks.sent(task, Vec::new()).await;
         };
         self.writes.require_serving(self.cluster.topology().holders())?;
-        let settled = if empty {
-            self.update(&index.value.physical, trace, |record| {
-                record.primary_key = Some(key.clone());
-                Ok(())
-            })
-            .await
-        } else {
-            self.settle_primary_key(index, &key, trace).await
+        let other = index.value.primary_key.as_deref().filter(|old| *old != key);
+        let settled = match other {
+            Some(old) if unused().await? => self.change_primary_key(index, old, &key, unused(), trace).await,
+            _ => self.settle_primary_key(index, &key, trace).await,
         };
         let index = match settled {
             Ok(index) => index,
@@ -302,12 +299,49 @@ impl Indexes {
         self.writes.send(&index, subject, orders, None, Instant::now() + PATIENCE, trace).await
     }
 
+    /// Puts another primary key in the place of `old`, unless documents have come meanwhile that were split by that.
+    async fn change_primary_key(
+        &self,
+        index: &Index,
+        old: &str,
+        key: &str,
+        unused: impl Future<Output = Result<bool, Failure>>,
+        trace: TraceId,
+    ) -> Result<Index, Failure> {
+        let changed = self.replace_primary_key(index, old, key, trace).await?;
+        // Every member knows the new key now and takes no more documents that were split by the old one; those that came
+        // before are in the nodes or wait there.
+        let refused = match unused.await {
+            Ok(true) => return Ok(changed),
+            Ok(false) => DocumentError::primary_key_exists(old).into(),
+            Err(error) => error,
+        };
+        self.replace_primary_key(index, key, old, trace).await?;
+        Err(refused)
+    }
+
+    async fn replace_primary_key(&self, index: &Index, old: &str, new: &str, trace: TraceId) -> Result<Index, Failure> {
+        let replace = |record: &mut IndexRecord| match record.primary_key.as_deref() {
+            Some(now) if now == old || now == new => {
+                record.primary_key = Some(new.to_owned());
+                Ok(())
+            }
+            now => Err(DocumentError::primary_key_exists(now.unwrap_or_default()).into()),
+        };
+        self.update(&index.value.physical, trace, replace).await
+    }
+
     /// A write to an index that is not there: Meilisearch takes it and lets the task fail.
     ///
     /// # Errors
     /// A failure of the store.
-    pub async fn missing(&self, uid: &IndexUid, subject: Subject) -> Result<Summary, Failure> {
-        let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
+    pub async fn missing(
+        &self,
+        uid: &IndexUid,
+        subject: Subject,
+        metadata: Option<String>,
+    ) -> Result<Summary, Failure> {
+        let task = self.tasks.begin(Some(uid), None, subject, 1, metadata).await?;
         self.tasks.fail(task, ErrorCode::IndexNotFound, &format!("Index `{uid}` not found.")).await
     }
 
@@ -318,7 +352,7 @@ impl Indexes {
     /// `miroir_alias_conflict` for an alias, or an index that one stands for; `miroir_no_quorum` if nothing was done.
     pub async fn delete(&self, uid: &IndexUid, trace: TraceId) -> Result<Summary, Failure> {
         let Some(physical) = self.take_name(uid, trace).await? else {
-            return self.missing(uid, Subject::IndexDeletion).await;
+            return self.missing(uid, Subject::IndexDeletion, None).await;
         };
         // From here on nobody finds the index; whatever is left behind follows the record.
         if let Err(error) = self.mark_deleted(&physical, trace).await {

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use tokio::sync::{Notify, RwLock, watch};
 
 use super::cluster::{Cluster, NodeHealth};
+use super::health;
 use super::records::{Records, Versioned};
 use crate::net::node::{NodeAnswer, NodeClient, NodeError, NodeRequest};
 use crate::net::{Answer, Call};
@@ -22,6 +23,7 @@ use crate::store::local::LocalIndex;
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 use crate::types::SHARD_FIELD;
+use crate::types::limits::NAMES_MAX;
 use crate::types::{IndexRecord, PhysicalIndex, ShardSet};
 use crate::wire::verbs::{NodeQuestion, Read, ReadKind, ReadRoute, Refusal, Reply, Write, WriteKind};
 
@@ -259,9 +261,15 @@ impl Local {
         if Instant::now() >= call.deadline {
             return not_done("its time was over before its turn came");
         }
-        let gone = |index: Arc<Versioned<IndexRecord>>| index.value.deleted;
-        if on_node.deleted.is_some() || self.records.snapshot().index(&record.physical).is_none_or(gone) {
+        let newest = self.records.snapshot().index(&record.physical).filter(|index| !index.value.deleted);
+        let Some(newest) = newest.filter(|_| on_node.deleted.is_none()) else {
             return not_done("the index was deleted meanwhile");
+        };
+        // Split by another key, documents would lie in shards where nobody looks for them.
+        if let WriteKind::AddDocuments { primary_key, .. } = &write.kind
+            && newest.value.primary_key.as_ref() != Some(primary_key)
+        {
+            return not_done("the index's primary key was changed meanwhile");
         }
         self.make_ready(record, &slot, &mut on_node, call.deadline).await?;
         if matches!(write.kind, WriteKind::AddDocuments { .. }) {
@@ -318,10 +326,11 @@ impl Local {
                 self.wait_for_tasks(physical, deadline).await?;
             }
             if !local.made || !self.is_complete(physical, deadline).await? {
-                if !local.held.is_empty() {
+                // Without documents, too: only the other nodes know all settings that clients have made.
+                if !local.held.is_empty() || local.made && record.settings_version > 0 {
                     self.note_lost(physical, Some(record.shards_of(self.cluster.own())));
                     let reason = format!(
-                        "the node no longer has the index {physical}, of which it held documents; it is not made again \
+                        "the node no longer has the index {physical}, of which it held documents or settings; it is not made again \
                          without them. Give the node its data back, or delete the index and load it again"
                     );
                     return Err(Answer::of(Reply::NodeDown(reason)));
@@ -394,7 +403,7 @@ impl Local {
         struct Page {
             total: u64,
         }
-        let path = format!("/tasks?indexUids={physical}&statuses=enqueued,processing&limit=1");
+        let path = waiting(physical);
         loop {
             let answer = self
                 .send("question", NodeRequest::get(path.as_str()), deadline)
@@ -436,8 +445,13 @@ impl Local {
         }
         let path = match question {
             NodeQuestion::Settings(i) => format!("/indexes/{i}/settings"),
-            NodeQuestion::IndexStats(i) => format!("/indexes/{i}/stats"),
-            NodeQuestion::Stats => "/stats".into(),
+            NodeQuestion::IndexStats { index, internal } => {
+                format!("/indexes/{index}/stats{}", internal_sizes(*internal))
+            }
+            NodeQuestion::Stats { internal } => format!("/stats{}", internal_sizes(*internal)),
+            NodeQuestion::Index(i) => format!("/indexes/{i}"),
+            NodeQuestion::Indexes => format!("/indexes?limit={NAMES_MAX}"),
+            NodeQuestion::Waiting(i) => format!("{}&types=documentAdditionOrUpdate", waiting(i)),
             NodeQuestion::Tasks(uids) => {
                 let list: Vec<_> = uids.iter().map(u32::to_string).collect();
                 format!("/tasks?limit={}&uids={}", list.len(), list.join(","))
@@ -493,6 +507,16 @@ impl Local {
 
 type RecordOrAnswer = Result<Arc<Versioned<IndexRecord>>, Answer>;
 
+/// The question how many tasks of an index are not finished.
+fn waiting(physical: &PhysicalIndex) -> String {
+    format!("/tasks?indexUids={physical}&statuses=enqueued,processing&limit=1")
+}
+
+/// Left out unless it is wanted: older nodes refuse parameters that they do not know.
+fn internal_sizes(internal: bool) -> &'static str {
+    if internal { "?showInternalDatabaseSizes=true" } else { "" }
+}
+
 /// The label of a read in metrics.
 fn kind_of(kind: ReadKind) -> &'static str {
     match kind {
@@ -525,12 +549,12 @@ fn request_of(record: &IndexRecord, kind: &WriteKind, body: Bytes) -> Option<Nod
     let index = format!("/indexes/{}", record.physical);
     Some(match kind {
         WriteKind::EnsureIndex | WriteKind::DeleteIndex => return None,
-        WriteKind::AddDocuments { merge, skip_creation } => {
+        WriteKind::AddDocuments { merge, skip_creation, primary_key } => {
             let method = if *merge { Method::PUT } else { Method::POST };
-            let mut path = format!("{index}/documents?skipCreation={skip_creation}");
-            if let Some(key) = &record.primary_key {
-                path.push_str("&primaryKey=");
-                path.push_str(&percent(key));
+            let mut path = format!("{index}/documents?primaryKey={}", percent(primary_key));
+            // Nodes before v1.31 do not know it and refuse what they don't know.
+            if *skip_creation {
+                path.push_str("&skipCreation=true");
             }
             NodeRequest { content_type: Some("application/x-ndjson"), ..NodeRequest::json(method, path, body) }
         }
@@ -563,6 +587,8 @@ fn store_failed(error: StoreError) -> Answer {
 
 fn node_answer(answer: Result<NodeAnswer, NodeError>) -> Answer {
     match answer {
+        // Of the key that the sidecar has for its node clients know nothing.
+        Ok(a) if matches!(a.status, 401 | 403) => Answer::of(Reply::NodeDown(health::WRONG_KEY.into())),
         Ok(a) => Answer { reply: Reply::Node(a.status), body: a.body },
         Err(NodeError::Down(reason)) => Answer::of(Reply::NodeDown(reason)),
         Err(NodeError::Unknown(reason)) => Answer::of(Reply::NodeUnknown(reason)),

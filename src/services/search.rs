@@ -571,7 +571,7 @@ impl Searches {
                 let failure = node_failure(status, &body, index);
                 // A node that has not got the index (yet) is not the client's fault, another replica may have it.
                 let no_index = status == 404 && code_of(&body).as_deref() == Some("index_not_found");
-                if (400..500).contains(&status) && !no_index && status != 401 && status != 403 {
+                if (400..500).contains(&status) && !no_index {
                     Ended::Refused(failure)
                 } else {
                     tracing::debug!(%member, status, "a node could not answer its part of a search");

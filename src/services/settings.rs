@@ -115,7 +115,7 @@ impl Settings {
     ) -> Result<Summary, Failure> {
         match self.indexes.find_for_write(uid)? {
             Some(index) => self.patch_index(&index, patch, trace).await,
-            None => self.indexes.missing(uid, Subject::Settings(details(&patch))).await,
+            None => self.indexes.missing(uid, Subject::Settings(details(&patch)), None).await,
         }
     }
 }

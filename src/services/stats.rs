@@ -19,9 +19,10 @@ use super::members::Members;
 use super::reads::Reads;
 use super::writes::node_failure;
 use crate::net::Call;
+use crate::rt::clock;
 use crate::types::SHARD_FIELD;
 use crate::types::TraceId;
-use crate::types::{ErrorCode, IndexUid, MemberId, ShardSet};
+use crate::types::{ErrorCode, IndexUid, MemberId, PhysicalIndex, ShardSet};
 use crate::wire::verbs::{NodeQuestion, Reply, Request};
 
 /// Indexes that are counted at the same time.
@@ -93,6 +94,7 @@ struct IndexStats {
     number_of_embeddings: u64,
     number_of_embedded_documents: u64,
     field_distribution: BTreeMap<String, u64>,
+    internal_database_sizes: Option<Map<String, Value>>,
 }
 
 /// One node.
@@ -123,9 +125,9 @@ impl Stats {
     ///
     /// # Errors
     /// `index_not_found`, `miroir_shards_unavailable`.
-    pub async fn index(&self, uid: &IndexUid, trace: TraceId) -> Result<(Value, ShardSet), Failure> {
+    pub async fn index(&self, uid: &IndexUid, internal: bool, trace: TraceId) -> Result<(Value, ShardSet), Failure> {
         let index = self.indexes.find(uid)?;
-        let question = NodeQuestion::IndexStats(index.value.physical.clone());
+        let question = NodeQuestion::IndexStats { index: index.value.physical.clone(), internal };
         let answers = self.nodes.ask_all(question, trace).await;
         let per_node = answers.into_values().map(|b| serde_json::from_slice(&b).unwrap_or_default()).collect();
         let (documents, missing) = self.reads.count(&index, trace).await?;
@@ -136,8 +138,8 @@ impl Stats {
     ///
     /// # Errors
     /// `miroir_shards_unavailable`.
-    pub async fn all(&self, trace: TraceId) -> Result<(Value, ShardSet), Failure> {
-        let answers = self.nodes.ask_all(NodeQuestion::Stats, trace).await;
+    pub async fn all(&self, internal: bool, trace: TraceId) -> Result<(Value, ShardSet), Failure> {
+        let answers = self.nodes.ask_all(NodeQuestion::Stats { internal }, trace).await;
         let mut nodes: Vec<NodeStats> =
             answers.into_values().map(|b| serde_json::from_slice(&b).unwrap_or_default()).collect();
         let snapshot = self.indexes.records().snapshot();
@@ -165,6 +167,55 @@ impl Stats {
         });
         Ok((all, missing))
     }
+
+    /// Whether an index has no document, and no node has any for it in its queue; `false` if not all can be asked.
+    ///
+    /// # Errors
+    /// `miroir_shards_unavailable`.
+    pub async fn unused(&self, index: &Index, trace: TraceId) -> Result<bool, Failure> {
+        #[derive(Deserialize)]
+        struct Page {
+            total: u64,
+        }
+        let answers = self.nodes.ask_all(NodeQuestion::Waiting(index.value.physical.clone()), trace).await;
+        let idle = |body: &Bytes| serde_json::from_slice::<Page>(body).is_ok_and(|page| page.total == 0);
+        let all = self.nodes.cluster.topology().holders().all(|m| answers.get(m).is_some_and(idle));
+        // Counted after that: what was in a queue before is among the documents now.
+        Ok(all && matches!(self.reads.count(index, trace).await?, (0, missing) if missing.is_empty()))
+    }
+
+    /// When the nodes last changed each index, or one of them; those that can't be asked now are left out.
+    pub async fn updates(&self, index: Option<&Index>, trace: TraceId) -> BTreeMap<PhysicalIndex, String> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct OnNode {
+            uid: String,
+            updated_at: String,
+        }
+        #[derive(Deserialize)]
+        struct Page {
+            results: Vec<OnNode>,
+        }
+        let question = match index {
+            Some(index) => NodeQuestion::Index(index.value.physical.clone()),
+            None => NodeQuestion::Indexes,
+        };
+        let mut latest: BTreeMap<PhysicalIndex, String> = BTreeMap::new();
+        for body in self.nodes.ask_all(question, trace).await.into_values() {
+            let one = |body| serde_json::from_slice::<OnNode>(body).map(|one| vec![one]);
+            let all = |body| serde_json::from_slice::<Page>(body).map(|page| page.results);
+            // Anything else is no answer, and counts as little as none.
+            let found = if index.is_some() { one(&body) } else { all(&body) }.unwrap_or_default();
+            for OnNode { uid, updated_at } in found {
+                let Ok(physical) = PhysicalIndex::new(uid) else { continue };
+                let known = latest.entry(physical).or_default();
+                if clock::later(known, &updated_at) != known {
+                    *known = updated_at;
+                }
+            }
+        }
+        latest
+    }
 }
 
 /// Sums over nodes count every copy, and lack those of members that are away. Both is put right by the documents that the
@@ -182,15 +233,29 @@ fn sum(documents: u64, per_node: Vec<IndexStats>) -> Value {
     }
     fields.remove(SHARD_FIELD);
     let raw = once(total(|s| s.raw_document_db_size));
-    json!({
+    let mut internal: BTreeMap<&str, u64> = BTreeMap::new();
+    for (table, size) in per_node.iter().filter_map(|s| s.internal_database_sizes.as_ref()).flatten() {
+        *internal.entry(table).or_default() += size.as_u64().unwrap_or(0);
+    }
+    // The largest first, as on a node.
+    let mut internal: Vec<_> = internal.into_iter().map(|(table, size)| (once(size), table)).collect();
+    internal.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
+    let mut stats = json!({
         "numberOfDocuments": documents,
         "rawDocumentDbSize": raw,
         "avgDocumentSize": raw.checked_div(documents).unwrap_or(0),
         "isIndexing": per_node.iter().any(|s| s.is_indexing),
+        "internalDatabaseSizes": internal.into_iter().map(|(size, table)| (table.to_owned(), json!(size))).collect::<Map<_, _>>(),
         "numberOfEmbeddings": once(total(|s| s.number_of_embeddings)),
         "numberOfEmbeddedDocuments": once(total(|s| s.number_of_embedded_documents)),
         "fieldDistribution": fields.into_iter().map(|(f, n)| (f.to_owned(), json!(once(n)))).collect::<Map<_, _>>(),
-    })
+    });
+    if per_node.iter().all(|s| s.internal_database_sizes.is_none())
+        && let Some(map) = stats.as_object_mut()
+    {
+        map.shift_remove("internalDatabaseSizes");
+    }
+    stats
 }
 
 #[cfg(test)]

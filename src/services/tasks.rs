@@ -322,6 +322,20 @@ impl Tasks {
         let topology = self.cluster.topology();
         let Some(at) = (uid.0 as usize).checked_rem(topology.members.len()) else { return Ok(None) };
         let home = &topology.members[at].id;
+        if let Some(task) = self.task_of(home, uid, trace).await? {
+            return Ok(Some(task));
+        }
+        // The list may have been another when the number was given; then any member may keep it.
+        for member in topology.ids().filter(|m| *m != home && (*m == self.cluster.own() || self.cluster.alive(m))) {
+            if let Ok(Some(task)) = self.task_of(member, uid, trace).await {
+                return Ok(Some(task));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What one member keeps of a task.
+    async fn task_of(&self, home: &MemberId, uid: TaskUid, trace: TraceId) -> Result<Option<Bytes>, Failure> {
         if home == self.cluster.own() {
             return Ok(self.own_task(uid, trace).await?.map(Bytes::from));
         }
@@ -377,7 +391,7 @@ impl Tasks {
     ) -> Result<Body, Failure> {
         let state = |part: &Part| {
             Some(match answers.get(&part.member)?.get(&part.task)? {
-                Some(task) => PartState::Known(task.clone()),
+                Some(task) => PartState::Known(as_wanted(&body.subject, task.clone())),
                 None => PartState::Lost(part.clone()),
             })
         };
@@ -482,6 +496,15 @@ impl NewTask {
             custom_metadata: self.body.custom_metadata.clone(),
         }
     }
+}
+
+/// A node that has lost an index before it was to delete it has done what was wanted.
+fn as_wanted(subject: &Subject, mut task: NodeTask) -> NodeTask {
+    let gone = |e: &Value| e["code"] == ErrorCode::IndexNotFound.as_str();
+    if matches!(subject, Subject::IndexDeletion) && task.error.as_ref().is_some_and(gone) {
+        (task.status, task.error) = (Status::Succeeded, None);
+    }
+    task
 }
 
 #[derive(Debug, Clone)]

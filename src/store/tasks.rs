@@ -22,7 +22,8 @@ pub struct StoredTask {
 }
 
 impl Store {
-    /// Takes the next id ≡ `position` (mod `members`) and stores the task under it.
+    /// Takes the lowest id ≡ `position` (mod `members`) above all that this store has given, whatever the numbers of members
+    /// then, and stores the task under it.
     ///
     /// # Errors
     /// [`StoreError`]; `Malformed` once 2^31 ids are used up.
@@ -35,13 +36,14 @@ impl Store {
         body: String,
     ) -> Result<TaskUid, StoreError> {
         self.run(move |tx| {
-            let given = count(tx, "tasks_given")?;
-            let uid = given * u64::from(members) + u64::from(position);
+            let next = count(tx, "tasks_next")?;
+            let (members, position) = (u64::from(members.max(1)), u64::from(position));
+            let uid = next + (position + members - next % members) % members;
             let uid = u32::try_from(uid).ok().filter(|u| *u < 1 << 31).ok_or_else(|| StoreError::Malformed {
                 what: "task counter",
                 reason: "all 2^31 task ids are used up".into(),
             })?;
-            put(tx, "tasks_given", &(given + 1).to_le_bytes())?;
+            put(tx, "tasks_next", &u64::from(uid + 1).to_le_bytes())?;
             tx.execute("INSERT INTO tasks VALUES (?1, ?2, ?3, 'open', ?4)", (uid, index_uid, kind, body))?;
             Ok(TaskUid(uid))
         })
@@ -116,5 +118,18 @@ mod tests {
         assert_eq!(again.open_tasks(2, 10).await.unwrap().iter().map(|t| t.uid.0).collect::<Vec<_>>(), [7]);
         assert_eq!(again.task(TaskUid(4)).await.unwrap().unwrap().body, "{\"a\":1}");
         assert_eq!(again.task(TaskUid(5)).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn no_id_is_given_twice_when_members_leave_the_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut given = std::collections::BTreeSet::new();
+        for (position, members) in [(1, 3), (1, 3), (1, 3), (0, 2), (0, 2), (0, 1), (0, 1), (2, 3), (2, 3)] {
+            let task = store.new_task(position, members, None, "x".into(), "{}".into()).await.unwrap();
+            assert_eq!(task.0 % members, position);
+            assert!(given.last().is_none_or(|last| *last < task.0), "{given:?} {task}");
+            given.insert(task.0);
+        }
     }
 }

@@ -96,6 +96,8 @@ codes! {
     InvalidDocumentRetrieveVectors "invalid_document_retrieve_vectors" 400 InvalidRequest,
     InvalidDocumentCsvDelimiter "invalid_document_csv_delimiter" 400 InvalidRequest,
     InvalidSkipCreation "invalid_skip_creation" 400 InvalidRequest,
+    InvalidStatsShowInternalDatabaseSizes "invalid_stats_show_internal_database_sizes" 400 InvalidRequest,
+    InvalidStatsSizeFormat "invalid_stats_size_format" 400 InvalidRequest,
     InvalidTaskUids "invalid_task_uids" 400 InvalidRequest,
     InvalidSearchQ "invalid_search_q" 400 InvalidRequest,
     InvalidSearchLimit "invalid_search_limit" 400 InvalidRequest,

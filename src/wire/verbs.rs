@@ -91,6 +91,8 @@ pub enum WriteKind {
         merge: bool,
         /// `skipCreation`: documents that do not exist yet are left out.
         skip_creation: bool,
+        /// The primary key by which the documents were split.
+        primary_key: String,
     },
     /// A JSON array of ids.
     DeleteIds,
@@ -110,9 +112,23 @@ pub enum NodeQuestion {
     /// `GET /indexes/{i}/settings`
     Settings(PhysicalIndex),
     /// `GET /indexes/{i}/stats`
-    IndexStats(PhysicalIndex),
+    IndexStats {
+        /// Of which index.
+        index: PhysicalIndex,
+        /// With the size of each table.
+        internal: bool,
+    },
     /// `GET /stats`
-    Stats,
+    Stats {
+        /// With the size of each table.
+        internal: bool,
+    },
+    /// `GET /indexes/{i}`
+    Index(PhysicalIndex),
+    /// `GET /indexes`: all of them.
+    Indexes,
+    /// `GET /tasks`: how many additions of documents to the index are not finished, and the first.
+    Waiting(PhysicalIndex),
     /// `GET /tasks?uids=…`
     Tasks(Vec<u32>),
 }
@@ -344,7 +360,7 @@ mod tests {
                 index: index.clone(),
                 record_version: 3,
                 shards,
-                kind: WriteKind::AddDocuments { merge: true, skip_creation: false },
+                kind: WriteKind::AddDocuments { merge: true, skip_creation: false, primary_key: "id".into() },
             }),
             Request::Node(NodeQuestion::Tasks(vec![1, 2])),
             Request::Task(TaskUid(9)),

@@ -230,7 +230,8 @@ fn stats_of(engine: &Engine, uid: &str, index: &Index) -> Value {
     })
 }
 
-async fn stats(State(server): Shared) -> Reply {
+async fn stats(State(server): Shared, RawQuery(raw): RawQuery) -> Reply {
+    check_stats(raw.as_deref())?;
     let engine = &server.engine;
     let indexes = indexes(engine);
     let each: Map<String, Value> =
@@ -240,7 +241,21 @@ async fn stats(State(server): Shared) -> Reply {
     ok(json!({"databaseSize": size, "usedDatabaseSize": size, "lastUpdate": last, "indexes": each}))
 }
 
-async fn index_stats(State(server): Shared, Path(uid): Path<String>) -> Reply {
+/// Sizes for people and those of tables are left to real nodes.
+fn check_stats(raw: Option<&str>) -> Result<()> {
+    let query = Query::read(raw, &["showInternalDatabaseSizes", "sizeFormat"])?;
+    query.boolean("showInternalDatabaseSizes", "invalid_stats_show_internal_database_sizes")?;
+    match query.get("sizeFormat") {
+        None | Some("raw" | "human") => Ok(()),
+        Some(other) => {
+            let text = format!("Unknown value `{other}` for parameter `sizeFormat`: expected one of `human`, `raw`");
+            Err(ApiError::new("invalid_stats_size_format", text))
+        }
+    }
+}
+
+async fn index_stats(State(server): Shared, Path(uid): Path<String>, RawQuery(raw): RawQuery) -> Reply {
+    check_stats(raw.as_deref())?;
     ok(with_index(&server.engine, &uid, |index| Ok(stats_of(&server.engine, &uid, index)))?)
 }
 

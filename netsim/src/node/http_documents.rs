@@ -137,7 +137,7 @@ async fn list(State(server): Shared, Path(uid): Path<String>, RawQuery(raw): Raw
     let fetch = Fetch {
         offset: query.count("offset", "invalid_document_offset")?.unwrap_or(0),
         limit: query.count("limit", "invalid_document_limit")?.unwrap_or(20),
-        fields: query.list("fields"),
+        fields: starred(query.list("fields")),
         vectors: query.boolean("retrieveVectors", "invalid_document_retrieve_vectors")?.unwrap_or(false),
         ids,
         filter,
@@ -159,7 +159,7 @@ async fn fetch(State(server): Shared, Path(uid): Path<String>, headers: HeaderMa
     let fetch = Fetch {
         offset: fields.count("offset", "invalid_document_offset")?.unwrap_or(0),
         limit: fields.count("limit", "invalid_document_limit")?.unwrap_or(20),
-        fields: fields.strings("fields", "invalid_document_fields")?,
+        fields: fields.strings("fields", "invalid_document_fields")?.map(without_star),
         vectors: fields.boolean("retrieveVectors", "invalid_document_retrieve_vectors")?.unwrap_or(false),
         ids,
         filter: fields.get("filter").map(|value| filter::parse(value, CODE)).transpose()?.flatten(),
@@ -182,6 +182,17 @@ fn check_ids(ids: impl Iterator<Item = Value>) -> Result<Vec<String>> {
         .collect()
 }
 
+/// Fields that a GET names; only there a star is all of them.
+fn starred(fields: Option<Vec<String>>) -> Option<Vec<String>> {
+    fields.filter(|fields| !fields.iter().any(|field| field == "*"))
+}
+
+/// Fields that a POST names: a star is a field that no document has.
+fn without_star(mut fields: Vec<String>) -> Vec<String> {
+    fields.retain(|field| field != "*");
+    fields
+}
+
 async fn run(server: Arc<Server>, uid: String, fetch: Fetch) -> Reply {
     let answer = aside(move || with_index(&server.engine, &uid, |index| fetch.run(index))).await?;
     ok(answer)
@@ -189,7 +200,7 @@ async fn run(server: Arc<Server>, uid: String, fetch: Fetch) -> Reply {
 
 /// A document as it is shown, `fields` of it.
 fn shown(doc: &Doc, fields: Option<&[String]>, vectors: bool) -> Value {
-    let all = fields.is_none_or(|fields| fields.iter().any(|field| field == "*"));
+    let all = fields.is_none();
     let tree = doc.tree();
     let mut shown = if all { tree } else { select(&tree, fields, None) };
     if vectors {
@@ -254,7 +265,7 @@ impl Fetch {
 async fn one(State(server): Shared, Path((uid, id)): Path<(String, String)>, RawQuery(raw): RawQuery) -> Reply {
     let query = Query::read(raw.as_deref(), &["fields", "retrieveVectors"])?;
     let vectors = query.boolean("retrieveVectors", "invalid_document_retrieve_vectors")?.unwrap_or(false);
-    let fields = query.list("fields");
+    let fields = starred(query.list("fields"));
     ok(with_index(&server.engine, &uid, |index| {
         let doc = index.docid(&id).and_then(|docid| index.doc(docid));
         let doc = doc.ok_or_else(|| ApiError::document_not_found(&id))?;

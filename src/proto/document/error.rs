@@ -146,7 +146,7 @@ impl DocumentError {
 }
 
 /// A size as Meilisearch prints it: binary units for multiples of 1,024, else decimal ones.
-fn size_text(bytes: usize) -> String {
+pub fn size_text(bytes: usize) -> String {
     let (step, names) = match bytes % 1024 {
         0 => (1024_usize, ["B", "KiB", "MiB", "GiB"]),
         _ => (1000, ["B", "KB", "MB", "GB"]),

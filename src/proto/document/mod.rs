@@ -26,7 +26,7 @@ mod tests;
 
 pub use batch::{Batch, Document, Part, pieces};
 pub use delete::{IdList, IdPart};
-pub use error::DocumentError;
+pub use error::{DocumentError, size_text};
 pub use error_text::{error_text, error_text_hiding};
 pub use gzip::gunzip;
 pub use payload::{Format, Payload};

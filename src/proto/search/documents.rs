@@ -128,6 +128,8 @@ fn get_parameter(fields: &mut Map<String, Value>, key: &str, value: &str) -> Res
     let parsed = match key {
         "offset" | "limit" => size(value)?,
         "retrieveVectors" => boolean(value)?,
+        // Only a GET knows the star; a POST without `fields` shows the same.
+        "fields" if words(value).contains(&"*") => return Ok(()),
         "fields" | "ids" => words(value).into(),
         "sort" => sort_parameter(value).into(),
         "filter" => filter_parameter(value),
@@ -368,6 +370,8 @@ mod tests {
         let post = json!({"offset": 2, "limit": 3, "fields": ["id", "name"], "filter": "a = 1", "sort": sort});
         assert_eq!(body(1), post);
         assert_eq!((&body(2)["offset"], &body(2)["limit"]), (&json!(0), &json!(5)));
+        let star = DocumentsQuery::from_query_string([("fields", "*,name")]).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&star.part_body(1)).unwrap().get("fields"), None);
         assert!(DocumentsQuery::from_query_string([("foo", "1")]).unwrap().passthrough_invalid());
         assert!(DocumentsQuery::from_query_string([("fields", "_miroir_shard")]).is_err());
         assert!(DocumentsQuery::from_json(br#"{"limit":"x"}"#).unwrap().passthrough_invalid());

@@ -214,7 +214,10 @@ impl SearchQuery {
 
     /// Hits that a part of several has to return.
     pub fn hits_wanted(&self, view: &IndexView) -> usize {
-        self.page.range(view.max_total_hits).end
+        let range = self.page.range(view.max_total_hits);
+        // A page that shows nothing needs none of the hits before it, unless they decide on the total.
+        let total_by_hits = self.distinct(view).is_some() || self.sent.fields.contains_key("rankingScoreThreshold");
+        if range.is_empty() && !total_by_hits { 0 } else { range.end }
     }
 
     /// The attribute that parts return only so that the mesh can tell distinct hits.
