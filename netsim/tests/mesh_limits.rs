@@ -109,6 +109,11 @@ fn bodies_that_are_too_large_or_too_deep_are_refused_and_cost_little() {
     }
     client.call("PATCH", "/indexes/i/settings", &[json_type], large.as_bytes()).expect_error(413, "payload_too_large");
 
+    // One that is announced is not waited for.
+    let announced = begun(&mesh, &format!("{HEAD}content-length: 99999999999\r\n\r\n"));
+    let answer = ended(announced, BODY_TIMEOUT / 2).expect("a body over the limit is refused by its head");
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+
     let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     for _ in 0..600 {
         bomb.write_all(&vec![b' '; 1 << 20]).unwrap();

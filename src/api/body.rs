@@ -70,6 +70,10 @@ fn hold(bodies: Option<&Bodies>, bytes: usize) -> Result<(), ApiError> {
 }
 
 async fn collect(mut body: Body, limit: usize, api: &Api, bodies: Option<&Bodies>) -> Result<Bytes, ApiError> {
+    // What the head already says is too much is not waited for.
+    if http_body::Body::size_hint(&body).lower() > limit as u64 {
+        return Err(too_large(limit));
+    }
     let (mut whole, mut counted) = (BytesMut::new(), 0);
     let began = Instant::now();
     loop {

@@ -444,10 +444,16 @@ mod tests {
         assert_eq!(b, json!({"page": 1, "hitsPerPage": 21, "showRankingScoreDetails": true}));
         let b = body(&query(json!({"page": 0})), 3, &view);
         assert_eq!((&b["page"], &b["hitsPerPage"]), (&json!(1), &json!(0)));
-        let b = body(&query(json!({"offset": usize::MAX, "limit": usize::MAX})), 3, &view);
+        let b = body(&query(json!({"offset": 999, "limit": usize::MAX})), 3, &view);
         assert_eq!(b["limit"], 1_000);
+        // What lies behind the last hit that can be had shows nothing, and needs nothing but totals.
+        for far in [json!({"offset": usize::MAX, "limit": usize::MAX}), json!({"offset": 50, "limit": 0})] {
+            assert_eq!(body(&query(far), 3, &view)["limit"], 0);
+        }
         let b = body(&query(json!({"page": usize::MAX, "hitsPerPage": 9})), 3, &view);
-        assert_eq!(b["hitsPerPage"], 1_000);
+        assert_eq!(b["hitsPerPage"], 0);
+        let b = body(&query(json!({"offset": 50, "limit": 0, "distinct": "sku"})), 3, &view);
+        assert_eq!(b["limit"], 50);
     }
 
     #[test]
