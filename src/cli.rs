@@ -1,7 +1,7 @@
 //! The command line of `miroir`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -10,13 +10,16 @@ use crate::app;
 use crate::config::{self, Config, LogFormat};
 use crate::telemetry::logs::{self, LogStyle};
 
+/// Read if no other file is named and it is there.
+const CONFIG_DEFAULT: &str = "/etc/miroir/miroir.toml";
+
 /// The sidecar that turns a fleet of Meilisearch nodes into one search engine.
 #[derive(Debug, Parser)]
 #[command(name = "miroir", version, about)]
 struct Args {
-    /// The configuration file.
-    #[arg(long, short, global = true, env = "MIROIR_CONFIG", default_value = "/etc/miroir/miroir.toml")]
-    config: PathBuf,
+    /// The configuration file; without it `/etc/miroir/miroir.toml` if that is there, else the environment alone.
+    #[arg(long, short, global = true, env = "MIROIR_CONFIG")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -41,7 +44,10 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if e.print().is_ok() { ExitCode::from(code) } else { ExitCode::FAILURE };
         }
     };
-    let config = match Config::load(Some(&args.config), config::environment()) {
+    let default = Path::new(CONFIG_DEFAULT);
+    let file = args.config.as_deref().or_else(|| default.exists().then_some(default));
+    let named = file.map_or_else(|| "the environment".to_owned(), |file| file.display().to_string());
+    let config = match Config::load(file, config::environment()) {
         Ok(config) => config,
         Err(faults) => {
             eprintln!("{faults}");
@@ -51,15 +57,14 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match args.command.unwrap_or(Command::Run) {
         Command::CheckConfig => {
             if let Err(fault) = app::check_files(&config) {
-                eprintln!("{}: {fault}", args.config.display());
+                eprintln!("{named}: {fault}");
                 return ExitCode::from(2);
             }
-            println!(
-                "{} is valid: member {} of {}",
-                args.config.display(),
-                config.node.id,
-                config.mesh.bootstrap.len()
-            );
+            let mesh = match config.mesh.bootstrap.len() {
+                0 => "no list of members: it waits for `miroir-ctl mesh init`".to_owned(),
+                members => format!("one of {members} in the list"),
+            };
+            println!("{named} is valid: member {}, {mesh}", config.node.id);
             for warning in config.warnings() {
                 eprintln!("warning: {warning}");
             }

@@ -349,6 +349,21 @@ fn check_config_says_by_its_exit_code_what_it_found() {
 
     let (code, _, stderr) = check("miroir.toml", &[("MIROIR_HTTP__LISTEN", "0.0.0.0:1")]);
     assert!(code == 0 && stderr.starts_with("warning: ") && stderr.contains("no master key"), "{code} {stderr}");
+    let file = |name: &str| dir.join(name).display().to_string();
+    let mut alone = Command::new(NETSIM);
+    alone.args(["sidecar", "check-config"]).env_remove("MIROIR_CONFIG").envs([
+        ("MIROIR_NODE__ID", "m1".to_owned()),
+        ("MIROIR_MESH__CA_FILE", file("ca.pem")),
+        ("MIROIR_MESH__CERT_FILE", file("member.pem")),
+        ("MIROIR_MESH__KEY_FILE", file("member-key.pem")),
+    ]);
+    let out = alone.output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(
+        said.starts_with("the environment is valid: member m1, no list"),
+        "{said}{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     let (code, _, stderr) = check("miroir.toml", &[("MIROIR_NODE__ID", "7")]);
     assert!(code == 2 && stderr.contains("not digits only"), "{code} {stderr}");
 }
