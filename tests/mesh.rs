@@ -673,7 +673,7 @@ async fn each_class_has_its_own_limit_on_both_sides() {
 async fn bodies_over_the_memory_are_refused_not_held() {
     let net = Net::new(&["m1", "m2"]);
     let mut config = net.config("m2", 1);
-    config.body_memory_bytes = 1 << 20;
+    config.call_memory_bytes = 2 << 20;
     let _m2 = net.start_with(config, echo());
     let m1 = net.start("m1", 1, echo());
     within("connected", m1.connected(&m("m2"))).await;
@@ -683,6 +683,75 @@ async fn bodies_over_the_memory_are_refused_not_held() {
         let fits = m1.call(&m("m2"), call_of(write(), vec![1; 512 << 10], LONG)).await.unwrap();
         assert_eq!(fits.body.len(), 512 << 10, "what was held is free again");
     }
+}
+
+/// Takes all the memory for calls that one peer gets, by calls that never end.
+async fn hold_all_memory(connection: &quinn::Connection) -> Vec<(quinn::SendStream, quinn::RecvStream)> {
+    let payload = write().encode_payload().unwrap();
+    let mut held = vec![];
+    loop {
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        let sent = async {
+            send.write_all(&RequestHead { deadline_ms: 600_000, ..head(write().verb(), payload.len()) }.encode())
+                .await?;
+            send.write_all(&payload).await?;
+            send.write_all(&vec![1; 1 << 20]).await
+        };
+        // Whoever refuses reads no further and answers; whoever holds it waits for the rest.
+        let full = within("taken or refused", async {
+            tokio::select! {
+                _ = recv.received_reset() => true,
+                sent = sent => sent.is_err(),
+            }
+        });
+        let full = full.await || tokio::time::timeout(Duration::from_millis(100), send.stopped()).await.is_ok();
+        if full {
+            return held;
+        }
+        held.push((send, recv));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_that_one_peer_holds_is_not_missed_by_others_nor_by_control_calls() {
+    let net = Net::new(&["m1", "m2", "m3"]);
+    let mut config = net.config("m2", 1);
+    config.call_memory_bytes = 16 << 20;
+    let m2 = net.start_with(config, echo());
+    let m1 = net.start("m1", 1, echo());
+    within("connected", m1.connected(&m("m2"))).await;
+    let join = async |alpn| {
+        let stranger = Stranger::new(&net.ca.cert_pem, Some(&net.issue("m3")), alpn);
+        within("let in", stranger.join(m2.local_addr(), "m2", &hello("m3"))).await.unwrap()
+    };
+    let (data, control) = (join(ALPN_DATA).await, join(ALPN_CONTROL).await);
+    let held = hold_all_memory(&data).await;
+    assert!((4..=8).contains(&held.len()), "half of it and no more: {}", held.len());
+    let reply = raw_call(&control, &[&head(Request::Ledger.verb(), 0).encode(), b"a vote"]).await;
+    assert_eq!(reply, Reply::Enqueued(7), "its own votes");
+    let vote = within("a vote", m1.call(&m("m2"), call_of(Request::Ledger, "a vote", LONG))).await.unwrap();
+    assert_eq!(vote.body, "a vote");
+    let documents = within("documents", m1.call(&m("m2"), call_of(write(), vec![1; 3 << 20], LONG))).await.unwrap();
+    assert_eq!(documents.body.len(), 3 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn header_that_was_only_announced_takes_no_memory() {
+    let net = Net::new(&["m1", "m2"]);
+    let mut config = net.config("m1", 1);
+    config.call_memory_bytes = 1 << 20;
+    let m1 = net.start_with(config, echo());
+    let stranger = Stranger::new(&net.ca.cert_pem, Some(&net.issue("m2")), ALPN_DATA);
+    let peer = within("let in", stranger.join(m1.local_addr(), "m1", &hello("m2"))).await.unwrap();
+    let mut open = vec![];
+    for _ in 0..4 {
+        let (mut send, recv) = peer.open_bi().await.unwrap();
+        send.write_all(&head(write().verb(), 400 << 10).encode()).await.unwrap();
+        open.push((send, recv));
+    }
+    let payload = query().encode_payload().unwrap();
+    let whole = [&head(query().verb(), payload.len()).encode()[..], &payload, b"body"];
+    assert_eq!(raw_call(&peer, &whole).await, Reply::Enqueued(7));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1005,26 +1074,53 @@ async fn gossip_outlives_crafted_messages_and_ignores_strangers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn flood_of_writes_holds_up_neither_control_calls_nor_probes() {
+    // Longer than a busy machine stops a thread for, and much shorter than the flood.
+    const SOON: Duration = Duration::from_secs(2);
     let net = Net::new(&["m1", "m2"]);
-    let _m2 = net.start("m2", 1, echo());
-    let m1 = Arc::new(net.start("m1", 1, echo()));
-    within("connected", m1.connected(&m("m2"))).await;
-    let body = Bytes::from(vec![7; 4 << 20]);
+    let config = |id| MeshConfig { probe_interval: SOON / 4, call_memory_bytes: 32 << 20, ..net.config(id, 1) };
+    let m2 = net.start_with(config("m2"), echo());
+    let m1 = Arc::new(net.start_with(config("m1"), echo()));
+    for (mesh, to) in [(&*m1, "m2"), (&m2, "m1")] {
+        within("connected", mesh.connected(&m(to))).await;
+        wait_suspects(mesh, &[]).await;
+    }
+    let suspects = [m1.suspects(), m2.suspects()].map(|mut s| {
+        s.mark_unchanged();
+        s
+    });
+    let lost = || [&*m1, &m2].map(|mesh| mesh.counters().probes_lost.load(Ordering::Relaxed));
+    let lost_before = lost();
+    let (body, busy) = (Bytes::from(vec![7; 4 << 20]), Arc::new(AtomicUsize::new(0)));
     let flood: Vec<_> = (0..24)
         .map(|_| {
-            let (m1, body) = (m1.clone(), body.clone());
-            tokio::spawn(async move { m1.call(&m("m2"), call_of(write(), body, LONG * 4)).await.map(|a| a.body.len()) })
+            let (m1, body, busy) = (m1.clone(), body.clone(), busy.clone());
+            tokio::spawn(async move {
+                loop {
+                    match m1.call(&m("m2"), call_of(write(), body.clone(), LONG * 4)).await {
+                        Err(CallError::Refused { refusal: Refusal::Busy, .. }) => {
+                            busy.fetch_add(1, Ordering::Relaxed);
+                        }
+                        other => return other.map(|a| a.body.len()),
+                    }
+                }
+            })
         })
         .collect();
-    let mut answered = 0;
+    let (mut answered, mut slowest) = (0, Duration::ZERO);
     while !flood.iter().all(tokio::task::JoinHandle::is_finished) {
-        within("a control call in the flood", m1.call(&m("m2"), call(Request::Ledger))).await.unwrap();
-        answered += 1;
+        let sent = Instant::now();
+        let vote = call_of(Request::Ledger, "a vote", LONG);
+        within("a control call in the flood", m1.call(&m("m2"), vote)).await.unwrap();
+        (answered, slowest) = (answered + 1, slowest.max(sent.elapsed()));
     }
     assert!(answered > 0);
+    assert!(slowest < SOON, "{slowest:?}");
     for one in flood {
         assert_eq!(one.await.unwrap().unwrap(), 4 << 20);
     }
+    assert!(busy.load(Ordering::Relaxed) > 0, "the memory was full");
+    assert_eq!(lost(), lost_before, "every probe was answered before the next");
+    assert!(suspects.iter().all(|s| !s.has_changed().unwrap()), "nobody was suspected");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -116,11 +116,17 @@ pub(super) enum ReadFailure {
     TooLarge,
 }
 
-/// Reads exactly `len` bytes; memory grows with what arrives, not with what was promised.
-pub(super) async fn read_exactly(recv: &mut RecvStream, len: usize) -> Result<Bytes, ReadFailure> {
+/// Reads exactly `len` bytes; memory grows with what arrives, not with what was promised, and `grow` is asked as in
+/// [`read_body`].
+pub(super) async fn read_exactly(
+    recv: &mut RecvStream,
+    len: usize,
+    mut grow: impl FnMut(usize) -> bool,
+) -> Result<Bytes, ReadFailure> {
     let mut bytes = BytesMut::new();
     while bytes.len() < len {
         match recv.read_chunk((len - bytes.len()).min(CHUNK_BYTES), true).await {
+            Ok(Some(chunk)) if !grow(bytes.len() + chunk.bytes.len()) => return Err(ReadFailure::TooLarge),
             Ok(Some(chunk)) => bytes.extend_from_slice(&chunk.bytes),
             Ok(None) => return Err(ReadFailure::Ended("the stream is cut short".to_owned())),
             Err(e) => return Err(ReadFailure::Ended(read_reason(&e))),
@@ -266,9 +272,9 @@ async fn read_answer(recv: &mut RecvStream) -> Result<Answer, String> {
         ReadFailure::TooLarge => "the answer is over the limit".to_owned(),
     };
     let mut head = [0; ANSWER_HEAD_BYTES];
-    head.copy_from_slice(&read_exactly(recv, ANSWER_HEAD_BYTES).await.map_err(failed)?);
+    head.copy_from_slice(&read_exactly(recv, ANSWER_HEAD_BYTES, |_| true).await.map_err(failed)?);
     let head = AnswerHead::decode(&head).map_err(|e| e.to_string())?;
-    let header = read_exactly(recv, head.header_len as usize).await.map_err(failed)?;
+    let header = read_exactly(recv, head.header_len as usize, |_| true).await.map_err(failed)?;
     let reply = codec::decode::<Reply, CALL_HEADER_MAX_BYTES>("reply", &header).map_err(|e| e.to_string())?;
     let body = read_body(recv, CALL_BODY_MAX_BYTES, |_| true).await.map_err(failed)?;
     Ok(Answer { reply, body })

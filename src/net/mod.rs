@@ -8,6 +8,7 @@ mod client;
 pub mod endpoint;
 pub mod gossip;
 mod link;
+mod memory;
 pub mod node;
 pub mod peers;
 pub mod resolve;

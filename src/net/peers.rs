@@ -15,21 +15,24 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use quinn::Connection;
 use tokio::runtime;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::classes::{ClassGates, ClassLimits, Kind};
 use super::endpoint::{self, CloseCode, MeshThread, RESET_SECRET_BYTES};
 use super::gossip::gossip_address;
+use super::memory::{Room, Share};
 use super::resolve::{self, Names, ResolveError};
 use super::tls::{TlsError, TlsFiles, TlsStore};
 use super::{Answer, Call, CallError, Handler, Peers, client, link, server};
 use crate::types::{MemberId, MeshId, limits};
 
-/// Bytes of all request bodies that are held at once.
-const BODY_MEMORY_DEFAULT_BYTES: usize = 1 << 30;
-/// The unit in which body memory is counted.
-pub(super) const BODY_UNIT_BYTES: usize = 64 << 10;
+/// Bytes of all requests but control calls that are held at once. One peer may hold half of it, and that is the largest call.
+const CALL_MEMORY_DEFAULT_BYTES: usize = 2 * (limits::CALL_BODY_MAX_BYTES + limits::CALL_HEADER_MAX_BYTES);
+/// Bytes of one peer's control calls that are held at once: two of the largest, and many small ones. Its connection holds
+/// as many again before they are read.
+const CONTROL_MEMORY_BYTES: usize = 16 << 20;
+const _: () = assert!(CONTROL_MEMORY_BYTES > 2 * limits::LEDGER_ENCODED_MAX_BYTES);
 /// Gossip messages that wait to be taken in.
 const GOSSIP_IN_MAX: usize = 256;
 /// Gossip messages that wait for one peer.
@@ -54,8 +57,9 @@ pub struct MeshConfig {
     pub probe_interval: Duration,
     /// Time between looks at the certificate files.
     pub tls_poll_interval: Duration,
-    /// Bytes of all request bodies held at once; a call beyond is answered `Busy`.
-    pub body_memory_bytes: usize,
+    /// Bytes of all requests but control calls held at once; a peer may hold as much as it leaves free, and a call beyond is
+    /// answered `Busy`.
+    pub call_memory_bytes: usize,
     /// Most calls of each class that one peer may have under way here; `None`: the defaults.
     pub served_max: Option<ClassLimits>,
 }
@@ -79,7 +83,7 @@ impl MeshConfig {
             start,
             probe_interval: Duration::from_millis(300),
             tls_poll_interval: Duration::from_secs(3),
-            body_memory_bytes: BODY_MEMORY_DEFAULT_BYTES,
+            call_memory_bytes: CALL_MEMORY_DEFAULT_BYTES,
             served_max: None,
         }
     }
@@ -163,6 +167,8 @@ pub(super) struct Peer {
     pub(super) poke_data: Notify,
     pub(super) calls: ClassGates,
     pub(super) served: ClassGates,
+    control_memory: Arc<Share>,
+    call_memory: Arc<Share>,
     pub(super) probe: Mutex<link::ProbeState>,
     pub(super) gossip_out: mpsc::Sender<Bytes>,
     /// The address by which chitchat knows it.
@@ -172,7 +178,12 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    fn new(id: MemberId, address: String, served: &ClassLimits) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
+    fn new(
+        id: MemberId,
+        address: String,
+        served: &ClassLimits,
+        memory: &Arc<Room>,
+    ) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
         let (gossip_out, waiting) = mpsc::channel(GOSSIP_OUT_MAX);
         let down = || watch::Sender::new(LinkState::Down("not connected yet".to_owned()));
         let peer = Self {
@@ -185,6 +196,8 @@ impl Peer {
             poke_data: Notify::new(),
             calls: ClassGates::new(&ClassLimits::CALLED),
             served: ClassGates::new(served),
+            control_memory: Share::alone(CONTROL_MEMORY_BYTES),
+            call_memory: Share::of(Arc::clone(memory)),
             probe: Mutex::default(),
             gossip_out,
             tasks: Mutex::default(),
@@ -224,6 +237,14 @@ impl Peer {
                 }
                 _ => false,
             });
+        }
+    }
+
+    /// Where its calls on a connection are held.
+    pub(super) fn memory(&self, kind: Kind) -> &Arc<Share> {
+        match kind {
+            Kind::Control => &self.control_memory,
+            Kind::Data => &self.call_memory,
         }
     }
 
@@ -276,7 +297,7 @@ pub(super) struct Shared {
     pub(super) tls: Arc<TlsStore>,
     pub(super) suspects: watch::Sender<BTreeSet<MemberId>>,
     pub(super) inbound: server::Inbound,
-    pub(super) body_memory: Arc<Semaphore>,
+    call_memory: Arc<Room>,
     pub(super) counters: MeshCounters,
     pub(super) gossip_in: mpsc::Sender<(MemberId, Bytes)>,
 }
@@ -345,7 +366,7 @@ impl Mesh {
         let shared = Arc::new(Shared {
             suspects: watch::Sender::default(),
             mesh_id: watch::Sender::new(config.mesh_id),
-            body_memory: Arc::new(Semaphore::new(config.body_memory_bytes / BODY_UNIT_BYTES)),
+            call_memory: Room::new(config.call_memory_bytes),
             config,
             peers: RwLock::default(),
             handler: OnceLock::new(),
@@ -402,7 +423,7 @@ impl Mesh {
         let mut new = Vec::new();
         for (id, address) in members {
             next.entry(id).or_insert_with_key(|id| {
-                let (peer, waiting) = Peer::new(id.clone(), address, &served);
+                let (peer, waiting) = Peer::new(id.clone(), address, &served, &self.shared.call_memory);
                 new.push((Arc::clone(&peer), waiting));
                 peer
             });
