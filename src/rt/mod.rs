@@ -5,6 +5,8 @@
 pub mod clock;
 mod shutdown;
 mod signals;
+mod under_way;
 
 pub use shutdown::{Phase, Shutdown, Trigger};
 pub use signals::{Signal, Signals};
+pub use under_way::{Counted, UnderWay};
