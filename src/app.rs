@@ -273,6 +273,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let rest = async {
         room.empty().await;
         serve.drain().await;
+        mesh.answered().await;
     };
     if tokio::time::timeout_at(drained, rest).await.is_err() {
         tracing::warn!("calls of peers were still under way when the time to drain was over");

@@ -443,6 +443,34 @@ async fn dropping_a_call_drops_the_handlers_future() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn answers_are_taken_before_a_member_that_waits_for_it_goes() {
+    let net = Net::new(&["m1", "m2"]);
+    let (handled, mut was_handled) = mpsc::channel(1);
+    let m2 = net.start(
+        "m2",
+        1,
+        Arc::new(Fun(move |_, _| {
+            let handled = handled.clone();
+            async move {
+                handled.send(()).await.unwrap();
+                Answer { reply: Reply::Done, body: vec![3; 48 << 20].into() }
+            }
+        })),
+    );
+    let m1 = Arc::new(net.start("m1", 1, echo()));
+    within("connected", m1.connected(&m("m2"))).await;
+    let caller = {
+        let m1 = m1.clone();
+        tokio::spawn(async move { m1.call(&m("m2"), call_of(write(), Bytes::new(), LONG)).await })
+    };
+    within("handled", was_handled.recv()).await.unwrap();
+    within("taken", m2.answered()).await;
+    m2.shutdown("test").await;
+    assert_eq!(caller.await.unwrap().unwrap().body.len(), 48 << 20);
+    within("nothing to wait for", m1.answered()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_can_not_have_been_done_is_told_from_what_may_have() {
     let net = Net::new(&["m1", "m2"]);
     let m1 = net.start("m1", 1, echo());

@@ -25,6 +25,7 @@ use super::memory::{Room, Share};
 use super::resolve::{self, Names, ResolveError};
 use super::tls::{TlsError, TlsFiles, TlsStore};
 use super::{Answer, Call, CallError, Handler, Peers, client, link, server};
+use crate::rt::UnderWay;
 use crate::types::{MemberId, MeshId, limits};
 
 /// Bytes of all requests but control calls that are held at once. One peer may hold half of it, and that is the largest call.
@@ -298,6 +299,8 @@ pub(super) struct Shared {
     pub(super) suspects: watch::Sender<BTreeSet<MemberId>>,
     pub(super) inbound: server::Inbound,
     call_memory: Arc<Room>,
+    /// Calls of peers, but those of class control, until their answers have been taken.
+    pub(super) answering: UnderWay,
     pub(super) counters: MeshCounters,
     pub(super) gossip_in: mpsc::Sender<(MemberId, Bytes)>,
 }
@@ -367,6 +370,7 @@ impl Mesh {
             suspects: watch::Sender::default(),
             mesh_id: watch::Sender::new(config.mesh_id),
             call_memory: Room::new(config.call_memory_bytes),
+            answering: UnderWay::default(),
             config,
             peers: RwLock::default(),
             handler: OnceLock::new(),
@@ -527,6 +531,12 @@ impl Mesh {
     /// [`TlsError`]; the certificates of before stay in use.
     pub fn reload_tls(&self) -> Result<(), TlsError> {
         link::reload(&self.shared, &self.thread.endpoint)
+    }
+
+    /// Waits until the answers of all calls of peers that are being handled now, but those of class control, have been taken:
+    /// what is answered just before [`Mesh::shutdown`] would be lost with the connection. Bounded by the calls' deadlines.
+    pub async fn answered(&self) {
+        self.shared.answering.ended().await;
     }
 
     /// Tells all peers that this member goes, and ends the mesh. Calls under way end without an answer.

@@ -23,6 +23,7 @@ use super::endpoint::{CONTROL_STREAMS_MAX, CloseCode, DATA_STREAMS_MAX, GOSSIP_S
 use super::memory::Held;
 use super::peers::{MeshCounters, Peer, Shared};
 use super::{Answer, Call, Handler, tls};
+use crate::rt::Counted;
 use crate::types::MemberId;
 use crate::types::TraceId;
 use crate::types::limits::{
@@ -348,7 +349,13 @@ async fn serve_call(
     let deadline = received + Duration::from_millis(head.deadline_ms.into()).min(DEADLINE_MAX);
     let work = read_and_handle(&shared, &peer, class, &mut streams, &head, deadline);
     match tokio::time::timeout_at(deadline.into(), work).await {
-        Ok(Ok(())) => streams.ended(),
+        Ok(Ok(answering)) => {
+            let taken = streams.send.stopped();
+            streams.ended();
+            // After the deadline, or without a connection, nobody waits for the answer.
+            let _ = tokio::time::timeout_at(deadline.into(), taken).await;
+            drop(answering);
+        }
         Ok(Err(reason)) => tracing::debug!(peer = %peer.id, reason, "a call came to no answer"),
         Err(_) => {
             streams.on_drop = ResetCode::Deadline;
@@ -357,6 +364,7 @@ async fn serve_call(
     }
 }
 
+/// Reads a call, has it handled and writes the answer. What it gives counts it until the answer has been taken.
 async fn read_and_handle(
     shared: &Shared,
     peer: &Peer,
@@ -364,7 +372,7 @@ async fn read_and_handle(
     streams: &mut Streams,
     head: &RequestHead,
     deadline: Instant,
-) -> Result<(), String> {
+) -> Result<Option<Counted>, String> {
     let mut held = Held::of(peer.memory(Kind::of(class)));
     let (handler, call, _under_way) = match read_call(shared, peer, class, streams, head, deadline, &mut held).await {
         Ok(read) => read,
@@ -374,16 +382,19 @@ async fn read_and_handle(
             tracing::debug!(peer = %peer.id, %refusal, "a call was refused");
             // The caller may still be writing; an error says that it has finished.
             let _ = streams.recv.stop(ResetCode::Enough.into());
-            return write_answer(streams, Answer::of(Reply::Refused(refusal))).await;
+            return write_answer(streams, Answer::of(Reply::Refused(refusal))).await.map(|()| None);
         }
     };
+    let answering = (class != Class::Control).then(|| shared.answering.begin());
     let gone = streams.send.stopped();
     let answer = tokio::select! {
         answer = handler.handle(&peer.id, call) => answer,
         // The caller has dropped the call, or is gone itself: the handler's future is dropped.
         _ = gone => return Err("its caller dropped it".to_owned()),
     };
-    write_answer(streams, answer).await
+    // Whoever goes refuses ever new calls, and waits for no end of that.
+    let answering = answering.filter(|_| !matches!(answer.reply, Reply::Refused(_)));
+    write_answer(streams, answer).await.map(|()| answering)
 }
 
 /// Why a request was not read to its end.
