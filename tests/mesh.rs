@@ -443,6 +443,22 @@ async fn dropping_a_call_drops_the_handlers_future() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_that_takes_no_more_connections_is_told() {
+    let net = Net::new(&["m1", "m2"]);
+    let config = net.config("m1", 1);
+    let essential = config.essential.clone();
+    let m1 = net.start_with(config, echo());
+    let m2 = net.start("m2", 1, echo());
+    within("connected", m2.connected(&m("m1"))).await;
+    let ended = async |patience| tokio::time::timeout(patience, essential.failed()).await.ok();
+    assert_eq!(ended(Duration::from_millis(200)).await, None);
+    // As a socket that fails, this ends what takes connections.
+    m1.shutdown("test").await;
+    let told = ended(LONG).await.expect("it is told");
+    assert!(told.ends_with(" ended: it returned"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn answers_are_taken_before_a_member_that_waits_for_it_goes() {
     let net = Net::new(&["m1", "m2"]);
     let (handled, mut was_handled) = mpsc::channel(1);

@@ -204,6 +204,13 @@ pub struct MeshThread {
 }
 
 impl MeshThread {
+    /// Waits until the socket for calls is closed or has failed.
+    pub fn calls_ended(&self) -> impl Future<Output = ()> + use<> {
+        let calls = self.calls.clone();
+        // Nobody is let in: the endpoint has no server's configuration.
+        async move { while calls.accept().await.is_some() {} }
+    }
+
     /// Closes all connections with a reason and ends the thread; waits until it has ended, about a second at most.
     pub async fn close(&self, reason: &str) {
         self.stop.send_if_modified(|s| {

@@ -25,7 +25,7 @@ use super::memory::{Room, Share};
 use super::resolve::{self, Names, ResolveError};
 use super::tls::{TlsError, TlsFiles, TlsStore};
 use super::{Answer, Call, CallError, Handler, Peers, client, link, server};
-use crate::rt::UnderWay;
+use crate::rt::{Essential, UnderWay};
 use crate::types::{MemberId, MeshId, limits};
 
 /// Bytes of all requests but control calls that are held at once. One peer may hold half of it, and that is the largest call.
@@ -63,6 +63,8 @@ pub struct MeshConfig {
     pub call_memory_bytes: usize,
     /// Most calls of each class that one peer may have under way here; `None`: the defaults.
     pub served_max: Option<ClassLimits>,
+    /// Is told when a task of the mesh ends that never should, such as the one that takes connections.
+    pub essential: Essential,
 }
 
 impl MeshConfig {
@@ -86,6 +88,7 @@ impl MeshConfig {
             tls_poll_interval: Duration::from_secs(3),
             call_memory_bytes: CALL_MEMORY_DEFAULT_BYTES,
             served_max: None,
+            essential: Essential::default(),
         }
     }
 }
@@ -394,9 +397,12 @@ impl Mesh {
         if let Some(handler) = handler {
             mesh.set_handler(handler);
         }
-        let on = &mesh.thread.runtime;
-        on.spawn(server::accept(mesh.shared.clone(), mesh.thread.endpoint.clone()));
-        on.spawn(link::watch_certificates(mesh.shared.clone(), mesh.thread.endpoint.clone()));
+        let (on, essential) = (&mesh.thread.runtime, &mesh.shared.config.essential);
+        let endpoint = || mesh.thread.endpoint.clone();
+        on.spawn(essential.watched("taking connections of peers", server::accept(mesh.shared.clone(), endpoint())));
+        on.spawn(essential.watched("the socket for calls", mesh.thread.calls_ended()));
+        let certificates = link::watch_certificates(mesh.shared.clone(), endpoint());
+        on.spawn(essential.watched("the watch on the certificates", certificates));
         mesh.take_members(members);
         Ok(mesh)
     }
@@ -448,13 +454,16 @@ impl Mesh {
                 Kind::Control => &self.thread.endpoint,
                 Kind::Data => &self.thread.calls,
             };
-            on.spawn(link::keep(shared.clone(), endpoint.clone(), peer.clone(), kind)).abort_handle()
+            let keep = link::keep(shared.clone(), endpoint.clone(), peer.clone(), kind);
+            on.spawn(shared.config.essential.watched("the connection to a peer", keep)).abort_handle()
         };
+        let probe = link::probe(shared.clone(), peer.clone());
+        let gossip = link::send_gossip(shared.clone(), peer.clone(), waiting);
         let tasks = [
             link(Kind::Control),
             link(Kind::Data),
-            on.spawn(link::probe(shared.clone(), peer.clone())).abort_handle(),
-            on.spawn(link::send_gossip(shared.clone(), peer.clone(), waiting)).abort_handle(),
+            on.spawn(shared.config.essential.watched("the probes of a peer", probe)).abort_handle(),
+            on.spawn(shared.config.essential.watched("the gossip to a peer", gossip)).abort_handle(),
         ];
         peer.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(tasks);
     }

@@ -3,10 +3,12 @@
 //! Must not know: what is shut down.
 
 pub mod clock;
+mod essential;
 mod shutdown;
 mod signals;
 mod under_way;
 
+pub use essential::{Ending, Essential};
 pub use shutdown::{Phase, Shutdown, Trigger};
 pub use signals::{Signal, Signals};
 pub use under_way::{Counted, UnderWay};
