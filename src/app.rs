@@ -109,6 +109,22 @@ fn lease_config(config: &Config) -> LeaseConfig {
     }
 }
 
+/// When the steps of an end are to be over, from the signal on.
+#[derive(Debug, PartialEq, Eq)]
+struct Ending {
+    /// What is under way.
+    draining: Duration,
+    /// Leases are given back.
+    released: Duration,
+}
+
+impl Ending {
+    fn within(all: Duration) -> Self {
+        let closing = CLOSING.min(all / 2);
+        Self { draining: all - closing, released: all - closing / 2 }
+    }
+}
+
 /// The services that decide who does what.
 struct Control {
     mesh: MeshService,
@@ -241,7 +257,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let room = parts.room.clone();
     let http_address = http.local_addr()?;
     let router = api::router(Api::new(parts));
-    let server = api::server::serve(http, router, shutdown.clone(), patience, drain.saturating_sub(CLOSING));
+    let server = api::server::serve(http, router, shutdown.clone(), patience, Ending::within(drain).draining);
     let server = essential.spawn("the HTTP server", server);
 
     tracing::info!(
@@ -256,24 +272,28 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let entering = enter_service(mesh_service.clone(), own_state.clone(), began);
 
     let ended = wait_for_end(&mut signals, &mesh, &[store.fatal(), ledger_store.fatal()], &essential, entering).await;
-    let drained = tokio::time::Instant::now() + drain.saturating_sub(CLOSING);
+    // All that follows is over by then, whatever hangs.
+    let (told, ending) = (tokio::time::Instant::now(), Ending::within(drain));
     tracing::info!(seconds = drain.as_secs(), "draining");
     own_state.send_replace(MemberState::Draining);
     trigger.advance(Phase::Draining);
-    server.await.context("the HTTP server failed")?;
+    if let Err(error) = server.await {
+        tracing::error!(%error, "the HTTP server failed");
+    }
     // Writes go on without their client, so the server does not wait for them.
     let rest = async {
         room.empty().await;
         serve.drain().await;
         mesh.answered().await;
     };
-    if tokio::time::timeout_at(drained, rest).await.is_err() {
+    if tokio::time::timeout_at(told + ending.draining, rest).await.is_err() {
         tracing::warn!("calls of peers were still under way when the time to drain was over");
     }
-    leases.shutdown(RELEASING).await;
+    leases.shutdown((told + ending.released).duration_since(tokio::time::Instant::now())).await;
     trigger.advance(Phase::Stopped);
     metrics_server.abort();
-    mesh.shutdown("the member is shutting down").await;
+    let rest = (told + drain).duration_since(tokio::time::Instant::now());
+    mesh.shutdown_within("the member is shutting down", rest).await;
     ended
 }
 
@@ -567,5 +587,18 @@ async fn keep_gauges(metrics: Arc<Metrics>, watched: Watched) {
         metrics.records.set(count(copies.len()));
         metrics.ledger_stale.set(i64::from(!records.ledger().fresh()));
         metrics.records_digest.set(i64::try_from(copies.digest() >> 16).unwrap_or(0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_of_the_end_has_its_time_within_what_is_configured() {
+        let ms = Duration::from_millis;
+        assert_eq!(Ending::within(ms(10_000)), Ending { draining: ms(8_500), released: ms(9_250) });
+        assert_eq!(Ending::within(ms(1_000)), Ending { draining: ms(500), released: ms(750) });
+        assert_eq!(Ending::within(ms(0)), Ending { draining: ms(0), released: ms(0) });
     }
 }

@@ -443,6 +443,17 @@ async fn dropping_a_call_drops_the_handlers_future() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_hears_nothing_holds_up_no_end() {
+    let net = Net::new(&["m1", "m2"]);
+    let (m1, m2) = (net.start("m1", 1, echo()), net.start("m2", 1, echo()));
+    within("connected", m1.connected(&m("m2"))).await;
+    m2.vanish_for_test().await;
+    let told = Instant::now();
+    m1.shutdown_within("test", Duration::from_millis(100)).await;
+    assert!(told.elapsed() < Duration::from_millis(700), "{:?}", told.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mesh_that_takes_no_more_connections_is_told() {
     let net = Net::new(&["m1", "m2"]);
     let config = net.config("m1", 1);

@@ -66,7 +66,7 @@ const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 const INCOMING_MAX: usize = 256;
 const INCOMING_BUFFER_BYTES: u64 = 64 << 10;
 const INCOMING_BUFFER_TOTAL_BYTES: u64 = 4 << 20;
-/// How long a closing endpoint waits until its peers have heard.
+/// How long a closing endpoint waits at most until its peers have heard.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a connection was closed, as peers see it.
@@ -180,8 +180,8 @@ fn endpoint_config(secret: &[u8; RESET_SECRET_BYTES]) -> EndpointConfig {
 enum Stop {
     /// Not yet.
     Run,
-    /// Tell all peers, with this reason.
-    Close(String),
+    /// Tell all peers, with this reason, and wait so long until they have heard.
+    Close(String, Duration),
     /// Say nothing, as a killed process does.
     Vanish,
 }
@@ -211,12 +211,13 @@ impl MeshThread {
         async move { while calls.accept().await.is_some() {} }
     }
 
-    /// Closes all connections with a reason and ends the thread; waits until it has ended, about a second at most.
-    pub async fn close(&self, reason: &str) {
+    /// Closes all connections with a reason and ends the thread; waits until it has ended, about `patience` and about a
+    /// second at most.
+    pub async fn close(&self, reason: &str, patience: Duration) {
         self.stop.send_if_modified(|s| {
             let first = *s == Stop::Run;
             if first {
-                *s = Stop::Close(reason.to_owned());
+                *s = Stop::Close(reason.to_owned(), patience.min(CLOSE_WAIT));
             }
             first
         });
@@ -241,7 +242,7 @@ impl Drop for MeshThread {
         self.stop.send_if_modified(|s| {
             let first = *s == Stop::Run;
             if first {
-                *s = Stop::Close("the member is gone".to_owned());
+                *s = Stop::Close("the member is gone".to_owned(), CLOSE_WAIT);
             }
             first
         });
@@ -314,15 +315,15 @@ pub fn start(
         runtime.block_on(async {
             let stop = match stopped.wait_for(|s| *s != Stop::Run).await {
                 Ok(stop) => stop.clone(),
-                Err(_) => Stop::Close("the member is gone".to_owned()),
+                Err(_) => Stop::Close("the member is gone".to_owned(), CLOSE_WAIT),
             };
-            if let Stop::Close(reason) = stop {
+            if let Stop::Close(reason, patience) = stop {
                 for endpoint in &on_thread {
                     endpoint.close(CloseCode::Shutdown.into(), reason.as_bytes());
                 }
                 // Who has not heard by then finds out by its probes.
                 let idle = join_all(on_thread.iter().map(Endpoint::wait_idle));
-                let _ = tokio::time::timeout(CLOSE_WAIT, idle).await;
+                let _ = tokio::time::timeout(patience, idle).await;
             }
         });
         drop(on_thread);

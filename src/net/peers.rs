@@ -550,7 +550,12 @@ impl Mesh {
 
     /// Tells all peers that this member goes, and ends the mesh. Calls under way end without an answer.
     pub async fn shutdown(&self, reason: &str) {
-        self.thread.close(reason).await;
+        self.shutdown_within(reason, Duration::MAX).await;
+    }
+
+    /// As [`Mesh::shutdown`], and waits for the peers to have heard no longer than `patience`.
+    pub async fn shutdown_within(&self, reason: &str, patience: Duration) {
+        self.thread.close(reason, patience).await;
     }
 
     /// Ends the mesh without a word, as a killed process does.
