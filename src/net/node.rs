@@ -209,10 +209,14 @@ impl NodeClient {
         }
     }
 
-    /// Puts a connection aside for the next request from this runtime.
+    /// Puts a connection aside for the next request from this runtime, and closes those that nobody used for long: the one
+    /// used last goes first, so nobody else would ever look at them.
     fn keep(&self, line: Line) {
         let here = runtime::Handle::current().id();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, lines) in idle.iter_mut() {
+            lines.retain(|line| line.used.elapsed() < IDLE_FOR);
+        }
         match idle.iter_mut().find(|(of, _)| *of == here) {
             Some((_, lines)) if lines.len() < IDLE_MAX => lines.push(line),
             Some(_) => {}
@@ -332,6 +336,18 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(5);
         let (_, answer) = tokio::join!(hang_up, client.send(NodeRequest::get("/x"), deadline));
         assert!(matches!(answer, Err(NodeError::Unknown(_))), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn connections_that_nobody_used_for_long_are_closed() {
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = NodeClient::new(&format!("http://{}", socket.local_addr().unwrap()), None).unwrap();
+        let (old, new) = (client.connect().await.unwrap(), client.connect().await.unwrap());
+        let kept = || client.idle.lock().unwrap()[0].1.len();
+        client.keep(Line { used: Instant::now().checked_sub(IDLE_FOR).unwrap(), ..old });
+        assert_eq!(kept(), 1);
+        client.keep(new);
+        assert_eq!(kept(), 1, "the old one was let go of");
     }
 
     /// Answers `per_connection` requests on each connection, then hangs up; gives the number of connections.
