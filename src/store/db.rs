@@ -299,7 +299,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_made_is_its_owners_alone_and_what_is_there_keeps_its_mode() {
-        use std::os::unix::fs::PermissionsExt as _;
+        use std::os::unix::fs::PermissionsExt;
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("a/b");
