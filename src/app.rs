@@ -50,6 +50,8 @@ const RETRY_BASE: Duration = Duration::from_millis(20);
 /// The part of the time to drain in which leases are given back and the peers are told, half of it each. Never more than
 /// half of the whole.
 const CLOSING: Duration = Duration::from_millis(1_500);
+/// The least that the peers' being told may take, even where nothing is to be waited for.
+const GOODBYE: Duration = Duration::from_millis(100);
 /// How often the gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(1);
 
@@ -111,14 +113,14 @@ fn lease_config(config: &Config) -> LeaseConfig {
 
 /// When the steps of an end are to be over, from the signal on.
 #[derive(Debug, PartialEq, Eq)]
-struct Ending {
+struct LastSteps {
     /// What is under way.
     draining: Duration,
     /// Leases are given back.
     released: Duration,
 }
 
-impl Ending {
+impl LastSteps {
     fn within(all: Duration) -> Self {
         let closing = CLOSING.min(all / 2);
         Self { draining: all - closing, released: all - closing / 2 }
@@ -257,7 +259,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let room = parts.room.clone();
     let http_address = http.local_addr()?;
     let router = api::router(Api::new(parts));
-    let server = api::server::serve(http, router, shutdown.clone(), patience, Ending::within(drain).draining);
+    let server = api::server::serve(http, router, shutdown.clone(), patience, LastSteps::within(drain).draining);
     let server = essential.spawn("the HTTP server", server);
 
     tracing::info!(
@@ -273,7 +275,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let ended = wait_for_end(&mut signals, &mesh, &[store.fatal(), ledger_store.fatal()], &essential, entering).await;
     // All that follows is over by then, whatever hangs.
-    let (told, ending) = (tokio::time::Instant::now(), Ending::within(drain));
+    let (told, ending) = (tokio::time::Instant::now(), LastSteps::within(drain));
     tracing::info!(seconds = drain.as_secs(), "draining");
     own_state.send_replace(MemberState::Draining);
     trigger.advance(Phase::Draining);
@@ -292,7 +294,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     leases.shutdown((told + ending.released).duration_since(tokio::time::Instant::now())).await;
     trigger.advance(Phase::Stopped);
     metrics_server.abort();
-    let rest = (told + drain).duration_since(tokio::time::Instant::now());
+    let rest = (told + drain).duration_since(tokio::time::Instant::now()).max(GOODBYE);
     mesh.shutdown_within("the member is shutting down", rest).await;
     ended
 }
@@ -597,8 +599,8 @@ mod tests {
     #[test]
     fn every_step_of_the_end_has_its_time_within_what_is_configured() {
         let ms = Duration::from_millis;
-        assert_eq!(Ending::within(ms(10_000)), Ending { draining: ms(8_500), released: ms(9_250) });
-        assert_eq!(Ending::within(ms(1_000)), Ending { draining: ms(500), released: ms(750) });
-        assert_eq!(Ending::within(ms(0)), Ending { draining: ms(0), released: ms(0) });
+        assert_eq!(LastSteps::within(ms(10_000)), LastSteps { draining: ms(8_500), released: ms(9_250) });
+        assert_eq!(LastSteps::within(ms(1_000)), LastSteps { draining: ms(500), released: ms(750) });
+        assert_eq!(LastSteps::within(ms(0)), LastSteps { draining: ms(0), released: ms(0) });
     }
 }
