@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use tokio::sync::watch;
 
-use crate::api::{self, Api, ApiOptions, auth::Keys};
+use crate::api::{self, Api, ApiOptions, auth::Keys, server::Limits};
 use crate::config::{Config, UnavailableShardPolicy};
 use crate::net::Peers;
 use crate::net::gossip::{Gossip, GossipConfig};
@@ -17,7 +17,7 @@ use crate::net::peers::{Mesh, MeshConfig, PeerAddress};
 use crate::net::tls::{TlsFiles, TlsStore};
 use crate::proto::lease::Config as LeaseConfig;
 use crate::proto::ledger::{Bootstrap, Config as LedgerConfig};
-use crate::rt::{Essential, Phase, Shutdown, Signal, Signals, clock};
+use crate::rt::{Essential, Phase, Shutdown, Signal, Signals, clock, files};
 use crate::services::aliases::Aliases;
 use crate::services::cluster::{Cluster, MemberState, NodeHealth, Seen};
 use crate::services::documents::Documents;
@@ -52,6 +52,8 @@ const RETRY_BASE: Duration = Duration::from_millis(20);
 const CLOSING: Duration = Duration::from_millis(1_500);
 /// The least that the peers' being told may take, even where nothing is to be waited for.
 const GOODBYE: Duration = Duration::from_millis(100);
+/// Connections at once of those who read metrics.
+const METRICS_CONNECTIONS: usize = 64;
 /// How often the gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(1);
 
@@ -140,6 +142,8 @@ struct Control {
 /// What keeps it from starting, or what ended it, for people and with the remedy.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("signals can't be handled")?;
+    let open_files = files::raise_limit();
+    let connections = api::server::connections(open_files);
     let (trigger, shutdown) = Shutdown::new();
     let essential = Essential::default();
     // First: a start that can't come to anything is not counted, and leaves nothing behind.
@@ -254,12 +258,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         let (metrics, leases) = (Arc::clone(&metrics), leases.clone());
         axum::routing::get(move || std::future::ready(exposition(&metrics, &leases)))
     });
-    let metrics_server = api::server::serve(metrics_listener, metrics_routes, shutdown.clone(), patience, drain);
+    let limits = Limits { connections: METRICS_CONNECTIONS.min(connections), patience, drain };
+    let metrics_server = api::server::serve(metrics_listener, metrics_routes, shutdown.clone(), limits);
     let metrics_server = essential.spawn("the server of metrics", metrics_server);
     let room = parts.room.clone();
     let http_address = http.local_addr()?;
     let router = api::router(Api::new(parts));
-    let server = api::server::serve(http, router, shutdown.clone(), patience, LastSteps::within(drain).draining);
+    let limits = Limits { connections, patience, drain: LastSteps::within(drain).draining };
+    let server = api::server::serve(http, router, shutdown.clone(), limits);
     let server = essential.spawn("the HTTP server", server);
 
     tracing::info!(
@@ -267,6 +273,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         http = %http_address,
         mesh_address = %mesh.local_addr(),
         gso_segments = mesh.gso_segments(),
+        open_files,
+        connections,
         start = identity.start,
         store = %identity.store,
         "started"
