@@ -101,9 +101,9 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown, li
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpStream;
 
     use super::*;
+    use crate::names::Names;
     use crate::rt::Shutdown;
 
     #[test]
@@ -114,14 +114,15 @@ mod tests {
     #[tokio::test]
     async fn connections_beyond_the_limit_are_closed() {
         let listener = bind(([127, 0, 0, 1], 0).into(), "test").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let address = listener.local_addr().unwrap().to_string();
         let (_trigger, shutdown) = Shutdown::new();
         let limits = Limits { connections: 1, patience: WRITE_TIMEOUT, drain: WRITE_TIMEOUT };
         tokio::spawn(serve(listener, Router::new(), shutdown, limits));
-        let mut first = TcpStream::connect(address).await.unwrap();
+        let names = Names::from_system();
+        let mut first = names.connect(&address).await.unwrap();
         first.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         assert_eq!(first.read_u8().await.unwrap(), b'H');
-        let mut second = TcpStream::connect(address).await.unwrap();
+        let mut second = names.connect(&address).await.unwrap();
         assert_eq!(second.read(&mut [0]).await.unwrap_or_default(), 0, "it was closed");
     }
 }

@@ -11,7 +11,6 @@ mod link;
 mod memory;
 pub mod node;
 pub mod peers;
-pub mod resolve;
 mod server;
 pub mod tls;
 

@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::runtime;
 
-use super::resolve::Names;
+use crate::names::Names;
 use crate::types::limits::CALL_BODY_MAX_BYTES;
 
 /// How long a connection to the node may take; it is on the same machine.
@@ -225,8 +225,7 @@ impl NodeClient {
     }
 
     async fn connect(&self) -> std::io::Result<Line> {
-        let addresses = self.names.resolve(&self.address).await.map_err(std::io::Error::other)?;
-        let connect = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(addresses.as_slice()));
+        let connect = tokio::time::timeout(CONNECT_TIMEOUT, self.names.connect(&self.address));
         let stream = connect.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;

@@ -22,9 +22,9 @@ use super::classes::{ClassGates, ClassLimits, Kind};
 use super::endpoint::{self, CloseCode, MeshThread, RESET_SECRET_BYTES};
 use super::gossip::gossip_address;
 use super::memory::{Room, Share};
-use super::resolve::{self, Names, ResolveError};
 use super::tls::{TlsError, TlsFiles, TlsStore};
 use super::{Answer, Call, CallError, Handler, Peers, client, link, server};
+use crate::names::{self, Names, ResolveError};
 use crate::rt::{Essential, UnderWay};
 use crate::types::{MemberId, MeshId, limits};
 
@@ -585,7 +585,7 @@ fn check_members(own: &MemberId, members: Vec<PeerAddress>) -> Result<BTreeMap<M
     }
     let mut checked = BTreeMap::new();
     for PeerAddress { id, address } in members {
-        resolve::split(&address).map_err(|source| MeshError::Address { member: id.clone(), source })?;
+        names::split(&address).map_err(|source| MeshError::Address { member: id.clone(), source })?;
         if checked.insert(id.clone(), address).is_some() {
             return Err(MeshError::Twice { member: id });
         }
