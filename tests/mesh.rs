@@ -629,6 +629,26 @@ async fn stalled_and_garbage_streams_leave_others_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_strangers_leave_half_done_hold_up_no_member() {
+    let net = Net::new(&["m1", "m2"]);
+    let m1 = net.start("m1", 1, echo());
+    // Begins handshakes and hears nothing of the answers, as one who only wants the places does.
+    let relay = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let stranger = Stranger::new(&net.ca.cert_pem, None, ALPN_CONTROL);
+    let mut half_done = vec![];
+    let mut packet = [0; 2_048];
+    for _ in 0..64 {
+        half_done.push(stranger.endpoint.connect(relay.local_addr().unwrap(), "m1").unwrap());
+        let (len, _) = relay.recv_from(&mut packet).unwrap();
+        relay.send_to(&packet[..len], m1.local_addr()).unwrap();
+    }
+    let m2 = net.start("m2", 1, echo());
+    let begun = Instant::now();
+    within("connected", m2.connected(&m("m1"))).await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}: before the first of them ran out", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn cut_request_is_never_handled() {
     let net = Net::new(&["m1", "m2"]);
     let handled = Arc::new(AtomicUsize::new(0));

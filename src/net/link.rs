@@ -138,6 +138,8 @@ async fn dial_unless_stale(
 
 async fn dial(shared: &Shared, endpoint: &Endpoint, peer: &Peer, kind: Kind) -> Result<(Connection, Welcome), String> {
     let addresses = shared.names.resolve(&peer.address).await.map_err(|e| e.to_string())?;
+    *peer.found_at.lock().unwrap_or_else(PoisonError::into_inner) =
+        addresses.iter().map(|a| a.ip().to_canonical()).collect();
     let v6 = endpoint.local_addr().is_ok_and(|a| a.is_ipv6());
     let mut reason = format!("{} has no address that a socket on {} can reach", peer.address, shared.config.listen);
     for address in addresses.into_iter().filter(|a| v6 || a.is_ipv4()) {

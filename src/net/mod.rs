@@ -5,6 +5,7 @@
 
 pub mod classes;
 mod client;
+mod door;
 pub mod endpoint;
 pub mod gossip;
 mod link;

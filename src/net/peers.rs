@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -175,6 +175,8 @@ pub(super) struct Peer {
     call_memory: Arc<Share>,
     pub(super) probe: Mutex<link::ProbeState>,
     pub(super) gossip_out: mpsc::Sender<Bytes>,
+    /// Where it was found when it was dialled last.
+    pub(super) found_at: Mutex<Vec<IpAddr>>,
     /// The address by which chitchat knows it.
     pub(super) gossip_address: SocketAddr,
     /// What keeps its connections; ends when it is no member any more.
@@ -204,6 +206,7 @@ impl Peer {
             call_memory: Share::of(Arc::clone(memory)),
             probe: Mutex::default(),
             gossip_out,
+            found_at: Mutex::default(),
             tasks: Mutex::default(),
         };
         (Arc::new(peer), waiting)
@@ -317,6 +320,13 @@ impl Shared {
     /// Another member; `None` for strangers and for the own member.
     pub(super) fn peer(&self, id: &MemberId) -> Option<Arc<Peer>> {
         self.peers.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Whether a member was found at an address.
+    pub(super) fn is_at(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let found = |peer: &Arc<Peer>| peer.found_at.lock().unwrap_or_else(PoisonError::into_inner).contains(&address);
+        self.peers().values().any(found)
     }
 
     /// The mesh that this member belongs to now.

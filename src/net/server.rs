@@ -14,11 +14,12 @@ use bytes::{Bytes, BytesMut};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, VarInt};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::classes::Kind;
 use super::client::{self, ReadFailure, Streams, priority, read_body, read_exactly};
+use super::door::{Door, Entry};
 use super::endpoint::{CONTROL_STREAMS_MAX, CloseCode, DATA_STREAMS_MAX, GOSSIP_STREAMS_MAX, ResetCode};
 use super::memory::Held;
 use super::peers::{MeshCounters, Peer, Shared};
@@ -35,10 +36,6 @@ use crate::wire::frame::{
 };
 use crate::wire::verbs::{Class, READ, Refusal, Reply, Request};
 
-/// Handshakes under way at once, of anybody.
-const HANDSHAKES_MAX: usize = 128;
-/// From so many on, whoever knocks first has to show that its address is its own.
-const HANDSHAKES_UNPROVEN_MAX: usize = 32;
 /// Handshake and hello, each.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A stream's head must have come by then.
@@ -122,27 +119,29 @@ impl Seldom {
 
 /// Takes connections until the endpoint is closed.
 pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let door = Arc::new(Door::default());
     while let Some(incoming) = endpoint.accept().await {
-        let free = handshakes.available_permits();
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-            incoming.ignore();
-            continue;
+        let from = incoming.remote_address().ip();
+        // Who can't be asked for a proof has given one before.
+        let proven = incoming.remote_address_validated() || !incoming.may_retry();
+        let pass = match door.knock(from, shared.is_at(from), proven) {
+            Entry::Open(pass) => pass,
+            Entry::Prove => {
+                // An error says that it can't be retried, and then it is dropped, which refuses it.
+                let _ = incoming.retry();
+                continue;
+            }
+            Entry::Shut => {
+                incoming.ignore();
+                continue;
+            }
         };
-        if free <= HANDSHAKES_MAX - HANDSHAKES_UNPROVEN_MAX
-            && incoming.may_retry()
-            && !incoming.remote_address_validated()
-        {
-            // An error says that it can't be retried, and then it is dropped, which refuses it.
-            let _ = incoming.retry();
-            continue;
-        }
         let shared = shared.clone();
         tokio::spawn(async move {
             let from = incoming.remote_address();
             match greet(&shared, incoming).await {
                 Ok((peer, kind, connection)) => {
-                    drop(permit);
+                    drop(pass);
                     peer.poke(Kind::Control).notify_one();
                     peer.poke(Kind::Data).notify_one();
                     serve(&shared, &peer, kind, &connection).await;
