@@ -269,6 +269,7 @@ pub(super) async fn send_gossip(shared: Arc<Shared>, peer: Arc<Peer>, mut waitin
 pub(super) async fn watch_certificates(shared: Arc<Shared>, endpoint: Endpoint) {
     let mut tick = tokio::time::interval(shared.config.tls_poll_interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last_reason = String::new();
     loop {
         tick.tick().await;
         // A network file system may take its time; probes must not wait for it. What runs there holds on to no
@@ -283,9 +284,15 @@ pub(super) async fn watch_certificates(shared: Arc<Shared>, endpoint: Endpoint) 
                 continue;
             }
         };
-        if let Err(error) = taken {
-            tracing::error!(%error, "the certificates were not read again; those of before stay in use");
+        // What fails is tried again and again, and told once.
+        let reason = taken.err().map(|e| e.to_string()).unwrap_or_default();
+        if !reason.is_empty() && reason != last_reason {
+            tracing::error!(
+                error = reason,
+                "the certificates were not read again; those of before stay in use, and it is tried again"
+            );
         }
+        last_reason = reason;
     }
 }
 
