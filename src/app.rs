@@ -1,15 +1,15 @@
 //! Wiring: config → store, mesh, services, API → run until a signal → drain. The only room that sees all others.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinHandle};
 
-use crate::api::{self, Api, ApiOptions, auth::Keys};
+use crate::api::{self, Api, ApiOptions, auth::Keys, server::Limits};
 use crate::config::{Config, UnavailableShardPolicy};
 use crate::net::Peers;
 use crate::net::gossip::{Gossip, GossipConfig};
@@ -18,7 +18,7 @@ use crate::net::peers::{Mesh, MeshConfig, PeerAddress};
 use crate::net::tls::{TlsFiles, TlsStore};
 use crate::proto::lease::Config as LeaseConfig;
 use crate::proto::ledger::{Bootstrap, Config as LedgerConfig};
-use crate::rt::{Phase, Shutdown, Signal, Signals, clock};
+use crate::rt::{Essential, Phase, Shutdown, Signal, Signals, clock, files};
 use crate::services::aliases::Aliases;
 use crate::services::cluster::{Cluster, MemberState, NodeHealth, Seen};
 use crate::services::documents::Documents;
@@ -48,10 +48,13 @@ use crate::wire::gossip::MemberGossip;
 const ROUND_TIMEOUT: Duration = Duration::from_millis(500);
 /// The first back-off between rivals.
 const RETRY_BASE: Duration = Duration::from_millis(20);
-/// The part of the time to drain that saying goodbye to the peers takes.
+/// The part of the time to drain in which leases are given back and the peers are told, half of it each. Never more than
+/// half of the whole.
 const CLOSING: Duration = Duration::from_millis(1_500);
-/// The part of that in which leases are given back.
-const RELEASING: Duration = Duration::from_millis(700);
+/// The least that the peers' being told may take, even where nothing is to be waited for.
+const GOODBYE: Duration = Duration::from_millis(100);
+/// Connections at once of those who read metrics.
+const METRICS_CONNECTIONS: usize = 64;
 /// How often the gauges are brought up to date.
 const GAUGES: Duration = Duration::from_secs(1);
 /// How long before its certificate ends a member begins to say so.
@@ -115,6 +118,22 @@ fn lease_config(config: &Config) -> LeaseConfig {
     }
 }
 
+/// When the steps of an end are to be over, from the signal on.
+#[derive(Debug, PartialEq, Eq)]
+struct LastSteps {
+    /// What is under way.
+    draining: Duration,
+    /// Leases are given back.
+    released: Duration,
+}
+
+impl LastSteps {
+    fn within(all: Duration) -> Self {
+        let closing = CLOSING.min(all / 2);
+        Self { draining: all - closing, released: all - closing / 2 }
+    }
+}
+
 /// The services that decide who does what.
 struct Control {
     mesh: MeshService,
@@ -128,7 +147,12 @@ struct Control {
 /// What keeps it from starting, or what ended it, for people and with the remedy.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::install().context("signals can't be handled")?;
+    let open_files = files::raise_limit();
+    let connections = api::server::connections(open_files);
     let (trigger, shutdown) = Shutdown::new();
+    let essential = Essential::default();
+    // First: a start that can't come to anything is not counted, and leaves nothing behind.
+    check_files(&config).map_err(|e| anyhow!(e))?;
     let ledger_store = LedgerStore::open(&config.node.data_dir)?;
     let store = Store::open(&config.node.data_dir)?;
     let (identity, stored) = identity::begin(&store, &ledger_store, &config.node.id).await?;
@@ -140,7 +164,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let record = stored.copies.get(&RecordKey::mesh()).and_then(|copy| MeshRecord::from_json(&copy.value).ok());
     let known_mesh = stored.mesh.and_then(|(mesh, made)| made.then_some(mesh));
     let listed = mesh::topology(&config.node.id, record.as_ref(), bootstrap.as_ref());
-    let mesh = Arc::new(start_mesh(&config, &identity, known_mesh.unwrap_or(MeshId::NONE), mesh::addresses(&listed))?);
+    let known_mesh = known_mesh.unwrap_or(MeshId::NONE);
+    let mesh = Arc::new(start_mesh(&config, &identity, known_mesh, mesh::addresses(&listed), &essential)?);
     let cluster = Cluster::new(listed);
     let key = config.meilisearch.key.as_ref().map(|k| k.expose());
     let node = NodeClient::new(&config.meilisearch.url.to_string(), key)?;
@@ -190,7 +215,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let serve = Arc::new(Serve::new(records.clone(), local.clone(), tasks.clone(), orders, Arc::clone(&metrics)));
     members.set_local(serve.clone());
     mesh.set_handler(serve.clone());
-    let driving = tokio::spawn(driver.run());
+    essential.spawn("the ledger's driver", driver.run());
     let mesh_service = MeshService::new(
         ledger.clone(),
         cluster.clone(),
@@ -199,12 +224,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         identity.clone(),
         config.node.witness,
     );
-    tokio::spawn(mesh_service.clone().follow_ledger());
-    tokio::spawn(mesh_service.clone().keep_own_store());
+    essential.spawn("following the ledger", mesh_service.clone().follow_ledger());
+    essential.spawn("the watch on the own store's record", mesh_service.clone().keep_own_store());
 
     let own_state = watch::Sender::new(MemberState::Joining);
     if !config.node.witness {
-        tokio::spawn(health::watch_node(node, health_tx.clone()));
+        essential.spawn("the probe of the node", health::watch_node(node, health_tx.clone()));
     }
     let about = MemberGossip {
         http: http.local_addr()?.to_string(),
@@ -216,75 +241,75 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ..MemberGossip::default()
     };
     let gossip = Arc::new(start_gossip(&config, &mesh, &store, &about).await?);
-    tokio::spawn(follow_mesh(Arc::clone(&mesh), gossip.members(), cluster.clone()));
-    let leading =
-        tokio::spawn(lease_driver.run(leases::Inputs { state: own_state.subscribe(), gossip: gossip.members() }));
-    let operating = tokio::spawn(operations_driver.run());
+    essential.spawn("following the mesh", follow_mesh(Arc::clone(&mesh), gossip.members(), cluster.clone()));
+    let inputs = leases::Inputs { state: own_state.subscribe(), gossip: gossip.members() };
+    essential.spawn("the driver of leases", lease_driver.run(inputs));
+    essential.spawn("the driver of operations", operations_driver.run());
     let says = Says { health: health_rx, state: own_state.subscribe(), leases: signs, lost: local.lost() };
-    tokio::spawn(publish(about, Arc::clone(&gossip), cluster.clone(), records.clone(), says));
-    tokio::spawn(local.clone().follow_records());
+    let publish = publish(about, Arc::clone(&gossip), cluster.clone(), records.clone(), says);
+    essential.spawn("telling of this member", publish);
+    essential.spawn("following the records", local.clone().follow_records());
     tasks.end_unsent().await.map_err(|e| anyhow!("{e:?}"))?;
-    tokio::spawn(tasks.clone().sweep(Arc::clone(&metrics)));
+    essential.spawn("the sweep of tasks", tasks.clone().sweep(Arc::clone(&metrics)));
 
     let control = Control { mesh: mesh_service.clone(), leases: leases.clone(), operations: operations.clone() };
     let parts = services(&config, &cluster, &members, &records, &tasks, control, &metrics);
-    tokio::spawn(parts.indexes.clone().follow_deletions(leases.clone()));
+    essential.spawn("following deletions", parts.indexes.clone().follow_deletions(leases.clone()));
     let watched = Watched { mesh: Arc::clone(&mesh), cluster: cluster.clone(), records: records.clone(), operations };
-    tokio::spawn(keep_gauges(Arc::clone(&metrics), watched));
+    essential.spawn("keeping the gauges", keep_gauges(Arc::clone(&metrics), watched));
     let drain = Duration::from_secs(config.node.shutdown_drain_s);
     let patience = Duration::from_secs(config.http.body_timeout_s);
     let metrics_routes = axum::Router::new().route("/metrics", {
         let (metrics, leases) = (Arc::clone(&metrics), leases.clone());
         axum::routing::get(move || std::future::ready(exposition(&metrics, &leases)))
     });
-    let metrics_server =
-        tokio::spawn(api::server::serve(metrics_listener, metrics_routes, shutdown.clone(), patience, drain));
+    let limits = Limits { connections: METRICS_CONNECTIONS.min(connections), patience, drain };
+    let metrics_server = api::server::serve(metrics_listener, metrics_routes, shutdown.clone(), limits);
+    let metrics_server = essential.spawn("the server of metrics", metrics_server);
     let room = parts.room.clone();
     let http_address = http.local_addr()?;
-    let server = tokio::spawn(api::server::serve(
-        http,
-        api::router(Api::new(parts)),
-        shutdown.clone(),
-        patience,
-        drain.saturating_sub(CLOSING),
-    ));
+    let router = api::router(Api::new(parts));
+    let limits = Limits { connections, patience, drain: LastSteps::within(drain).draining };
+    let server = api::server::serve(http, router, shutdown.clone(), limits);
+    let server = essential.spawn("the HTTP server", server);
 
     tracing::info!(
         member = %config.node.id,
         http = %http_address,
         mesh_address = %mesh.local_addr(),
         gso_segments = mesh.gso_segments(),
+        open_files,
+        connections,
         start = identity.start,
         store = %identity.store,
         "started"
     );
     let entering = enter_service(mesh_service.clone(), own_state.clone(), began);
 
-    let ended = wait_for_end(
-        &mut signals,
-        &mesh,
-        &[store.fatal(), ledger_store.fatal()],
-        [driving, leading, operating],
-        entering,
-    )
-    .await;
-    let drained = tokio::time::Instant::now() + drain.saturating_sub(CLOSING);
+    let stores = (config.node.data_dir.as_path(), [store.fatal(), ledger_store.fatal()]);
+    let ended = wait_for_end(&mut signals, &mesh, stores, &essential, entering).await;
+    // All that follows is over by then, whatever hangs.
+    let (told, ending) = (tokio::time::Instant::now(), LastSteps::within(drain));
     tracing::info!(seconds = drain.as_secs(), "draining");
     own_state.send_replace(MemberState::Draining);
     trigger.advance(Phase::Draining);
-    server.await.context("the HTTP server failed")?;
+    if let Err(error) = server.await {
+        tracing::error!(%error, "the HTTP server failed");
+    }
     // Writes go on without their client, so the server does not wait for them.
     let rest = async {
         room.empty().await;
         serve.drain().await;
+        mesh.answered().await;
     };
-    if tokio::time::timeout_at(drained, rest).await.is_err() {
+    if tokio::time::timeout_at(told + ending.draining, rest).await.is_err() {
         tracing::warn!("calls of peers were still under way when the time to drain was over");
     }
-    leases.shutdown(RELEASING).await;
+    leases.shutdown((told + ending.released).duration_since(tokio::time::Instant::now())).await;
     trigger.advance(Phase::Stopped);
     metrics_server.abort();
-    mesh.shutdown("the member is shutting down").await;
+    let rest = (told + drain).duration_since(tokio::time::Instant::now()).max(GOODBYE);
+    mesh.shutdown_within("the member is shutting down", rest).await;
     ended
 }
 
@@ -313,19 +338,22 @@ fn witness_health() -> NodeHealth {
     NodeHealth { healthy: false, version: None, error: Some("a witness has no node".into()) }
 }
 
-/// Waits for the signal to stop, or for a store to fail; takes the member into service and reloads certificates meanwhile.
+/// Waits for the signal to stop, or for a store or an essential task to fail; takes the member into service and reloads
+/// certificates meanwhile.
 async fn wait_for_end(
     signals: &mut Signals,
     mesh: &Mesh,
-    stores: &[watch::Receiver<Option<StoreError>>; 2],
-    [mut driving, mut leading, mut operating]: [JoinHandle<Result<(), StoreError>>; 3],
+    stores: (&Path, [watch::Receiver<Option<StoreError>>; 2]),
+    essential: &Essential,
     entering: impl Future<Output = Result<(), StoreError>>,
 ) -> anyhow::Result<()> {
-    let [mut own, mut ledger] = stores.clone();
+    let (dir, [mut own, mut ledger]) = stores;
+    let in_dir = |reason| format!("{reason} (in {})", dir.display());
     let mut entering = std::pin::pin!(entering);
     let mut entered = false;
     let reason = loop {
         tokio::select! {
+            biased;
             signal = signals.next() => match signal {
                 Signal::Stop => return Ok(()),
                 Signal::Reload => match mesh.reload_tls() {
@@ -337,24 +365,14 @@ async fn wait_for_end(
                 Ok(()) => entered = true,
                 Err(error) => break error.to_string(),
             },
-            ended = &mut driving => break why_ended("the ledger's driver", ended),
-            ended = &mut leading => break why_ended("the driver of leases", ended),
-            ended = &mut operating => break why_ended("the driver of operations", ended),
-            reason = failed(&mut own) => break reason,
-            reason = failed(&mut ledger) => break reason,
+            // First: a failed store ends tasks as well.
+            reason = failed(&mut own) => break in_dir(reason),
+            reason = failed(&mut ledger) => break in_dir(reason),
+            reason = essential.failed() => break reason,
         }
     };
-    tracing::error!(reason, "the store has failed; this member turns itself off");
+    tracing::error!(reason, "this member can't go on and turns itself off");
     Err(anyhow!("{reason}"))
-}
-
-/// Why a task ended that never should.
-fn why_ended(task: &str, ended: Result<Result<(), StoreError>, JoinError>) -> String {
-    match ended {
-        Ok(Ok(())) => format!("{task} ended"),
-        Ok(Err(error)) => error.to_string(),
-        Err(error) => format!("{task} failed inside: {error}"),
-    }
 }
 
 /// Waits for the store to fail; its text.
@@ -382,12 +400,19 @@ fn tls_files(config: &Config) -> TlsFiles {
     TlsFiles { ca: config.mesh.ca_file.clone(), cert: config.mesh.cert_file.clone(), key: config.mesh.key_file.clone() }
 }
 
-fn start_mesh(config: &Config, identity: &Identity, mesh: MeshId, members: Vec<PeerAddress>) -> anyhow::Result<Mesh> {
+fn start_mesh(
+    config: &Config,
+    identity: &Identity,
+    mesh: MeshId,
+    members: Vec<PeerAddress>,
+    essential: &Essential,
+) -> anyhow::Result<Mesh> {
     let secret = identity.reset_secret.as_slice().try_into().context("the store's reset secret has another length")?;
     let tls = tls_files(config);
     let id = config.node.id.clone();
     let mut mesh = MeshConfig::new(id, mesh, config.mesh.listen, tls, secret, identity.start);
     mesh.probe_interval = Duration::from_millis(config.mesh.probe_interval_ms);
+    mesh.essential = essential.clone();
     Ok(Mesh::start(mesh, members, None, tokio::runtime::Handle::current())?)
 }
 
@@ -597,5 +622,18 @@ async fn keep_gauges(metrics: Arc<Metrics>, watched: Watched) {
         metrics.records.set(count(copies.len()));
         metrics.ledger_stale.set(i64::from(!records.ledger().fresh()));
         metrics.records_digest.set(i64::try_from(copies.digest() >> 16).unwrap_or(0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_of_the_end_has_its_time_within_what_is_configured() {
+        let ms = Duration::from_millis;
+        assert_eq!(LastSteps::within(ms(10_000)), LastSteps { draining: ms(8_500), released: ms(9_250) });
+        assert_eq!(LastSteps::within(ms(1_000)), LastSteps { draining: ms(500), released: ms(750) });
+        assert_eq!(LastSteps::within(ms(0)), LastSteps { draining: ms(0), released: ms(0) });
     }
 }

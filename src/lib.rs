@@ -14,8 +14,8 @@
 //! | L6 | [`api`] | the Meilisearch HTTP API |
 //! | L7 | [`app`], [`cli`] | wiring, and the command line |
 //!
-//! Side rooms: [`config`], [`rt`], [`telemetry`], [`pki`]. They know `types` only. [`ctl`], the operator's client, knows
-//! `types` and `config`.
+//! Side rooms: [`config`], [`names`], [`rt`], [`telemetry`], [`pki`]. They know `types` only. [`ctl`], the operator's client,
+//! knows `types`, `config` and `names`.
 #![forbid(unsafe_code)]
 
 pub mod types;
@@ -37,6 +37,7 @@ pub mod cli;
 
 pub mod config;
 pub mod ctl;
+pub mod names;
 pub mod pki;
 pub mod rt;
 pub mod telemetry;

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const SIDE: [&str; 4] = ["config", "pki", "rt", "telemetry"];
+const SIDE: [&str; 5] = ["config", "names", "pki", "rt", "telemetry"];
 
 /// Every room with the rooms that it may use, lowest first. `types`, `wire` and `proto` never enter a side room, `store`
 /// and `net` never meet, and `api` sees neither.
-const ROOMS: [(&str, &[&str], bool); 14] = [
+const ROOMS: [(&str, &[&str], bool); 15] = [
     ("types", &[], false),
     ("wire", &["types"], false),
     ("proto", &["types", "wire"], false),
@@ -20,7 +20,8 @@ const ROOMS: [(&str, &[&str], bool); 14] = [
     ("app", &["types", "wire", "proto", "store", "net", "services", "api"], true),
     ("cli", &["types", "wire", "proto", "store", "net", "services", "api", "app"], true),
     ("config", &["types"], false),
-    ("ctl", &["types", "config"], false),
+    ("ctl", &["types", "config", "names"], false),
+    ("names", &["types"], false),
     ("pki", &["types"], false),
     ("rt", &["types"], false),
     ("telemetry", &["types"], false),
@@ -32,7 +33,7 @@ const OWNED: [(&str, &[&str]); 8] = [
     ("rusqlite", &["store/"]),
     ("quinn", &["net/"]),
     ("chitchat", &["net/"]),
-    ("hickory_resolver", &["net/"]),
+    ("hickory_resolver", &["names"]),
     ("rcgen", &["pki/"]),
     ("prometheus", &["telemetry/"]),
     ("axum", &["api/", "app"]),

@@ -112,8 +112,8 @@ fn start_when_free(config: &MeshConfig, members: &[PeerAddress], handler: &Arc<d
     loop {
         let runtime = tokio::runtime::Handle::current();
         match Mesh::start(config.clone(), members.to_vec(), Some(handler.clone()), runtime) {
-            Err(MeshError::Listen { source, .. })
-                if source.kind() == std::io::ErrorKind::AddrInUse && begun.elapsed() < LONG =>
+            Err(MeshError::Listen { reason, .. })
+                if reason.kind() == std::io::ErrorKind::AddrInUse && begun.elapsed() < LONG =>
             {
                 std::thread::yield_now();
             }
@@ -443,6 +443,61 @@ async fn dropping_a_call_drops_the_handlers_future() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_hears_nothing_holds_up_no_end() {
+    let net = Net::new(&["m1", "m2"]);
+    let (m1, m2) = (net.start("m1", 1, echo()), net.start("m2", 1, echo()));
+    within("connected", m1.connected(&m("m2"))).await;
+    m2.vanish_for_test().await;
+    let told = Instant::now();
+    m1.shutdown_within("test", Duration::from_millis(100)).await;
+    assert!(told.elapsed() < Duration::from_millis(700), "{:?}", told.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_that_takes_no_more_connections_is_told() {
+    let net = Net::new(&["m1", "m2"]);
+    let config = net.config("m1", 1);
+    let essential = config.essential.clone();
+    let m1 = net.start_with(config, echo());
+    let m2 = net.start("m2", 1, echo());
+    within("connected", m2.connected(&m("m1"))).await;
+    let ended = async |patience| tokio::time::timeout(patience, essential.failed()).await.ok();
+    assert_eq!(ended(Duration::from_millis(200)).await, None);
+    // As a socket that fails, this ends what takes connections.
+    m1.shutdown("test").await;
+    let told = ended(LONG).await.expect("it is told");
+    assert!(told.ends_with(" ended: it returned"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_taken_before_a_member_that_waits_for_it_goes() {
+    let net = Net::new(&["m1", "m2"]);
+    let (handled, mut was_handled) = mpsc::channel(1);
+    let m2 = net.start(
+        "m2",
+        1,
+        Arc::new(Fun(move |_, _| {
+            let handled = handled.clone();
+            async move {
+                handled.send(()).await.unwrap();
+                Answer { reply: Reply::Done, body: vec![3; 48 << 20].into() }
+            }
+        })),
+    );
+    let m1 = Arc::new(net.start("m1", 1, echo()));
+    within("connected", m1.connected(&m("m2"))).await;
+    let caller = {
+        let m1 = m1.clone();
+        tokio::spawn(async move { m1.call(&m("m2"), call_of(write(), Bytes::new(), LONG)).await })
+    };
+    within("handled", was_handled.recv()).await.unwrap();
+    within("taken", m2.answered()).await;
+    m2.shutdown("test").await;
+    assert_eq!(caller.await.unwrap().unwrap().body.len(), 48 << 20);
+    within("nothing to wait for", m1.answered()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_can_not_have_been_done_is_told_from_what_may_have() {
     let net = Net::new(&["m1", "m2"]);
     let m1 = net.start("m1", 1, echo());
@@ -574,6 +629,26 @@ async fn stalled_and_garbage_streams_leave_others_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_strangers_leave_half_done_hold_up_no_member() {
+    let net = Net::new(&["m1", "m2"]);
+    let m1 = net.start("m1", 1, echo());
+    // Begins handshakes and hears nothing of the answers, as one who only wants the places does.
+    let relay = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let stranger = Stranger::new(&net.ca.cert_pem, None, ALPN_CONTROL);
+    let mut half_done = vec![];
+    let mut packet = [0; 2_048];
+    for _ in 0..64 {
+        half_done.push(stranger.endpoint.connect(relay.local_addr().unwrap(), "m1").unwrap());
+        let (len, _) = relay.recv_from(&mut packet).unwrap();
+        relay.send_to(&packet[..len], m1.local_addr()).unwrap();
+    }
+    let m2 = net.start("m2", 1, echo());
+    let begun = Instant::now();
+    within("connected", m2.connected(&m("m1"))).await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}: before the first of them ran out", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn cut_request_is_never_handled() {
     let net = Net::new(&["m1", "m2"]);
     let handled = Arc::new(AtomicUsize::new(0));
@@ -673,7 +748,7 @@ async fn each_class_has_its_own_limit_on_both_sides() {
 async fn bodies_over_the_memory_are_refused_not_held() {
     let net = Net::new(&["m1", "m2"]);
     let mut config = net.config("m2", 1);
-    config.body_memory_bytes = 1 << 20;
+    config.call_memory_bytes = 2 << 20;
     let _m2 = net.start_with(config, echo());
     let m1 = net.start("m1", 1, echo());
     within("connected", m1.connected(&m("m2"))).await;
@@ -683,6 +758,95 @@ async fn bodies_over_the_memory_are_refused_not_held() {
         let fits = m1.call(&m("m2"), call_of(write(), vec![1; 512 << 10], LONG)).await.unwrap();
         assert_eq!(fits.body.len(), 512 << 10, "what was held is free again");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_too_large_together_are_given_up_and_small_ones_are_not() {
+    let net = Net::new(&["m1", "m2"]);
+    let mut config = net.config("m1", 1);
+    config.answer_memory_bytes = 3 << 20;
+    let m1 = net.start_with(config, echo());
+    let _m2 = net.start("m2", 1, echo());
+    within("connected", m1.connected(&m("m2"))).await;
+    let ask = async |size: usize| m1.call(&m("m2"), call_of(write(), vec![1; size], LONG)).await;
+    let first = ask(2 << 20).await.unwrap();
+    let refused = ask(2 << 20).await;
+    assert!(
+        matches!(&refused, Err(CallError::NoAnswer { reason, .. }) if reason.contains("too large together")),
+        "{refused:?}"
+    );
+    assert_eq!(ask(10_000).await.unwrap().body.len(), 10_000);
+    drop(first);
+    assert_eq!(ask(2 << 20).await.unwrap().body.len(), 2 << 20, "what was held is free again");
+}
+
+/// Takes all the memory for calls that one peer gets, by calls that never end.
+async fn hold_all_memory(connection: &quinn::Connection) -> Vec<(quinn::SendStream, quinn::RecvStream)> {
+    let payload = write().encode_payload().unwrap();
+    let mut held = vec![];
+    loop {
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        let sent = async {
+            send.write_all(&RequestHead { deadline_ms: 600_000, ..head(write().verb(), payload.len()) }.encode())
+                .await?;
+            send.write_all(&payload).await?;
+            send.write_all(&vec![1; 1 << 20]).await
+        };
+        // Whoever refuses reads no further and answers; whoever holds it waits for the rest.
+        let full = within("taken or refused", async {
+            tokio::select! {
+                _ = recv.received_reset() => true,
+                sent = sent => sent.is_err(),
+            }
+        });
+        let full = full.await || tokio::time::timeout(Duration::from_millis(100), send.stopped()).await.is_ok();
+        if full {
+            return held;
+        }
+        held.push((send, recv));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_that_one_peer_holds_is_not_missed_by_others_nor_by_control_calls() {
+    let net = Net::new(&["m1", "m2", "m3"]);
+    let mut config = net.config("m2", 1);
+    config.call_memory_bytes = 16 << 20;
+    let m2 = net.start_with(config, echo());
+    let m1 = net.start("m1", 1, echo());
+    within("connected", m1.connected(&m("m2"))).await;
+    let join = async |alpn| {
+        let stranger = Stranger::new(&net.ca.cert_pem, Some(&net.issue("m3")), alpn);
+        within("let in", stranger.join(m2.local_addr(), "m2", &hello("m3"))).await.unwrap()
+    };
+    let (data, control) = (join(ALPN_DATA).await, join(ALPN_CONTROL).await);
+    let held = hold_all_memory(&data).await;
+    assert!((4..=8).contains(&held.len()), "half of it and no more: {}", held.len());
+    let reply = raw_call(&control, &[&head(Request::Ledger.verb(), 0).encode(), b"a vote"]).await;
+    assert_eq!(reply, Reply::Enqueued(7), "its own votes");
+    let vote = within("a vote", m1.call(&m("m2"), call_of(Request::Ledger, "a vote", LONG))).await.unwrap();
+    assert_eq!(vote.body, "a vote");
+    let documents = within("documents", m1.call(&m("m2"), call_of(write(), vec![1; 3 << 20], LONG))).await.unwrap();
+    assert_eq!(documents.body.len(), 3 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn header_that_was_only_announced_takes_no_memory() {
+    let net = Net::new(&["m1", "m2"]);
+    let mut config = net.config("m1", 1);
+    config.call_memory_bytes = 1 << 20;
+    let m1 = net.start_with(config, echo());
+    let stranger = Stranger::new(&net.ca.cert_pem, Some(&net.issue("m2")), ALPN_DATA);
+    let peer = within("let in", stranger.join(m1.local_addr(), "m1", &hello("m2"))).await.unwrap();
+    let mut open = vec![];
+    for _ in 0..4 {
+        let (mut send, recv) = peer.open_bi().await.unwrap();
+        send.write_all(&head(write().verb(), 400 << 10).encode()).await.unwrap();
+        open.push((send, recv));
+    }
+    let payload = query().encode_payload().unwrap();
+    let whole = [&head(query().verb(), payload.len()).encode()[..], &payload, b"body"];
+    assert_eq!(raw_call(&peer, &whole).await, Reply::Enqueued(7));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1005,26 +1169,53 @@ async fn gossip_outlives_crafted_messages_and_ignores_strangers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn flood_of_writes_holds_up_neither_control_calls_nor_probes() {
+    // Longer than a busy machine stops a thread for, and much shorter than the flood.
+    const SOON: Duration = Duration::from_secs(2);
     let net = Net::new(&["m1", "m2"]);
-    let _m2 = net.start("m2", 1, echo());
-    let m1 = Arc::new(net.start("m1", 1, echo()));
-    within("connected", m1.connected(&m("m2"))).await;
-    let body = Bytes::from(vec![7; 4 << 20]);
+    let config = |id| MeshConfig { probe_interval: SOON / 4, call_memory_bytes: 32 << 20, ..net.config(id, 1) };
+    let m2 = net.start_with(config("m2"), echo());
+    let m1 = Arc::new(net.start_with(config("m1"), echo()));
+    for (mesh, to) in [(&*m1, "m2"), (&m2, "m1")] {
+        within("connected", mesh.connected(&m(to))).await;
+        wait_suspects(mesh, &[]).await;
+    }
+    let suspects = [m1.suspects(), m2.suspects()].map(|mut s| {
+        s.mark_unchanged();
+        s
+    });
+    let lost = || [&*m1, &m2].map(|mesh| mesh.counters().probes_lost.load(Ordering::Relaxed));
+    let lost_before = lost();
+    let (body, busy) = (Bytes::from(vec![7; 4 << 20]), Arc::new(AtomicUsize::new(0)));
     let flood: Vec<_> = (0..24)
         .map(|_| {
-            let (m1, body) = (m1.clone(), body.clone());
-            tokio::spawn(async move { m1.call(&m("m2"), call_of(write(), body, LONG * 4)).await.map(|a| a.body.len()) })
+            let (m1, body, busy) = (m1.clone(), body.clone(), busy.clone());
+            tokio::spawn(async move {
+                loop {
+                    match m1.call(&m("m2"), call_of(write(), body.clone(), LONG * 4)).await {
+                        Err(CallError::Refused { refusal: Refusal::Busy, .. }) => {
+                            busy.fetch_add(1, Ordering::Relaxed);
+                        }
+                        other => return other.map(|a| a.body.len()),
+                    }
+                }
+            })
         })
         .collect();
-    let mut answered = 0;
+    let (mut answered, mut slowest) = (0, Duration::ZERO);
     while !flood.iter().all(tokio::task::JoinHandle::is_finished) {
-        within("a control call in the flood", m1.call(&m("m2"), call(Request::Ledger))).await.unwrap();
-        answered += 1;
+        let sent = Instant::now();
+        let vote = call_of(Request::Ledger, "a vote", LONG);
+        within("a control call in the flood", m1.call(&m("m2"), vote)).await.unwrap();
+        (answered, slowest) = (answered + 1, slowest.max(sent.elapsed()));
     }
     assert!(answered > 0);
+    assert!(slowest < SOON, "{slowest:?}");
     for one in flood {
         assert_eq!(one.await.unwrap().unwrap(), 4 << 20);
     }
+    assert!(busy.load(Ordering::Relaxed) > 0, "the memory was full");
+    assert_eq!(lost(), lost_before, "every probe was answered before the next");
+    assert!(suspects.iter().all(|s| !s.has_changed().unwrap()), "nobody was suspected");
 }
 
 #[tokio::test(flavor = "multi_thread")]

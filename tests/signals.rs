@@ -1,8 +1,10 @@
-//! Signals as a service manager sends them. A test binary of its own: the process keeps the handlers.
+//! What the process has of the operating system: signals as a service manager sends them, and the limit of open files. A test
+//! binary of its own: the process keeps the handlers and the limit.
 
 use std::process::Command;
 
-use miroir::rt::{Signal, Signals};
+use miroir::rt::{Signal, Signals, files};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 #[tokio::test]
 async fn signals_are_told_apart() {
@@ -13,4 +15,12 @@ async fn signals_are_told_apart() {
         assert!(sent.success());
         assert_eq!(signals.next().await, expected);
     }
+}
+
+#[test]
+fn as_many_files_may_be_open_as_the_system_allows() {
+    let allowed = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: allowed }).unwrap();
+    assert_eq!(files::raise_limit(), allowed.map_or(usize::MAX, |files| usize::try_from(files).unwrap()));
+    assert_eq!(getrlimit(Resource::Nofile).current, allowed);
 }

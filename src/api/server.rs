@@ -20,8 +20,8 @@ use crate::rt::{Phase, Shutdown};
 
 /// A client that takes nothing of its answer for so long is cut.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Connections at once; the system's limit of open files is above it.
-const CONNECTIONS: usize = 4_096;
+/// Most connections at once.
+const CONNECTIONS_MAX: usize = 4_096;
 /// Pause after a failed accept: out of files, most likely, and trying at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -35,11 +35,27 @@ pub async fn bind(address: SocketAddr, key: &str) -> io::Result<TcpListener> {
         .map_err(|e| io::Error::new(e.kind(), format!("can't listen on {address} ({key}): {e}")))
 }
 
-/// Serves until the process drains; then the requests under way are finished, within `drain`. A client that takes longer
-/// than `patience` for a request's head is cut.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown, patience: Duration, drain: Duration) {
+/// How many connections are taken where so many files may be open: a client's request may need one to the node as well, so
+/// half of them; the other half is also for what peers ask the node, the mesh and the stores.
+pub fn connections(files: usize) -> usize {
+    CONNECTIONS_MAX.min(files / 2)
+}
+
+/// What a server allows itself and its clients.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at once; more are closed.
+    pub connections: usize,
+    /// For a request's head; a client that takes longer is cut.
+    pub patience: Duration,
+    /// For the requests that are under way when the process drains.
+    pub drain: Duration,
+}
+
+/// Serves until the process drains; then the requests under way are finished.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown, limits: Limits) {
     let graceful = GracefulShutdown::new();
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let room = Arc::new(Semaphore::new(limits.connections));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -54,7 +70,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown, pa
             }
         };
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-            tracing::warn!(limit = CONNECTIONS, "too many connections; one was closed");
+            tracing::warn!(limit = limits.connections, "too many connections; one was closed");
             continue;
         };
         if let Err(error) = stream.set_nodelay(true) {
@@ -66,7 +82,7 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown, pa
         stream.set_write_timeout(Some(WRITE_TIMEOUT));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(patience)
+            .header_read_timeout(limits.patience)
             .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
@@ -77,7 +93,36 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown, pa
         });
     }
     drop(listener);
-    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(limits.drain, graceful.shutdown()).await.is_err() {
         tracing::warn!("requests were still under way when the time to drain was over");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::names::Names;
+    use crate::rt::Shutdown;
+
+    #[test]
+    fn connections_leave_files_for_the_node() {
+        assert_eq!([1_024, 4_096, 1 << 20, usize::MAX].map(connections), [512, 2_048, 4_096, 4_096]);
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_the_limit_are_closed() {
+        let listener = bind(([127, 0, 0, 1], 0).into(), "test").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (_trigger, shutdown) = Shutdown::new();
+        let limits = Limits { connections: 1, patience: WRITE_TIMEOUT, drain: WRITE_TIMEOUT };
+        tokio::spawn(serve(listener, Router::new(), shutdown, limits));
+        let names = Names::from_system();
+        let mut first = names.connect(&address).await.unwrap();
+        first.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        assert_eq!(first.read_u8().await.unwrap(), b'H');
+        let mut second = names.connect(&address).await.unwrap();
+        assert_eq!(second.read(&mut [0]).await.unwrap_or_default(), 0, "it was closed");
     }
 }

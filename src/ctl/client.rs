@@ -11,9 +11,9 @@ use http::{Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::TcpStream;
 
 use crate::config::{self, Config, Secret};
+use crate::names::Names;
 
 /// Where a member's configuration usually is.
 const CONFIG: &str = "/etc/miroir/miroir.toml";
@@ -169,7 +169,7 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
-        let stream = TcpStream::connect(&self.authority).await?;
+        let stream = Names::from_system().connect(&self.authority).await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         // Its error shows in the request's.
         drop(tokio::spawn(connection));

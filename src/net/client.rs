@@ -11,6 +11,7 @@ use tokio::time::timeout_at;
 
 use super::classes::Kind;
 use super::endpoint::ResetCode;
+use super::memory::{ANSWERS_TOO_LARGE, Held};
 use super::peers::{LinkState, Peer, Shared};
 use super::{Answer, Call, CallError};
 use crate::types::TraceId;
@@ -116,11 +117,17 @@ pub(super) enum ReadFailure {
     TooLarge,
 }
 
-/// Reads exactly `len` bytes; memory grows with what arrives, not with what was promised.
-pub(super) async fn read_exactly(recv: &mut RecvStream, len: usize) -> Result<Bytes, ReadFailure> {
+/// Reads exactly `len` bytes; memory grows with what arrives, not with what was promised, and `grow` is asked as in
+/// [`read_body`].
+pub(super) async fn read_exactly(
+    recv: &mut RecvStream,
+    len: usize,
+    mut grow: impl FnMut(usize) -> bool,
+) -> Result<Bytes, ReadFailure> {
     let mut bytes = BytesMut::new();
     while bytes.len() < len {
         match recv.read_chunk((len - bytes.len()).min(CHUNK_BYTES), true).await {
+            Ok(Some(chunk)) if !grow(bytes.len() + chunk.bytes.len()) => return Err(ReadFailure::TooLarge),
             Ok(Some(chunk)) => bytes.extend_from_slice(&chunk.bytes),
             Ok(None) => return Err(ReadFailure::Ended("the stream is cut short".to_owned())),
             Err(e) => return Err(ReadFailure::Ended(read_reason(&e))),
@@ -204,7 +211,7 @@ pub(super) async fn call(shared: &Shared, peer: &Peer, call: Call) -> Result<Ans
         // The peer reads no further: it has refused already, and says why. The request was never finished, so nothing
         // can have been done, whatever the answer is.
         Ok(Err(WriteError::Stopped(_))) => {
-            return match timeout_at(deadline, read_answer(&mut streams.recv)).await {
+            return match timeout_at(deadline, read_answer(shared, &mut streams.recv)).await {
                 Ok(Ok(Answer { reply: Reply::Refused(refusal), .. })) => {
                     Err(CallError::Refused { member: peer.id.clone(), refusal })
                 }
@@ -214,7 +221,7 @@ pub(super) async fn call(shared: &Shared, peer: &Peer, call: Call) -> Result<Ans
         Ok(Err(e)) => return Err(not_sent(e.to_string())),
     }
     let no_answer = |reason: String| CallError::NoAnswer { member: peer.id.clone(), reason };
-    let answer = match timeout_at(deadline, read_answer(&mut streams.recv)).await {
+    let answer = match timeout_at(deadline, read_answer(shared, &mut streams.recv)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(reason)) => return Err(no_answer(reason)),
         Err(_) => {
@@ -260,18 +267,27 @@ async fn write_request(
     send.finish().map_err(|_| WriteError::ClosedStream)
 }
 
-async fn read_answer(recv: &mut RecvStream) -> Result<Answer, String> {
+async fn read_answer(shared: &Shared, recv: &mut RecvStream) -> Result<Answer, String> {
+    let mut held = Held::of(&shared.answer_memory);
+    let mut full = false;
     let failed = |e: ReadFailure| match e {
         ReadFailure::Ended(reason) => reason,
         ReadFailure::TooLarge => "the answer is over the limit".to_owned(),
     };
     let mut head = [0; ANSWER_HEAD_BYTES];
-    head.copy_from_slice(&read_exactly(recv, ANSWER_HEAD_BYTES).await.map_err(failed)?);
+    head.copy_from_slice(&read_exactly(recv, ANSWER_HEAD_BYTES, |_| true).await.map_err(failed)?);
     let head = AnswerHead::decode(&head).map_err(|e| e.to_string())?;
-    let header = read_exactly(recv, head.header_len as usize).await.map_err(failed)?;
+    let header = read_exactly(recv, head.header_len as usize, |_| true).await.map_err(failed)?;
     let reply = codec::decode::<Reply, CALL_HEADER_MAX_BYTES>("reply", &header).map_err(|e| e.to_string())?;
-    let body = read_body(recv, CALL_BODY_MAX_BYTES, |_| true).await.map_err(failed)?;
-    Ok(Answer { reply, body })
+    let grow = |size| {
+        full = !held.grow_answer(size);
+        !full
+    };
+    match read_body(recv, CALL_BODY_MAX_BYTES, grow).await {
+        Ok(body) => Ok(Answer { reply, body: held.keep(body) }),
+        Err(_) if full => Err(ANSWERS_TOO_LARGE.to_owned()),
+        Err(e) => Err(failed(e)),
+    }
 }
 
 /// One probe; answered by the peer's mesh thread.
@@ -282,7 +298,7 @@ pub(super) async fn probe(shared: &Shared, connection: &Connection) -> Result<()
     let head = request_head(shared, Request::Probe.verb(), 3_000, TraceId::default(), 0);
     streams.send.write_all(&head.encode()).await.map_err(|e| e.to_string())?;
     streams.send.finish().map_err(|e| e.to_string())?;
-    let answer = read_answer(&mut streams.recv).await?;
+    let answer = read_answer(shared, &mut streams.recv).await?;
     streams.ended();
     match answer.reply {
         Reply::Done => Ok(()),

@@ -66,7 +66,7 @@ const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 const INCOMING_MAX: usize = 256;
 const INCOMING_BUFFER_BYTES: u64 = 64 << 10;
 const INCOMING_BUFFER_TOTAL_BYTES: u64 = 4 << 20;
-/// How long a closing endpoint waits until its peers have heard.
+/// How long a closing endpoint waits at most until its peers have heard.
 const CLOSE_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a connection was closed, as peers see it.
@@ -180,8 +180,8 @@ fn endpoint_config(secret: &[u8; RESET_SECRET_BYTES]) -> EndpointConfig {
 enum Stop {
     /// Not yet.
     Run,
-    /// Tell all peers, with this reason.
-    Close(String),
+    /// Tell all peers, with this reason, and wait so long until they have heard.
+    Close(String, Duration),
     /// Say nothing, as a killed process does.
     Vanish,
 }
@@ -204,12 +204,20 @@ pub struct MeshThread {
 }
 
 impl MeshThread {
-    /// Closes all connections with a reason and ends the thread; waits until it has ended, about a second at most.
-    pub async fn close(&self, reason: &str) {
+    /// Waits until the socket for calls is closed or has failed.
+    pub fn calls_ended(&self) -> impl Future<Output = ()> + use<> {
+        let calls = self.calls.clone();
+        // Nobody is let in: the endpoint has no server's configuration.
+        async move { while calls.accept().await.is_some() {} }
+    }
+
+    /// Closes all connections with a reason and ends the thread; waits until it has ended, about `patience` and about a
+    /// second at most.
+    pub async fn close(&self, reason: &str, patience: Duration) {
         self.stop.send_if_modified(|s| {
             let first = *s == Stop::Run;
             if first {
-                *s = Stop::Close(reason.to_owned());
+                *s = Stop::Close(reason.to_owned(), patience.min(CLOSE_WAIT));
             }
             first
         });
@@ -234,7 +242,7 @@ impl Drop for MeshThread {
         self.stop.send_if_modified(|s| {
             let first = *s == Stop::Run;
             if first {
-                *s = Stop::Close("the member is gone".to_owned());
+                *s = Stop::Close("the member is gone".to_owned(), CLOSE_WAIT);
             }
             first
         });
@@ -283,21 +291,21 @@ pub fn start(
     crypto: Arc<QuicServerConfig>,
     main: &runtime::Handle,
 ) -> Result<MeshThread, MeshError> {
-    let socket = UdpSocket::bind(listen).map_err(|source| MeshError::Listen { listen, source })?;
+    let socket = UdpSocket::bind(listen).map_err(|reason| MeshError::Listen { listen, reason })?;
     let runtime =
         runtime::Builder::new_current_thread().enable_all().build().map_err(|source| MeshError::Thread { source })?;
     let (endpoint, gso_segments) = {
         let _on_it = runtime.enter();
         endpoint_on(socket, endpoint_config(secret), Some(server_config(crypto)), Arc::new(quinn::TokioRuntime))
     }
-    .map_err(|source| MeshError::Listen { listen, source })?;
+    .map_err(|reason| MeshError::Listen { listen, reason })?;
     let vanished = Arc::new(AtomicBool::new(false));
     let on_main = Arc::new(OnMain { main: main.clone(), vanished: vanished.clone() });
     let any_port = SocketAddr::new(listen.ip(), 0);
     let (calls, _) = UdpSocket::bind(any_port)
         .and_then(|socket| endpoint_on(socket, endpoint_config(secret), None, on_main))
-        .map_err(|source| MeshError::Listen { listen: any_port, source })?;
-    let local_addr = endpoint.local_addr().map_err(|source| MeshError::Listen { listen, source })?;
+        .map_err(|reason| MeshError::Listen { listen: any_port, reason })?;
+    let local_addr = endpoint.local_addr().map_err(|reason| MeshError::Listen { listen, reason })?;
 
     let (stop, mut stopped) = watch::channel(Stop::Run);
     let (ended, done) = watch::channel(false);
@@ -307,15 +315,15 @@ pub fn start(
         runtime.block_on(async {
             let stop = match stopped.wait_for(|s| *s != Stop::Run).await {
                 Ok(stop) => stop.clone(),
-                Err(_) => Stop::Close("the member is gone".to_owned()),
+                Err(_) => Stop::Close("the member is gone".to_owned(), CLOSE_WAIT),
             };
-            if let Stop::Close(reason) = stop {
+            if let Stop::Close(reason, patience) = stop {
                 for endpoint in &on_thread {
                     endpoint.close(CloseCode::Shutdown.into(), reason.as_bytes());
                 }
                 // Who has not heard by then finds out by its probes.
                 let idle = join_all(on_thread.iter().map(Endpoint::wait_idle));
-                let _ = tokio::time::timeout(CLOSE_WAIT, idle).await;
+                let _ = tokio::time::timeout(patience, idle).await;
             }
         });
         drop(on_thread);

@@ -83,7 +83,8 @@ impl Gossip {
         let (own, changed) = watch::channel(pairs);
         let (tell, members) = watch::channel(Members::new());
         let port = Port::new(mesh.shared().clone(), incoming);
-        let task = mesh.runtime().spawn(keep(port, config, changed, tell));
+        let essential = mesh.shared().config.essential.clone();
+        let task = mesh.runtime().spawn(essential.watched("gossip", keep(port, config, changed, tell)));
         Ok(Self { own, members, task })
     }
 

@@ -83,7 +83,9 @@ pub(super) async fn keep(shared: Arc<Shared>, endpoint: Endpoint, peer: Arc<Peer
             }
             Err(reason) => {
                 down(&shared, &peer, kind, &reason);
-                if reason != last_reason {
+                if reason == BEGUN_ANEW {
+                    tracing::debug!(peer = %peer.id, connection = kind.as_str(), reason, "dialling again");
+                } else if reason != last_reason {
                     tracing::warn!(peer = %peer.id, connection = kind.as_str(), reason, "can't connect");
                     last_reason.clone_from(&reason);
                 }
@@ -117,6 +119,9 @@ fn down(shared: &Shared, peer: &Peer, kind: Kind, reason: &str) {
     }
 }
 
+/// Why a dial was ended that would have waited for a packet which nobody heard.
+const BEGUN_ANEW: &str = "begun anew, because the peer has come up";
+
 async fn dial_unless_stale(
     shared: &Shared,
     endpoint: &Endpoint,
@@ -132,12 +137,14 @@ async fn dial_unless_stale(
     tokio::select! {
         biased;
         done = dial(shared, endpoint, peer, kind) => done,
-        () = heard_of => Err("begun anew, because the peer has come up".to_owned()),
+        () = heard_of => Err(BEGUN_ANEW.to_owned()),
     }
 }
 
 async fn dial(shared: &Shared, endpoint: &Endpoint, peer: &Peer, kind: Kind) -> Result<(Connection, Welcome), String> {
     let addresses = shared.names.resolve(&peer.address).await.map_err(|e| e.to_string())?;
+    *peer.found_at.lock().unwrap_or_else(PoisonError::into_inner) =
+        addresses.iter().map(|a| a.ip().to_canonical()).collect();
     let v6 = endpoint.local_addr().is_ok_and(|a| a.is_ipv6());
     let mut reason = format!("{} has no address that a socket on {} can reach", peer.address, shared.config.listen);
     for address in addresses.into_iter().filter(|a| v6 || a.is_ipv4()) {
@@ -267,6 +274,7 @@ pub(super) async fn send_gossip(shared: Arc<Shared>, peer: Arc<Peer>, mut waitin
 pub(super) async fn watch_certificates(shared: Arc<Shared>, endpoint: Endpoint) {
     let mut tick = tokio::time::interval(shared.config.tls_poll_interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last_reason = String::new();
     loop {
         tick.tick().await;
         // A network file system may take its time; probes must not wait for it. What runs there holds on to no
@@ -281,9 +289,15 @@ pub(super) async fn watch_certificates(shared: Arc<Shared>, endpoint: Endpoint) 
                 continue;
             }
         };
-        if let Err(error) = taken {
-            tracing::error!(%error, "the certificates were not read again; those of before stay in use");
+        // What fails is tried again and again, and told once.
+        let reason = taken.err().map(|e| e.to_string()).unwrap_or_default();
+        if !reason.is_empty() && reason != last_reason {
+            tracing::error!(
+                error = reason,
+                "the certificates were not read again; those of before stay in use, and it is tried again"
+            );
         }
+        last_reason = reason;
     }
 }
 

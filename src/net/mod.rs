@@ -5,12 +5,13 @@
 
 pub mod classes;
 mod client;
+mod door;
 pub mod endpoint;
 pub mod gossip;
 mod link;
+mod memory;
 pub mod node;
 pub mod peers;
-pub mod resolve;
 mod server;
 pub mod tls;
 

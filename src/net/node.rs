@@ -9,16 +9,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use http::{Method, Request, Uri};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::runtime;
 
-use super::resolve::Names;
+use super::memory::{ANSWER_MEMORY_DEFAULT_BYTES, ANSWERS_TOO_LARGE, Held, Share};
+use crate::names::Names;
 use crate::types::limits::CALL_BODY_MAX_BYTES;
 
 /// How long a connection to the node may take; it is on the same machine.
@@ -105,6 +107,7 @@ pub struct NodeClient {
     host: HeaderValue,
     address: String,
     authorization: Option<HeaderValue>,
+    answer_memory: Arc<Share>,
 }
 
 impl std::fmt::Debug for NodeClient {
@@ -149,7 +152,9 @@ impl NodeClient {
         let name = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let address = format_address(name, uri.port_u16().unwrap_or(80));
         let authorization = key.map(header).transpose()?;
-        Ok(Self { idle: Arc::default(), names: Names::from_system(), base, host, address, authorization })
+        let (idle, names, answer_memory) =
+            (Arc::default(), Names::from_system(), Share::alone(ANSWER_MEMORY_DEFAULT_BYTES));
+        Ok(Self { idle, names, base, host, address, authorization, answer_memory })
     }
 
     /// Sends one request and reads the whole answer, until `deadline`.
@@ -209,10 +214,14 @@ impl NodeClient {
         }
     }
 
-    /// Puts a connection aside for the next request from this runtime.
+    /// Puts a connection aside for the next request from this runtime, and closes those that nobody used for long: the one
+    /// used last goes first, so nobody else would ever look at them.
     fn keep(&self, line: Line) {
         let here = runtime::Handle::current().id();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, lines) in idle.iter_mut() {
+            lines.retain(|line| line.used.elapsed() < IDLE_FOR);
+        }
         match idle.iter_mut().find(|(of, _)| *of == here) {
             Some((_, lines)) if lines.len() < IDLE_MAX => lines.push(line),
             Some(_) => {}
@@ -221,12 +230,35 @@ impl NodeClient {
     }
 
     async fn connect(&self) -> std::io::Result<Line> {
-        let addresses = self.names.resolve(&self.address).await.map_err(std::io::Error::other)?;
-        let connect = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(addresses.as_slice()));
+        let connect = tokio::time::timeout(CONNECT_TIMEOUT, self.names.connect(&self.address));
         let stream = connect.await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
         Ok(Line { sender, connection: Box::pin(connection), used: Instant::now() })
+    }
+
+    async fn read_body(&self, mut body: Incoming) -> Result<Bytes, TalkError> {
+        let (mut held, mut size, mut pieces) = (Held::of(&self.answer_memory), 0, Vec::new());
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(TalkError::from)?.into_data() else { continue };
+            size += data.len();
+            if size > CALL_BODY_MAX_BYTES {
+                return Err(TalkError::TooLarge);
+            }
+            if !held.grow_answer(size) {
+                return Err(TalkError::NoRoom);
+            }
+            pieces.push(data);
+        }
+        let whole = match &mut pieces[..] {
+            [one] => std::mem::take(one),
+            many => {
+                let mut whole = BytesMut::with_capacity(size);
+                many.iter().for_each(|piece| whole.extend_from_slice(piece));
+                whole.freeze()
+            }
+        };
+        Ok(held.keep(whole))
     }
 
     async fn exchange_on(&self, line: Line, message: Request<Full<Bytes>>) -> Result<NodeAnswer, TalkError> {
@@ -235,13 +267,8 @@ impl NodeClient {
         let talk = async {
             let response = sending.await?;
             let status = response.status().as_u16();
-            match Limited::new(response.into_body(), CALL_BODY_MAX_BYTES).collect().await {
-                Ok(body) => Ok(NodeAnswer { status, body: body.to_bytes() }),
-                Err(e) => match e.downcast::<hyper::Error>() {
-                    Ok(e) => Err(TalkError::from(*e)),
-                    Err(_) => Err(TalkError::TooLarge),
-                },
-            }
+            let body = self.read_body(response.into_body()).await?;
+            Ok::<_, TalkError>(NodeAnswer { status, body })
         };
         let mut talk = pin!(talk);
         let mut ended = false;
@@ -270,6 +297,8 @@ enum TalkError {
     Lost { sent: bool, reason: String },
     #[error("its answer is over the limit of {CALL_BODY_MAX_BYTES} bytes")]
     TooLarge,
+    #[error("{ANSWERS_TOO_LARGE}")]
+    NoRoom,
 }
 
 impl From<hyper::Error> for TalkError {
@@ -332,6 +361,18 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(5);
         let (_, answer) = tokio::join!(hang_up, client.send(NodeRequest::get("/x"), deadline));
         assert!(matches!(answer, Err(NodeError::Unknown(_))), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn connections_that_nobody_used_for_long_are_closed() {
+        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = NodeClient::new(&format!("http://{}", socket.local_addr().unwrap()), None).unwrap();
+        let (old, new) = (client.connect().await.unwrap(), client.connect().await.unwrap());
+        let kept = || client.idle.lock().unwrap()[0].1.len();
+        client.keep(Line { used: Instant::now().checked_sub(IDLE_FOR).unwrap(), ..old });
+        assert_eq!(kept(), 1);
+        client.keep(new);
+        assert_eq!(kept(), 1, "the old one was let go of");
     }
 
     /// Answers `per_connection` requests on each connection, then hangs up; gives the number of connections.

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -15,21 +15,25 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use quinn::Connection;
 use tokio::runtime;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::classes::{ClassGates, ClassLimits, Kind};
 use super::endpoint::{self, CloseCode, MeshThread, RESET_SECRET_BYTES};
 use super::gossip::gossip_address;
-use super::resolve::{self, Names, ResolveError};
+use super::memory::{ANSWER_MEMORY_DEFAULT_BYTES, Room, Share};
 use super::tls::{TlsError, TlsFiles, TlsStore};
 use super::{Answer, Call, CallError, Handler, Peers, client, link, server};
+use crate::names::{self, Names, ResolveError};
+use crate::rt::{Essential, UnderWay};
 use crate::types::{MemberId, MeshId, limits};
 
-/// Bytes of all request bodies that are held at once.
-const BODY_MEMORY_DEFAULT_BYTES: usize = 1 << 30;
-/// The unit in which body memory is counted.
-pub(super) const BODY_UNIT_BYTES: usize = 64 << 10;
+/// Bytes of all requests but control calls that are held at once. One peer may hold half of it, and that is the largest call.
+const CALL_MEMORY_DEFAULT_BYTES: usize = 2 * (limits::CALL_BODY_MAX_BYTES + limits::CALL_HEADER_MAX_BYTES);
+/// Bytes of one peer's control calls that are held at once: two of the largest, and many small ones. Its connection holds
+/// as many again before they are read.
+const CONTROL_MEMORY_BYTES: usize = 16 << 20;
+const _: () = assert!(CONTROL_MEMORY_BYTES > 2 * limits::LEDGER_ENCODED_MAX_BYTES);
 /// Gossip messages that wait to be taken in.
 const GOSSIP_IN_MAX: usize = 256;
 /// Gossip messages that wait for one peer.
@@ -54,10 +58,15 @@ pub struct MeshConfig {
     pub probe_interval: Duration,
     /// Time between looks at the certificate files.
     pub tls_poll_interval: Duration,
-    /// Bytes of all request bodies held at once; a call beyond is answered `Busy`.
-    pub body_memory_bytes: usize,
+    /// Bytes of all requests but control calls held at once; a peer may hold as much as it leaves free, and a call beyond is
+    /// answered `Busy`.
+    pub call_memory_bytes: usize,
+    /// Bytes of peers' answers held at once, small ones not counted; one beyond is as good as none.
+    pub answer_memory_bytes: usize,
     /// Most calls of each class that one peer may have under way here; `None`: the defaults.
     pub served_max: Option<ClassLimits>,
+    /// Is told when a task of the mesh ends that never should, such as the one that takes connections.
+    pub essential: Essential,
 }
 
 impl MeshConfig {
@@ -79,8 +88,10 @@ impl MeshConfig {
             start,
             probe_interval: Duration::from_millis(300),
             tls_poll_interval: Duration::from_secs(3),
-            body_memory_bytes: BODY_MEMORY_DEFAULT_BYTES,
+            call_memory_bytes: CALL_MEMORY_DEFAULT_BYTES,
+            answer_memory_bytes: ANSWER_MEMORY_DEFAULT_BYTES,
             served_max: None,
+            essential: Essential::default(),
         }
     }
 }
@@ -98,12 +109,12 @@ pub struct PeerAddress {
 #[derive(Debug, thiserror::Error)]
 pub enum MeshError {
     /// The port is taken, or the address is not this host's.
-    #[error("can't listen on UDP {listen}: {source}")]
+    #[error("can't listen on UDP {listen} ([mesh] listen): {reason}")]
     Listen {
         /// The address.
         listen: SocketAddr,
         /// The system's reason.
-        source: io::Error,
+        reason: io::Error,
     },
     /// No thread could be started.
     #[error("can't start the mesh thread: {source}")]
@@ -163,8 +174,12 @@ pub(super) struct Peer {
     pub(super) poke_data: Notify,
     pub(super) calls: ClassGates,
     pub(super) served: ClassGates,
+    control_memory: Arc<Share>,
+    call_memory: Arc<Share>,
     pub(super) probe: Mutex<link::ProbeState>,
     pub(super) gossip_out: mpsc::Sender<Bytes>,
+    /// Where it was found when it was dialled last.
+    pub(super) found_at: Mutex<Vec<IpAddr>>,
     /// The address by which chitchat knows it.
     pub(super) gossip_address: SocketAddr,
     /// What keeps its connections; ends when it is no member any more.
@@ -172,7 +187,12 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    fn new(id: MemberId, address: String, served: &ClassLimits) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
+    fn new(
+        id: MemberId,
+        address: String,
+        served: &ClassLimits,
+        memory: &Arc<Room>,
+    ) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
         let (gossip_out, waiting) = mpsc::channel(GOSSIP_OUT_MAX);
         let down = || watch::Sender::new(LinkState::Down("not connected yet".to_owned()));
         let peer = Self {
@@ -185,8 +205,11 @@ impl Peer {
             poke_data: Notify::new(),
             calls: ClassGates::new(&ClassLimits::CALLED),
             served: ClassGates::new(served),
+            control_memory: Share::alone(CONTROL_MEMORY_BYTES),
+            call_memory: Share::of(Arc::clone(memory)),
             probe: Mutex::default(),
             gossip_out,
+            found_at: Mutex::default(),
             tasks: Mutex::default(),
         };
         (Arc::new(peer), waiting)
@@ -224,6 +247,14 @@ impl Peer {
                 }
                 _ => false,
             });
+        }
+    }
+
+    /// Where its calls on a connection are held.
+    pub(super) fn memory(&self, kind: Kind) -> &Arc<Share> {
+        match kind {
+            Kind::Control => &self.control_memory,
+            Kind::Data => &self.call_memory,
         }
     }
 
@@ -276,7 +307,10 @@ pub(super) struct Shared {
     pub(super) tls: Arc<TlsStore>,
     pub(super) suspects: watch::Sender<BTreeSet<MemberId>>,
     pub(super) inbound: server::Inbound,
-    pub(super) body_memory: Arc<Semaphore>,
+    call_memory: Arc<Room>,
+    pub(super) answer_memory: Arc<Share>,
+    /// Calls of peers, but those of class control, until their answers have been taken.
+    pub(super) answering: UnderWay,
     pub(super) counters: MeshCounters,
     pub(super) gossip_in: mpsc::Sender<(MemberId, Bytes)>,
 }
@@ -290,6 +324,13 @@ impl Shared {
     /// Another member; `None` for strangers and for the own member.
     pub(super) fn peer(&self, id: &MemberId) -> Option<Arc<Peer>> {
         self.peers.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Whether a member was found at an address.
+    pub(super) fn is_at(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let found = |peer: &Arc<Peer>| peer.found_at.lock().unwrap_or_else(PoisonError::into_inner).contains(&address);
+        self.peers().values().any(found)
     }
 
     /// The mesh that this member belongs to now.
@@ -345,7 +386,9 @@ impl Mesh {
         let shared = Arc::new(Shared {
             suspects: watch::Sender::default(),
             mesh_id: watch::Sender::new(config.mesh_id),
-            body_memory: Arc::new(Semaphore::new(config.body_memory_bytes / BODY_UNIT_BYTES)),
+            call_memory: Room::new(config.call_memory_bytes),
+            answer_memory: Share::alone(config.answer_memory_bytes),
+            answering: UnderWay::default(),
             config,
             peers: RwLock::default(),
             handler: OnceLock::new(),
@@ -369,9 +412,12 @@ impl Mesh {
         if let Some(handler) = handler {
             mesh.set_handler(handler);
         }
-        let on = &mesh.thread.runtime;
-        on.spawn(server::accept(mesh.shared.clone(), mesh.thread.endpoint.clone()));
-        on.spawn(link::watch_certificates(mesh.shared.clone(), mesh.thread.endpoint.clone()));
+        let (on, essential) = (&mesh.thread.runtime, &mesh.shared.config.essential);
+        let endpoint = || mesh.thread.endpoint.clone();
+        on.spawn(essential.watched("taking connections of peers", server::accept(mesh.shared.clone(), endpoint())));
+        on.spawn(essential.watched("the socket for calls", mesh.thread.calls_ended()));
+        let certificates = link::watch_certificates(mesh.shared.clone(), endpoint());
+        on.spawn(essential.watched("the watch on the certificates", certificates));
         mesh.take_members(members);
         Ok(mesh)
     }
@@ -402,7 +448,7 @@ impl Mesh {
         let mut new = Vec::new();
         for (id, address) in members {
             next.entry(id).or_insert_with_key(|id| {
-                let (peer, waiting) = Peer::new(id.clone(), address, &served);
+                let (peer, waiting) = Peer::new(id.clone(), address, &served, &self.shared.call_memory);
                 new.push((Arc::clone(&peer), waiting));
                 peer
             });
@@ -423,13 +469,16 @@ impl Mesh {
                 Kind::Control => &self.thread.endpoint,
                 Kind::Data => &self.thread.calls,
             };
-            on.spawn(link::keep(shared.clone(), endpoint.clone(), peer.clone(), kind)).abort_handle()
+            let keep = link::keep(shared.clone(), endpoint.clone(), peer.clone(), kind);
+            on.spawn(shared.config.essential.watched("the connection to a peer", keep)).abort_handle()
         };
+        let probe = link::probe(shared.clone(), peer.clone());
+        let gossip = link::send_gossip(shared.clone(), peer.clone(), waiting);
         let tasks = [
             link(Kind::Control),
             link(Kind::Data),
-            on.spawn(link::probe(shared.clone(), peer.clone())).abort_handle(),
-            on.spawn(link::send_gossip(shared.clone(), peer.clone(), waiting)).abort_handle(),
+            on.spawn(shared.config.essential.watched("the probes of a peer", probe)).abort_handle(),
+            on.spawn(shared.config.essential.watched("the gossip to a peer", gossip)).abort_handle(),
         ];
         peer.tasks.lock().unwrap_or_else(PoisonError::into_inner).extend(tasks);
     }
@@ -513,9 +562,20 @@ impl Mesh {
         link::reload(&self.shared, &self.thread.endpoint)
     }
 
+    /// Waits until the answers of all calls of peers that are being handled now, but those of class control, have been taken:
+    /// what is answered just before [`Mesh::shutdown`] would be lost with the connection. Bounded by the calls' deadlines.
+    pub async fn answered(&self) {
+        self.shared.answering.ended().await;
+    }
+
     /// Tells all peers that this member goes, and ends the mesh. Calls under way end without an answer.
     pub async fn shutdown(&self, reason: &str) {
-        self.thread.close(reason).await;
+        self.shutdown_within(reason, Duration::MAX).await;
+    }
+
+    /// As [`Mesh::shutdown`], and waits for the peers to have heard no longer than `patience`.
+    pub async fn shutdown_within(&self, reason: &str, patience: Duration) {
+        self.thread.close(reason, patience).await;
     }
 
     /// Ends the mesh without a word, as a killed process does.
@@ -545,7 +605,7 @@ fn check_members(own: &MemberId, members: Vec<PeerAddress>) -> Result<BTreeMap<M
     }
     let mut checked = BTreeMap::new();
     for PeerAddress { id, address } in members {
-        resolve::split(&address).map_err(|source| MeshError::Address { member: id.clone(), source })?;
+        names::split(&address).map_err(|source| MeshError::Address { member: id.clone(), source })?;
         if checked.insert(id.clone(), address).is_some() {
             return Err(MeshError::Twice { member: id });
         }

@@ -14,14 +14,17 @@ use bytes::{Bytes, BytesMut};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, VarInt};
 use rustls::pki_types::CertificateDer;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::classes::Kind;
 use super::client::{self, ReadFailure, Streams, priority, read_body, read_exactly};
+use super::door::{Door, Entry};
 use super::endpoint::{CONTROL_STREAMS_MAX, CloseCode, DATA_STREAMS_MAX, GOSSIP_STREAMS_MAX, ResetCode};
-use super::peers::{BODY_UNIT_BYTES, MeshCounters, Peer, Shared};
+use super::memory::Held;
+use super::peers::{MeshCounters, Peer, Shared};
 use super::{Answer, Call, Handler, tls};
+use crate::rt::Counted;
 use crate::types::MemberId;
 use crate::types::TraceId;
 use crate::types::limits::{
@@ -33,10 +36,6 @@ use crate::wire::frame::{
 };
 use crate::wire::verbs::{Class, READ, Refusal, Reply, Request};
 
-/// Handshakes under way at once, of anybody.
-const HANDSHAKES_MAX: usize = 128;
-/// From so many on, whoever knocks first has to show that its address is its own.
-const HANDSHAKES_UNPROVEN_MAX: usize = 32;
 /// Handshake and hello, each.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A stream's head must have come by then.
@@ -120,27 +119,29 @@ impl Seldom {
 
 /// Takes connections until the endpoint is closed.
 pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let door = Arc::new(Door::default());
     while let Some(incoming) = endpoint.accept().await {
-        let free = handshakes.available_permits();
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-            incoming.ignore();
-            continue;
+        let from = incoming.remote_address().ip();
+        // Who can't be asked for a proof has given one before.
+        let proven = incoming.remote_address_validated() || !incoming.may_retry();
+        let pass = match door.knock(from, shared.is_at(from), proven) {
+            Entry::Open(pass) => pass,
+            Entry::Prove => {
+                // An error says that it can't be retried, and then it is dropped, which refuses it.
+                let _ = incoming.retry();
+                continue;
+            }
+            Entry::Shut => {
+                incoming.ignore();
+                continue;
+            }
         };
-        if free <= HANDSHAKES_MAX - HANDSHAKES_UNPROVEN_MAX
-            && incoming.may_retry()
-            && !incoming.remote_address_validated()
-        {
-            // An error says that it can't be retried, and then it is dropped, which refuses it.
-            let _ = incoming.retry();
-            continue;
-        }
         let shared = shared.clone();
         tokio::spawn(async move {
             let from = incoming.remote_address();
             match greet(&shared, incoming).await {
                 Ok((peer, kind, connection)) => {
-                    drop(permit);
+                    drop(pass);
                     peer.poke(Kind::Control).notify_one();
                     peer.poke(Kind::Data).notify_one();
                     serve(&shared, &peer, kind, &connection).await;
@@ -288,20 +289,24 @@ async fn serve_stream(shared: Arc<Shared>, peer: Arc<Peer>, kind: Kind, mut stre
     if head.mesh != shared.mesh_id() && !Request::before_mesh(head.verb) {
         return refuse(&shared, &peer, streams, Refusal::WrongMesh).await;
     }
-    if matches!(Request::decode_payload(head.verb, &[]), Ok(None)) {
+    let Some(class) = Request::class_of(head.verb) else {
         return refuse(&shared, &peer, streams, Refusal::UnknownVerb(head.verb)).await;
-    }
+    };
     if head.verb == Request::Probe.verb() {
         let _ = streams.send.set_priority(priority(Class::Control) + 1);
         return answer(&shared, &peer, streams, Answer::of(Reply::Done)).await;
     }
+    if Kind::of(class) != kind {
+        let on = format!("a call of class {} on the {} connection", class.as_str(), kind.as_str());
+        return refuse(&shared, &peer, streams, Refusal::Malformed(on)).await;
+    }
     let received = Instant::now();
     if head.verb == READ {
         // To change threads twice would cost more than the read itself.
-        return serve_call(shared, peer, kind, streams, head, received).await;
+        return serve_call(shared, peer, class, streams, head, received).await;
     }
     // Lost only when the main runtime is gone, and then nobody is there to answer.
-    drop(shared.main.clone().spawn(serve_call(shared, peer, kind, streams, head, received)));
+    drop(shared.main.clone().spawn(serve_call(shared, peer, class, streams, head, received)));
 }
 
 async fn refuse(shared: &Shared, peer: &Peer, streams: Streams, refusal: Refusal) {
@@ -335,15 +340,21 @@ async fn write_answer(streams: &mut Streams, answer: Answer) -> Result<(), Strin
 async fn serve_call(
     shared: Arc<Shared>,
     peer: Arc<Peer>,
-    kind: Kind,
+    class: Class,
     mut streams: Streams,
     head: RequestHead,
     received: Instant,
 ) {
     let deadline = received + Duration::from_millis(head.deadline_ms.into()).min(DEADLINE_MAX);
-    let work = read_and_handle(&shared, &peer, kind, &mut streams, &head, deadline);
+    let work = read_and_handle(&shared, &peer, class, &mut streams, &head, deadline);
     match tokio::time::timeout_at(deadline.into(), work).await {
-        Ok(Ok(())) => streams.ended(),
+        Ok(Ok(answering)) => {
+            let taken = streams.send.stopped();
+            streams.ended();
+            // After the deadline, or without a connection, nobody waits for the answer.
+            let _ = tokio::time::timeout_at(deadline.into(), taken).await;
+            drop(answering);
+        }
         Ok(Err(reason)) => tracing::debug!(peer = %peer.id, reason, "a call came to no answer"),
         Err(_) => {
             streams.on_drop = ResetCode::Deadline;
@@ -352,16 +363,17 @@ async fn serve_call(
     }
 }
 
+/// Reads a call, has it handled and writes the answer. What it gives counts it until the answer has been taken.
 async fn read_and_handle(
     shared: &Shared,
     peer: &Peer,
-    kind: Kind,
+    class: Class,
     streams: &mut Streams,
     head: &RequestHead,
     deadline: Instant,
-) -> Result<(), String> {
-    let mut held = Held::default();
-    let (handler, call, _under_way) = match read_call(shared, peer, kind, streams, head, deadline, &mut held).await {
+) -> Result<Option<Counted>, String> {
+    let mut held = Held::of(peer.memory(Kind::of(class)));
+    let (handler, call, _under_way) = match read_call(shared, peer, class, streams, head, deadline, &mut held).await {
         Ok(read) => read,
         Err(NotRead::GivenUp) => return Err("its caller gave it up".to_owned()),
         Err(NotRead::Refused(refusal)) => {
@@ -369,16 +381,19 @@ async fn read_and_handle(
             tracing::debug!(peer = %peer.id, %refusal, "a call was refused");
             // The caller may still be writing; an error says that it has finished.
             let _ = streams.recv.stop(ResetCode::Enough.into());
-            return write_answer(streams, Answer::of(Reply::Refused(refusal))).await;
+            return write_answer(streams, Answer::of(Reply::Refused(refusal))).await.map(|()| None);
         }
     };
+    let answering = (class != Class::Control).then(|| shared.answering.begin());
     let gone = streams.send.stopped();
     let answer = tokio::select! {
         answer = handler.handle(&peer.id, call) => answer,
         // The caller has dropped the call, or is gone itself: the handler's future is dropped.
         _ = gone => return Err("its caller dropped it".to_owned()),
     };
-    write_answer(streams, answer).await
+    // Whoever goes refuses ever new calls, and waits for no end of that.
+    let answering = answering.filter(|_| !matches!(answer.reply, Reply::Refused(_)));
+    write_answer(streams, answer).await.map(|()| answering)
 }
 
 /// Why a request was not read to its end.
@@ -395,7 +410,7 @@ type Read = (Arc<dyn Handler>, Call, OwnedSemaphorePermit);
 async fn read_call(
     shared: &Shared,
     peer: &Peer,
-    kind: Kind,
+    class: Class,
     streams: &mut Streams,
     head: &RequestHead,
     deadline: Instant,
@@ -404,33 +419,25 @@ async fn read_call(
     let Some(handler) = shared.handler.get().cloned() else {
         return Err(NotRead::Refused(Refusal::Other("the member is still starting".to_owned())));
     };
-    let header_len = head.header_len as usize;
-    if !held.grow(&shared.body_memory, header_len) {
+    let _ = streams.send.set_priority(priority(class));
+    let Ok(under_way) = peer.served.of(class).clone().try_acquire_owned() else {
         return Err(NotRead::Refused(Refusal::Busy));
-    }
-    let header = read_exactly(&mut streams.recv, header_len).await.map_err(|_| NotRead::GivenUp)?;
+    };
+    let header_len = head.header_len as usize;
+    let header = match read_exactly(&mut streams.recv, header_len, |size| held.grow(size)).await {
+        Ok(header) => header,
+        Err(ReadFailure::Ended(_)) => return Err(NotRead::GivenUp),
+        Err(ReadFailure::TooLarge) => return Err(NotRead::Refused(Refusal::Busy)),
+    };
     let request = match Request::decode_payload(head.verb, &header) {
         Ok(Some(request)) => request,
         Ok(None) => return Err(NotRead::Refused(Refusal::UnknownVerb(head.verb))),
         Err(e) => return Err(NotRead::Refused(Refusal::Malformed(e.to_string()))),
     };
-    let class = request.class();
-    if Kind::of(class) != kind {
-        let on = kind.as_str();
-        return Err(NotRead::Refused(Refusal::Malformed(format!(
-            "a call of class {} on the {on} connection",
-            class.as_str()
-        ))));
-    }
-    let _ = streams.send.set_priority(priority(class));
-    let under_way = match peer.served.of(class).clone().try_acquire_owned() {
-        Ok(permit) => permit,
-        Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => return Err(NotRead::Refused(Refusal::Busy)),
-    };
     let limit = if class == Class::Control { CONTROL_BODY_MAX_BYTES } else { CALL_BODY_MAX_BYTES };
     let mut full = false;
     let grow = |size: usize| {
-        full = !held.grow(&shared.body_memory, header_len + size);
+        full = !held.grow(header_len + size);
         !full
     };
     let body: Bytes = match read_body(&mut streams.recv, limit, grow).await {
@@ -442,28 +449,4 @@ async fn read_call(
         }
     };
     Ok((handler, Call { request, body, deadline, trace: TraceId(head.trace) }, under_way))
-}
-
-/// The part of the body memory that one call holds.
-#[derive(Default)]
-struct Held(Option<OwnedSemaphorePermit>);
-
-impl Held {
-    /// Takes what is needed for `size` bytes in all; `false` if there is not so much left.
-    fn grow(&mut self, memory: &Arc<Semaphore>, size: usize) -> bool {
-        let have = self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let want = size.div_ceil(BODY_UNIT_BYTES);
-        let more = u32::try_from(want.saturating_sub(have)).unwrap_or(u32::MAX);
-        if more == 0 {
-            return true;
-        }
-        let Ok(permit) = memory.clone().try_acquire_many_owned(more) else {
-            return false;
-        };
-        match &mut self.0 {
-            Some(held) => held.merge(permit),
-            None => self.0 = Some(permit),
-        }
-        true
-    }
 }

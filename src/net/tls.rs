@@ -90,7 +90,8 @@ pub struct TlsConfigs {
 pub struct TlsStore {
     files: TlsFiles,
     id: MemberId,
-    current: RwLock<(Arc<TlsConfigs>, Stamp)>,
+    // Without a stamp the files are read again, whether they change or not.
+    current: RwLock<(Arc<TlsConfigs>, Option<Stamp>)>,
 }
 
 /// Tells whether files have changed: time of change and size of each.
@@ -104,7 +105,7 @@ impl TlsStore {
     pub fn load(files: TlsFiles, id: MemberId) -> Result<Self, TlsError> {
         let stamp = stamp(&files);
         let configs = read(&files, &id)?;
-        Ok(Self { files, id, current: RwLock::new((Arc::new(configs), stamp)) })
+        Ok(Self { files, id, current: RwLock::new((Arc::new(configs), Some(stamp))) })
     }
 
     /// The configurations for new connections.
@@ -121,15 +122,15 @@ impl TlsStore {
         let stamp = stamp(&self.files);
         let configs = read(&self.files, &self.id);
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        // A broken file is not read again until it changes again.
-        current.1 = stamp;
+        // What could not be read or is not valid yet may become good without a change that shows.
+        current.1 = configs.is_ok().then_some(stamp);
         current.0 = Arc::new(configs?);
         Ok(())
     }
 
-    /// Whether the files have changed since they were last read.
+    /// Whether the files are to be read again: they have changed since they were last read, or could not be used then.
     pub fn changed(&self) -> bool {
-        stamp(&self.files) != self.current.read().unwrap_or_else(PoisonError::into_inner).1
+        Some(stamp(&self.files)) != self.current.read().unwrap_or_else(PoisonError::into_inner).1
     }
 }
 
@@ -356,11 +357,31 @@ mod tests {
         assert!(store.changed());
         assert!(store.reload().is_err());
         assert!(Arc::ptr_eq(&before, &store.current()), "the old ones stay");
-        assert!(!store.changed(), "what is broken is reported once");
+        assert!(store.changed(), "what is broken is tried again");
         f.write(&f.ca, &f.issue("m1"));
         assert!(store.changed());
         store.reload().unwrap();
         assert!(!Arc::ptr_eq(&before, &store.current()));
+        assert!(!store.changed());
+    }
+
+    #[test]
+    fn a_certificate_that_becomes_valid_is_taken_without_a_change() {
+        let f = Fixture::new();
+        f.write(&f.ca, &f.issue("m1"));
+        let store = f.load().unwrap();
+        let before = store.current();
+        let now = time::OffsetDateTime::now_utc();
+        let soon = Validity { from: now + time::Duration::seconds(2), until: now + time::Duration::days(1) };
+        f.write(&f.ca, &pki::issue_within(&f.ca.cert_pem, &f.ca.key_pem, &m("m1"), &[], soon).unwrap());
+        let error = store.reload().unwrap_err().to_string();
+        assert!(error.contains("not valid yet"), "{error}");
+        let begun = std::time::Instant::now();
+        while !(store.changed() && store.reload().is_ok()) {
+            assert!(begun.elapsed().as_secs() < 30, "it was never taken");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert!(!Arc::ptr_eq(&before, &store.current()) && !store.changed());
     }
 
     #[test]

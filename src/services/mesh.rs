@@ -71,7 +71,7 @@ impl List {
             return Err(format!("expected rf from 1 to {RF_MAX} and shards from 1 to {SHARDS_MAX}"));
         }
         for m in &self.members {
-            crate::net::resolve::split(&m.address).map_err(|e| format!("the address of {}: {e}", m.id))?;
+            crate::names::split(&m.address).map_err(|e| format!("the address of {}: {e}", m.id))?;
             if !ids.insert(&m.id) || !addresses.insert(&m.address) {
                 return Err(format!("the member {} or its address stands there twice", m.id));
             }

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::RwLock;
 use tracing::Instrument;
 
 use super::ledger::inbox::NotTaken;
@@ -14,6 +13,7 @@ use super::operations::Orders;
 use super::records::Records;
 use super::tasks::Tasks;
 use crate::net::{Answer, Call, Handler};
+use crate::rt::UnderWay;
 use crate::telemetry::metrics::Metrics;
 use crate::types::MemberId;
 use crate::wire::verbs::{Class, Refusal, Reply, Request};
@@ -26,8 +26,8 @@ pub struct Serve {
     tasks: Tasks,
     orders: Orders,
     draining: AtomicBool,
-    // Read-locked by every call under way.
-    under_way: RwLock<()>,
+    // All calls but those of class control, and writes whose callers have gone.
+    under_way: UnderWay,
     metrics: Arc<Metrics>,
 }
 
@@ -35,27 +35,24 @@ impl Serve {
     /// Calls go to these services.
     pub fn new(records: Records, local: Local, tasks: Tasks, orders: Orders, metrics: Arc<Metrics>) -> Self {
         let draining = AtomicBool::new(false);
-        Self { records, local, tasks, orders, draining, under_way: RwLock::new(()), metrics }
+        Self { records, local, tasks, orders, draining, under_way: UnderWay::default(), metrics }
     }
 
-    /// Refuses calls from now on and waits for those under way.
+    /// Refuses calls from now on and waits for those under way. Calls of class control are served on: a member that goes
+    /// still votes, and gives its leases back.
     pub async fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
-        drop(self.under_way.write().await);
+        self.under_way.ended().await;
     }
 }
 
 #[async_trait]
 impl Handler for Serve {
     async fn handle(&self, from: &MemberId, call: Call) -> Answer {
-        // Looked at before the lock, so that nobody waits behind a drain, and with it: a drain that has begun waits for this
-        // call, or this call sees it.
-        let draining = || self.draining.load(Ordering::SeqCst) && !matches!(call.request.class(), Class::Control);
-        if draining() {
-            return Answer::of(Reply::Refused(Refusal::Draining));
-        }
-        let _under_way = self.under_way.read().await;
-        if draining() {
+        let drained = call.request.class() != Class::Control;
+        // Counted before it is looked at: a drain that has begun waits for this call, or this call sees it.
+        let _under_way = drained.then(|| self.under_way.begin());
+        if drained && self.draining.load(Ordering::SeqCst) {
             return Answer::of(Reply::Refused(Refusal::Draining));
         }
         let span = tracing::info_span!("call", id = %call.trace, %from, verb = call.request.name());
@@ -117,7 +114,12 @@ impl Serve {
             Request::Write(write) => {
                 // A write runs to its end even if the caller goes: it may have reached the node.
                 let (local, write, call) = (self.local.clone(), write.clone(), call.clone());
-                let write = async move { local.write(&write, &call).await };
+                let under_way = self.under_way.begin();
+                let write = async move {
+                    let answer = local.write(&write, &call).await;
+                    drop(under_way);
+                    answer
+                };
                 let write = tokio::spawn(write.in_current_span());
                 write.await.unwrap_or_else(|e| Answer::of(Reply::NodeUnknown(format!("the write failed inside: {e}"))))
             }
@@ -128,5 +130,101 @@ impl Serve {
                 Err(e) => Answer::of(Reply::Refused(Refusal::Other(format!("{e:?}")))),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use futures_util::poll;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::net::node::NodeClient;
+    use crate::net::{CallError, Peers};
+    use crate::services::cluster::{Cluster, NodeHealth};
+    use crate::services::members::Members;
+    use crate::services::testing::{LONG, World, member, within};
+    use crate::types::{PhysicalIndex, ShardSet, TaskUid, TraceId};
+    use crate::wire::verbs::{Read, ReadKind, Write, WriteKind};
+
+    struct Nobody;
+
+    #[async_trait]
+    impl Peers for Nobody {
+        async fn call(&self, to: &MemberId, _: Call) -> Result<Answer, CallError> {
+            Err(CallError::NotSent { member: to.clone(), reason: "nobody".into() })
+        }
+
+        fn is_suspect(&self, _: &MemberId) -> bool {
+            false
+        }
+    }
+
+    async fn serve(world: &World) -> Serve {
+        let me = world.at(0);
+        let cluster = Cluster::new(world.topology(&member(0)));
+        let members = Members::new(member(0), Arc::new(Nobody), Arc::clone(&me.metrics));
+        let node = NodeClient::new("http://127.0.0.1:1", None).unwrap();
+        let (_, health) = watch::channel(NodeHealth::default());
+        let (records, metrics) = (me.records.clone(), Arc::clone(&me.metrics));
+        let local = Local::load(node, me.store.clone(), records, cluster.clone(), health, LONG, metrics);
+        let tasks = Tasks::new(me.store.clone(), cluster, members);
+        let orders = Orders::new(&[], me.leases.clone(), me.records.clone(), Arc::clone(&me.metrics));
+        Serve::new(me.records.clone(), local.await.unwrap(), tasks, orders, Arc::clone(&me.metrics))
+    }
+
+    fn call(request: Request) -> Call {
+        Call { request, body: Bytes::from("garbage"), deadline: Instant::now() + LONG, trace: TraceId::default() }
+    }
+
+    /// Both wait a while for a record that never comes.
+    fn read_and_write() -> [Request; 2] {
+        let index = PhysicalIndex::new("packages__m00000001").unwrap();
+        let shards = ShardSet::all(4);
+        [
+            Request::Read(Read {
+                index: index.clone(),
+                record_version: 9,
+                shards: shards.clone(),
+                kind: ReadKind::Search,
+            }),
+            Request::Write(Write { index, record_version: 9, shards, kind: WriteKind::DeleteAll }),
+        ]
+    }
+
+    #[tokio::test]
+    async fn a_drain_waits_for_calls_under_way_and_holds_up_no_vote() {
+        let world = World::start(1, |_, _| vec![]).await;
+        let serve = serve(&world).await;
+        let from = member(1);
+        let [read, _] = read_and_write();
+        let mut under_way = std::pin::pin!(serve.handle(&from, call(read)));
+        assert!(poll!(&mut under_way).is_pending());
+        let mut drain = std::pin::pin!(serve.drain());
+        assert!(poll!(&mut drain).is_pending());
+        let vote = tokio::time::timeout(Duration::from_secs(5), serve.handle(&from, call(Request::Ledger))).await;
+        assert!(matches!(vote.unwrap().reply, Reply::Refused(Refusal::Malformed(_))), "it was looked at");
+        let late = serve.handle(&from, call(Request::Task(TaskUid(1)))).await;
+        assert_eq!(late.reply, Reply::Refused(Refusal::Draining));
+        assert!(poll!(&mut drain).is_pending());
+        within("an answer", under_way).await;
+        within("drained", drain).await;
+    }
+
+    #[tokio::test]
+    async fn a_drain_waits_for_a_write_whose_caller_has_gone() {
+        let world = World::start(1, |_, _| vec![]).await;
+        let serve = serve(&world).await;
+        let from = member(1);
+        let [_, write] = read_and_write();
+        {
+            let mut under_way = std::pin::pin!(serve.handle(&from, call(write)));
+            assert!(poll!(&mut under_way).is_pending());
+        }
+        let mut drain = std::pin::pin!(serve.drain());
+        assert!(poll!(&mut drain).is_pending());
+        within("drained", drain).await;
     }
 }

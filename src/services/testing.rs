@@ -246,7 +246,7 @@ impl World {
         }
     }
 
-    fn topology(&self, own: &MemberId) -> Topology {
+    pub(super) fn topology(&self, own: &MemberId) -> Topology {
         let listed = |i| Listed {
             id: member(i),
             group: GroupId::new("g1").unwrap(),

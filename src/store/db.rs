@@ -3,6 +3,9 @@
 //! A job is answered after the commit that holds it. A job that fails is undone alone (a savepoint), the others of its
 //! transaction stay. Must not know: what is in the file.
 
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,7 +62,7 @@ impl Db {
     pub(super) fn open(dir: &Path, schema: &Schema) -> Result<Self, StoreError> {
         let path = dir.join(schema.file);
         let open = |reason: String| StoreError::Open { path: path.clone(), reason };
-        std::fs::create_dir_all(dir).map_err(|e| open(e.to_string()))?;
+        make_private(dir, &path).map_err(|e| open(e.to_string()))?;
         check_magic(&path)?;
         let conn = Connection::open(&path).map_err(|e| open(e.to_string()))?;
         let conn = prepare(conn, &path, schema)?;
@@ -133,14 +136,35 @@ fn in_savepoint<T>(
     }
 }
 
+/// Makes what is missing of the directory and the file, for their owner alone: reset keys, task bodies and records are
+/// nobody else's. What is there keeps the mode that it was given.
+fn make_private(dir: &Path, file: &Path) -> io::Result<()> {
+    if !dir.is_dir() {
+        if let Some(parent) = dir.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        existing(DirBuilder::new().mode(0o700).create(dir))?;
+    }
+    // SQLite gives the files beside it the same mode.
+    existing(OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map(drop))
+}
+
+/// That something is there already is no error.
+fn existing(made: io::Result<()>) -> io::Result<()> {
+    match made {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
 /// SQLite takes a file shorter than a header for a new one and would write over it; a store is never rebuilt so.
 fn check_magic(path: &Path) -> Result<(), StoreError> {
     use std::io::Read;
     const MAGIC: &[u8] = b"SQLite format 3\0";
-    let failed = |e: std::io::Error| StoreError::Open { path: path.to_owned(), reason: e.to_string() };
-    let mut file = match std::fs::File::open(path) {
+    let failed = |e: io::Error| StoreError::Open { path: path.to_owned(), reason: e.to_string() };
+    let mut file = match File::open(path) {
         Ok(file) => file.take(MAGIC.len() as u64),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(failed(e)),
     };
     let mut head = Vec::new();
@@ -271,6 +295,24 @@ mod tests {
         let conn = Connection::open(dir.path().join(NOTES.file)).unwrap();
         let large: i64 = conn.query_row("SELECT count(*) FROM meta WHERE key = 'b'", [], |r| r.get(0)).unwrap();
         assert_eq!(large, 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_made_is_its_owners_alone_and_what_is_there_keeps_its_mode() {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("a/b");
+        let store = open(&dir).unwrap();
+        store.run(|tx| Ok(tx.execute("INSERT INTO meta VALUES ('k', x'07')", [])?)).await.unwrap();
+        assert_eq!(mode(&dir), 0o700);
+        let files = std::fs::read_dir(&dir).unwrap().map(|f| f.unwrap().path()).collect::<Vec<_>>();
+        assert!(files.len() > 1, "the log as well: {files:?}");
+        assert!(files.iter().all(|f| mode(f) == 0o600), "{files:?}");
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o750)).unwrap();
+        std::fs::set_permissions(dir.join(NOTES.file), PermissionsExt::from_mode(0o640)).unwrap();
+        open(&dir).unwrap();
+        assert_eq!((mode(&dir), mode(&dir.join(NOTES.file))), (0o750, 0o640));
     }
 
     #[tokio::test]

@@ -263,11 +263,24 @@ pub enum Reply {
 }
 
 macro_rules! verbs {
-    ($($number:literal $name:ident $(($payload:ident))?),+ $(,)?) => {
+    ($($number:literal $class:ident $name:ident $(($payload:ident))?),+ $(,)?) => {
         impl Request {
             /// The verb's number on the wire; never given to another verb.
             pub fn verb(&self) -> u16 {
                 match self { $(Self::$name { .. } => $number),+ }
+            }
+
+            /// The traffic class of verb `number`; `None` if this version does not know the number.
+            pub fn class_of(number: u16) -> Option<Class> {
+                match number {
+                    $($number => Some(Class::$class),)+
+                    _ => None,
+                }
+            }
+
+            /// The traffic class that the call belongs to.
+            pub fn class(&self) -> Class {
+                match self { $(Self::$name { .. } => Class::$class),+ }
             }
 
             /// The verb's name in metrics and logs.
@@ -308,14 +321,14 @@ macro_rules! verbs {
 
 // 2 to 5 were given once.
 verbs! {
-    1 Probe,
-    6 Read(payload),
-    7 Write(payload),
-    8 Node(payload),
-    9 Task(payload),
-    10 Ledger,
-    11 Confirm(payload),
-    12 Order(payload),
+    1 Control Probe,
+    6 Query Read(payload),
+    7 Replicate Write(payload),
+    8 Query Node(payload),
+    9 Query Task(payload),
+    10 Control Ledger,
+    11 Control Confirm(payload),
+    12 Control Order(payload),
 }
 
 /// The number of [`Request::Read`].
@@ -325,15 +338,6 @@ impl Request {
     /// Whether a member that belongs to no mesh yet may be asked by, or may ask, one that does.
     pub fn before_mesh(verb: u16) -> bool {
         verb == Self::Probe.verb() || verb == Self::Ledger.verb()
-    }
-
-    /// The traffic class that a call of this verb belongs to.
-    pub fn class(&self) -> Class {
-        match self {
-            Self::Probe | Self::Ledger | Self::Confirm(_) | Self::Order(_) => Class::Control,
-            Self::Read(_) | Self::Node(_) | Self::Task(_) => Class::Query,
-            Self::Write(_) => Class::Replicate,
-        }
     }
 }
 

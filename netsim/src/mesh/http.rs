@@ -101,6 +101,7 @@ impl Client {
         let mut connection = match self.connection.take() {
             Some(kept) => kept,
             None => {
+                #[expect(clippy::disallowed_methods, reason = "an address, so nothing is looked up")]
                 let stream = TcpStream::connect(self.address).await?;
                 stream.set_nodelay(true)?;
                 let (sender, driver) = handshake(TokioIo::new(stream)).await?;

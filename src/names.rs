@@ -1,7 +1,7 @@
-//! Turns a peer's `host:port` into addresses: numeric ones as they are, names by `/etc/hosts` and DNS.
+//! Turns `host:port` into addresses: numeric ones as they are, names by `/etc/hosts` and DNS.
 //!
 //! Rule: nothing here calls the C library's resolver, which blocks a thread for as long as it likes. Both files are read
-//! again when they change. Must not know: whose address it is.
+//! again when they change. Must not know: whose address it is, and what is said there.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::{Hosts, TokioResolver};
+use tokio::net::TcpStream;
 
 /// How long one name may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -88,6 +89,16 @@ impl Names {
         };
         let addresses: Vec<_> = found.iter().take(ADDRESSES_MAX).map(|ip| SocketAddr::new(ip, port)).collect();
         if addresses.is_empty() { Err(failed("it has no address".to_owned())) } else { Ok(addresses) }
+    }
+
+    /// Connects to `host:port`, at the first of its addresses that answers.
+    ///
+    /// # Errors
+    /// [`ResolveError`] as an `io::Error`, or the system's for the last address.
+    #[expect(clippy::disallowed_methods, reason = "these are addresses, so nothing is looked up")]
+    pub async fn connect(&self, address: &str) -> io::Result<TcpStream> {
+        let addresses = self.resolve(address).await.map_err(io::Error::other)?;
+        TcpStream::connect(addresses.as_slice()).await
     }
 
     fn resolver(&self) -> Result<TokioResolver, String> {
@@ -206,6 +217,19 @@ mod tests {
         }
         std::fs::write(&hosts, "10.9.8.70 node-a\n").unwrap();
         assert_eq!(names.resolve("node-a:1").await.unwrap(), ["10.9.8.70:1".parse().unwrap()]);
+    }
+
+    #[tokio::test]
+    async fn names_are_connected_to_by_the_files_that_are_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let hosts = dir.path().join("hosts");
+        std::fs::write(&hosts, "127.0.0.1 only-in-this-file\n").unwrap();
+        let names = Names::from_files(dir.path().join("none"), hosts);
+        let stream = names.connect(&format!("only-in-this-file:{}", address.port())).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), address);
+        assert!(names.connect("in-no-file:1").await.is_err());
     }
 
     #[tokio::test]
