@@ -841,7 +841,7 @@ async fn header_that_was_only_announced_takes_no_memory() {
     let mut open = vec![];
     for _ in 0..4 {
         let (mut send, recv) = peer.open_bi().await.unwrap();
-        send.write_all(&head(write().verb(), 400 << 10).encode()).await.unwrap();
+        send.write_all(&head(write().verb(), 512 << 10).encode()).await.unwrap();
         open.push((send, recv));
     }
     let payload = query().encode_payload().unwrap();
