@@ -120,6 +120,13 @@ impl Aliases {
 /// Why a request about an operation failed, as an operator reads it.
 pub fn operation_failed(error: &OperationError) -> Failure {
     let state = |message: String| Failure::new(ErrorCode::MiroirOperationState, message);
+    let unknown = |what: &str| {
+        let message = format!(
+            "Whether the request about {what} was taken is not known; GET /_miroir/operations shows it when the mesh's records can \
+             be changed again."
+        );
+        Failure::new(ErrorCode::MiroirWriteUnknown, message)
+    };
     match error {
         OperationError::Refused(refused) => match refused {
             RequestError::Busy { id } => state(format!(
@@ -143,14 +150,9 @@ pub fn operation_failed(error: &OperationError) -> Failure {
                 let message = format!("Nothing was done: {refused}. Send the request again.");
                 Failure::new(ErrorCode::MiroirNoQuorum, message)
             }
+            RequestError::Unknown => unknown("an operation"),
         },
-        OperationError::Unknown { id } => {
-            let message = format!(
-                "Whether the request about operation `{id}` was taken is not known; GET /_miroir/operations/{id} shows it when the \
-                 mesh's records can be changed again."
-            );
-            Failure::new(ErrorCode::MiroirWriteUnknown, message)
-        }
+        OperationError::Unknown { id } => unknown(&format!("operation `{id}`")),
         OperationError::Ended => Failure::internal("this member's operations have ended"),
     }
 }

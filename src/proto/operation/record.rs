@@ -77,6 +77,17 @@ pub enum RequestError {
     /// The ledger has no majority; nothing was done.
     #[error("no majority of the voters answers")]
     NoQuorum,
+    /// A change for it was given to the ledger, and nobody says what became of it: it may stand there, or may yet.
+    #[error("whether the request was taken is not known")]
+    Unknown,
+}
+
+impl Request {
+    /// The operation that is meant.
+    pub fn id(&self) -> &str {
+        let (Self::Begin { id, .. } | Self::Pause { id } | Self::Resume { id } | Self::Cancel { id }) = self;
+        id
+    }
 }
 
 /// The record after a request; `None` if it stands so already.
