@@ -51,9 +51,13 @@ pub async fn status(State(api): State<Api>) -> ApiResult {
         .flat_map(|record| &record.members)
         .map(|m| {
             let store = own_store(&m.id).filter(|own| *own != m.store);
+            // A vote is a store's: who comes back with another one is no voter before the list names that.
+            let speaks_from = store.unwrap_or(m.store);
+            let votes = status.voters.iter().flat_map(|list| &list.voters);
+            let votes = votes.filter(|v| v.member == m.id && v.store == speaks_from).count() > 0;
             json!({
                 "id": m.id, "group": m.group, "address": m.address, "state": m.state, "witness": m.witness,
-                "store": m.store, "newStore": store,
+                "store": m.store, "newStore": store, "votes": votes,
             })
         })
         .collect();
@@ -69,6 +73,9 @@ pub async fn status(State(api): State<Api>) -> ApiResult {
             "members": members,
             "peers": api.mesh.peers(),
             "rolledBack": status.rolled_back,
+            "removed": api.mesh.removed(),
+            "recovering": status.recovering,
+            "waitsToVote": status.waits_to_vote,
             "notices": notices,
         }),
     )
