@@ -291,7 +291,10 @@ fn a_killed_leaders_flip_goes_on_and_its_orders_are_refused() {
     mesh.sidecar(leader).kill();
     say(&format!("the leader, member {leader}, was killed {} ms after the flip began", began.elapsed().as_millis()));
     let op = wait_done(&mesh, asked, &id);
-    assert_eq!(phases(&op), ["prepare", "flip", "confirm", "done"], "{op}");
+    assert_eq!(phases(&op), ["prepare", "flip", "confirm", "unconfirmed", "done"], "{op}");
+    let mut away = [leader, slow].map(|i| mesh.members[i].id.clone());
+    away.sort();
+    assert_eq!(op["unconfirmed"], json!(away), "who is away is named");
     let epochs: Vec<u64> = op["history"].as_array().unwrap().iter().filter_map(|h| h["epoch"].as_u64()).collect();
     assert!(epochs[3] > epoch && epochs[2] == epoch, "another leader ended what this one had begun: {epochs:?}");
 
@@ -333,7 +336,9 @@ fn flips_end_whenever_their_leaders_are_killed() {
         let killed = leader(&mesh, n % 3, "alias_flip:live").unwrap_or(dice.below(3));
         mesh.sidecar(killed).kill();
         let op = wait_done(&mesh, (killed + 1) % 3, &id);
-        let entered = phases(&op);
+        let mut entered = phases(&op);
+        // Whether the killed one had confirmed before.
+        entered.retain(|phase| *phase != "unconfirmed");
         assert_eq!(entered, ["prepare", "flip", "confirm", "done"], "each phase is entered once: {op}");
         mesh.start_sidecar(killed);
         mesh.wait_whole();

@@ -44,6 +44,7 @@ pub async fn status(State(api): State<Api>) -> ApiResult {
     let notices: Vec<Value> =
         status.notices.iter().map(|(at, notice)| json!({"at": at, "notice": words(notice)})).collect();
     let identity = api.mesh.identity();
+    let (own_ttl, other_ttls) = api.leases.other_ttls_ms();
     let own_store = |id: &MemberId| (id == handle.member()).then_some(identity.store);
     let members: Vec<Value> = status
         .record
@@ -76,6 +77,8 @@ pub async fn status(State(api): State<Api>) -> ApiResult {
             "removed": api.mesh.removed(),
             "recovering": status.recovering,
             "waitsToVote": status.waits_to_vote,
+            "leaseTtlMs": own_ttl,
+            "otherLeaseTtlsMs": other_ttls,
             "notices": notices,
         }),
     )

@@ -144,6 +144,13 @@ fn for_people(status: &Value) -> String {
     for remedy in [&status["rolledBack"], &status["removed"]].into_iter().filter_map(Value::as_str) {
         out += &format!("\nOUT OF ACTION: {remedy}\n");
     }
+    for (member, ttl) in status["otherLeaseTtlsMs"].as_object().into_iter().flatten() {
+        out += &format!(
+            "\n{member} has another [leader_election] lease_ttl_s ({ttl} ms, here {} ms): give all members the same. Until then \
+             changes of aliases wait for the longest.\n",
+            text(&status["leaseTtlMs"])
+        );
+    }
     let mut members = Table::new(["MEMBER", "GROUP", "STATE", "VOTES", "WITNESS", "ADDRESS", "CONNECTED", "REMARK"]);
     let yes = |v: bool| if v { "yes" } else { "no" }.to_owned();
     let own = text(&status["member"]);
@@ -217,6 +224,11 @@ mod tests {
             assert!(shown.contains(words), "{shown}");
         }
         assert!(for_people(&json!({})).contains("no mesh"));
+        let mut differs = whole.clone();
+        (differs["leaseTtlMs"], differs["otherLeaseTtlsMs"]) = (json!(10_000), json!({"m2": 20_000}));
+        assert!(
+            for_people(&differs).contains("m2 has another [leader_election] lease_ttl_s (20000 ms, here 10000 ms)")
+        );
         let mut waits = whole.clone();
         waits["members"][0]["votes"] = json!(true);
         assert!(for_people(&waits).contains("m1      g1     active  yes"), "{}", for_people(&waits));

@@ -574,6 +574,11 @@ fn the_last_twenty_of_a_scope_stay_listed() {
         record = super::record::finish_run(&record, &SETTINGS, run, &Outcome::Done, "now").unwrap();
         assert_eq!(super::record::finish_run(&record, &SETTINGS, run, &Outcome::Done, "now"), None, "recorded once");
     }
+    let large = Request::Begin { id: "large".into(), kind: &SETTINGS, extra: json!("x".repeat(100_000)) };
+    let mut other = super::record::request(&record, &large, &[&SETTINGS], "now").unwrap().unwrap();
+    other = super::record::finish_run(&other, &SETTINGS, ("large", "propose", false), &Outcome::Done, "now").unwrap();
+    let extra = |r: &OperationRecord| r.past.last().unwrap().extra.clone();
+    assert_eq!((extra(&record), extra(&other)), (json!({"n": 29}), Value::Null), "what is small stays");
     let listed: Vec<&str> = record.past.iter().map(|op| op.id.as_str()).collect();
     assert_eq!((listed.len(), listed[0], listed[19]), (20, "op10", "op29"));
 }
