@@ -79,6 +79,8 @@ pub const OPERATION_PAST_EXTRA_MAX_BYTES: usize = 16 << 10;
 pub const OPERATION_ERROR_MAX_BYTES: usize = 2_048;
 /// Most requests about one scope's operations that wait for the ledger at a time.
 pub const OPERATION_REQUESTS_MAX: usize = 32;
+/// Longest text of why a job was given back.
+pub const JOB_ERROR_MAX_BYTES: usize = 256;
 /// Most jobs in one queue.
 pub const JOBS_MAX: usize = 1_000;
 /// Largest work or cursor of a job, as JSON.
