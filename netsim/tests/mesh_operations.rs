@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::{ADMIN_KEY, Client, Dice, Engine, Mesh, Plan, say, wait_until};
+use miroir::ctl::{self, OperationsCommand, Target};
 use miroir::net::peers::{Mesh as Transport, MeshConfig, PeerAddress};
 use miroir::net::tls::TlsFiles;
 use miroir::net::{Answer, Call, CallError, Peers};
@@ -34,7 +35,9 @@ fn with_alias(plan: Plan) -> Mesh {
         let documents: Vec<Value> = (0..100).map(|id| json!({"id": id, "of": index})).collect();
         client.done("POST", &format!("/indexes/{index}/documents"), &json!(documents));
     }
-    mesh.admin(1).json("POST", "/_miroir/aliases", &json!({"name": "live", "index": "one"})).expect(201);
+    mesh.admin(mesh.members.len() - 1)
+        .json("POST", "/_miroir/aliases", &json!({"name": "live", "index": "one"}))
+        .expect(201);
     mesh
 }
 
@@ -347,6 +350,40 @@ fn flips_end_whenever_their_leaders_are_killed() {
             assert_eq!(mesh.admin(i).get(ALIAS).expect(200)["version"], n + 2, "flipped once");
         }
     }
+}
+
+#[test]
+fn an_operator_pauses_resumes_and_cancels_an_operation_and_sees_leases() {
+    // Nobody leads it, so it stays where it is.
+    let plan = Plan { engine: Engine::StandIn, ..plan(1, 1) };
+    let mesh = with_alias(plan.env("MIROIR_LEADER_ELECTION__ENABLED", "false"));
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("admin-key");
+    std::fs::write(&key, ADMIN_KEY).unwrap();
+    let url = Some(format!("http://{}", mesh.members[0].http));
+    let target = Target { url, config: None, admin_key_file: Some(key), json: false, timeout_s: 15 };
+    let client = ctl::Client::new(&target).unwrap();
+    let leases = ctl::leases(&client, false).unwrap();
+    assert!(leases.lines().any(|line| line.starts_with("alive:m1") && line.ends_with("yes")), "{leases}");
+
+    let id = flip(&mesh, 0, "two");
+    let told = |command: OperationsCommand| ctl::operations(&client, &command, false);
+    let shown = |state: &str| {
+        let all = told(OperationsCommand::List).unwrap();
+        assert!(all.contains(&id) && all.contains(state), "{all}");
+    };
+    shown("running");
+    assert!(told(OperationsCommand::Pause { id: id.clone() }).unwrap().contains("paused"));
+    shown("paused");
+    assert!(told(OperationsCommand::Resume { id: id.clone() }).unwrap().contains("running"));
+    assert!(told(OperationsCommand::Cancel { id: id.clone() }).unwrap().contains("cancelling"));
+    shown("cancelling");
+    let late = told(OperationsCommand::Pause { id: id.clone() }).unwrap_err().to_string();
+    assert!(late.contains("can't be done any more"), "{late}");
+    let unknown = told(OperationsCommand::Cancel { id: "none".into() }).unwrap_err().to_string();
+    assert!(unknown.contains("not found"), "{unknown}");
+    // A change of the alias meets the operation that is under way.
+    mesh.admin(0).json("DELETE", ALIAS, &Value::Null).expect_error(409, "miroir_operation_state");
 }
 
 #[test]
