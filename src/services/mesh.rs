@@ -404,7 +404,7 @@ impl MeshService {
     }
 
     /// Waits until this member may serve clients: it is listed in a mesh, and its copies are the newest, or have been once
-    /// and the voters can't be asked now.
+    /// and the voters can't be asked now. One that was removed serves nobody.
     ///
     /// # Errors
     /// [`crate::store::StoreError`].
@@ -421,8 +421,16 @@ impl MeshService {
         let whole_before = self.store.was_whole(mesh).await?;
         let fresh = self.ledger.wait_fresh();
         if whole_before {
-            if tokio::time::timeout(FRESH_PATIENCE, fresh).await.is_err() {
-                tracing::warn!("no majority of the voters answers; this member serves from copies that may be old");
+            let mut fresh = std::pin::pin!(fresh);
+            let mut told = false;
+            while tokio::time::timeout(FRESH_PATIENCE, &mut fresh).await.is_err() {
+                let Some(remedy) = self.removed() else {
+                    tracing::warn!("no majority of the voters answers; this member serves from copies that may be old");
+                    break;
+                };
+                if !std::mem::replace(&mut told, true) {
+                    tracing::error!(remedy, "this member does not belong to its mesh any more, and serves nobody");
+                }
             }
         } else {
             fresh.await;
