@@ -201,8 +201,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     )
     .await?;
     let tasks = Tasks::new(store.clone(), cluster.clone(), members.clone());
-    let ttl_ms = lease_config(&config).ttl_ms;
-    let runners: Vec<Arc<dyn Runner>> = vec![Arc::new(AliasFlips::new(records.clone(), ttl_ms, Arc::clone(&metrics)))];
+    let runners: Vec<Arc<dyn Runner>> = vec![Arc::new(AliasFlips::new(records.clone(), Arc::clone(&metrics)))];
     let orders = Orders::new(&runners, leases.clone(), records.clone(), Arc::clone(&metrics));
     let (operations_driver, operations) = OperationsDriver::new(operations::Parts {
         runners,
@@ -238,6 +237,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION").into(),
         protocol: PROTOCOL_VERSION,
         started_at: clock::now_rfc3339(),
+        lease_ttl_ms: Some(lease_config(&config).ttl_ms),
         ..MemberGossip::default()
     };
     let gossip = Arc::new(start_gossip(&config, &mesh, &store, &about).await?);
@@ -444,8 +444,8 @@ fn services(
     api::routes::Parts {
         cluster: cluster.clone(),
         mesh: control.mesh,
+        aliases: Aliases::new(records.clone(), control.operations.clone(), control.leases.clone()),
         leases: control.leases,
-        aliases: Aliases::new(records.clone(), control.operations.clone()),
         operations: control.operations,
         documents: Documents::new(cluster.clone(), indexes.clone(), tasks.clone(), writes.clone()),
         settings: Settings::new(cluster.clone(), indexes.clone(), writes, nodes.clone()),

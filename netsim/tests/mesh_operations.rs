@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::{ADMIN_KEY, Client, Dice, Engine, Mesh, Plan, say, wait_until};
+use miroir::ctl::{self, OperationsCommand, Target};
 use miroir::net::peers::{Mesh as Transport, MeshConfig, PeerAddress};
 use miroir::net::tls::TlsFiles;
 use miroir::net::{Answer, Call, CallError, Peers};
@@ -34,7 +35,9 @@ fn with_alias(plan: Plan) -> Mesh {
         let documents: Vec<Value> = (0..100).map(|id| json!({"id": id, "of": index})).collect();
         client.done("POST", &format!("/indexes/{index}/documents"), &json!(documents));
     }
-    mesh.admin(1).json("POST", "/_miroir/aliases", &json!({"name": "live", "index": "one"})).expect(201);
+    mesh.admin(mesh.members.len() - 1)
+        .json("POST", "/_miroir/aliases", &json!({"name": "live", "index": "one"}))
+        .expect(201);
     mesh
 }
 
@@ -291,7 +294,10 @@ fn a_killed_leaders_flip_goes_on_and_its_orders_are_refused() {
     mesh.sidecar(leader).kill();
     say(&format!("the leader, member {leader}, was killed {} ms after the flip began", began.elapsed().as_millis()));
     let op = wait_done(&mesh, asked, &id);
-    assert_eq!(phases(&op), ["prepare", "flip", "confirm", "done"], "{op}");
+    assert_eq!(phases(&op), ["prepare", "flip", "confirm", "unconfirmed", "done"], "{op}");
+    let mut away = [leader, slow].map(|i| mesh.members[i].id.clone());
+    away.sort();
+    assert_eq!(op["unconfirmed"], json!(away), "who is away is named");
     let epochs: Vec<u64> = op["history"].as_array().unwrap().iter().filter_map(|h| h["epoch"].as_u64()).collect();
     assert!(epochs[3] > epoch && epochs[2] == epoch, "another leader ended what this one had begun: {epochs:?}");
 
@@ -333,7 +339,9 @@ fn flips_end_whenever_their_leaders_are_killed() {
         let killed = leader(&mesh, n % 3, "alias_flip:live").unwrap_or(dice.below(3));
         mesh.sidecar(killed).kill();
         let op = wait_done(&mesh, (killed + 1) % 3, &id);
-        let entered = phases(&op);
+        let mut entered = phases(&op);
+        // Whether the killed one had confirmed before.
+        entered.retain(|phase| *phase != "unconfirmed");
         assert_eq!(entered, ["prepare", "flip", "confirm", "done"], "each phase is entered once: {op}");
         mesh.start_sidecar(killed);
         mesh.wait_whole();
@@ -342,6 +350,40 @@ fn flips_end_whenever_their_leaders_are_killed() {
             assert_eq!(mesh.admin(i).get(ALIAS).expect(200)["version"], n + 2, "flipped once");
         }
     }
+}
+
+#[test]
+fn an_operator_pauses_resumes_and_cancels_an_operation_and_sees_leases() {
+    // Nobody leads it, so it stays where it is.
+    let plan = Plan { engine: Engine::StandIn, ..plan(1, 1) };
+    let mesh = with_alias(plan.env("MIROIR_LEADER_ELECTION__ENABLED", "false"));
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("admin-key");
+    std::fs::write(&key, ADMIN_KEY).unwrap();
+    let url = Some(format!("http://{}", mesh.members[0].http));
+    let target = Target { url, config: None, admin_key_file: Some(key), json: false, timeout_s: 15 };
+    let client = ctl::Client::new(&target).unwrap();
+    let leases = ctl::leases(&client, false).unwrap();
+    assert!(leases.lines().any(|line| line.starts_with("alive:m1") && line.ends_with("yes")), "{leases}");
+
+    let id = flip(&mesh, 0, "two");
+    let told = |command: OperationsCommand| ctl::operations(&client, &command, false);
+    let shown = |state: &str| {
+        let all = told(OperationsCommand::List).unwrap();
+        assert!(all.contains(&id) && all.contains(state), "{all}");
+    };
+    shown("running");
+    assert!(told(OperationsCommand::Pause { id: id.clone() }).unwrap().contains("paused"));
+    shown("paused");
+    assert!(told(OperationsCommand::Resume { id: id.clone() }).unwrap().contains("running"));
+    assert!(told(OperationsCommand::Cancel { id: id.clone() }).unwrap().contains("cancelling"));
+    shown("cancelling");
+    let late = told(OperationsCommand::Pause { id: id.clone() }).unwrap_err().to_string();
+    assert!(late.contains("can't be done any more"), "{late}");
+    let unknown = told(OperationsCommand::Cancel { id: "none".into() }).unwrap_err().to_string();
+    assert!(unknown.contains("not found"), "{unknown}");
+    // A change of the alias meets the operation that is under way.
+    mesh.admin(0).json("DELETE", ALIAS, &Value::Null).expect_error(409, "miroir_operation_state");
 }
 
 #[test]

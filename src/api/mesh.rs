@@ -44,6 +44,7 @@ pub async fn status(State(api): State<Api>) -> ApiResult {
     let notices: Vec<Value> =
         status.notices.iter().map(|(at, notice)| json!({"at": at, "notice": words(notice)})).collect();
     let identity = api.mesh.identity();
+    let (own_ttl, other_ttls) = api.leases.other_ttls_ms();
     let own_store = |id: &MemberId| (id == handle.member()).then_some(identity.store);
     let members: Vec<Value> = status
         .record
@@ -51,9 +52,13 @@ pub async fn status(State(api): State<Api>) -> ApiResult {
         .flat_map(|record| &record.members)
         .map(|m| {
             let store = own_store(&m.id).filter(|own| *own != m.store);
+            // A vote is a store's: who comes back with another one is no voter before the list names that.
+            let speaks_from = store.unwrap_or(m.store);
+            let votes = status.voters.iter().flat_map(|list| &list.voters);
+            let votes = votes.filter(|v| v.member == m.id && v.store == speaks_from).count() > 0;
             json!({
                 "id": m.id, "group": m.group, "address": m.address, "state": m.state, "witness": m.witness,
-                "store": m.store, "newStore": store,
+                "store": m.store, "newStore": store, "votes": votes,
             })
         })
         .collect();
@@ -69,6 +74,11 @@ pub async fn status(State(api): State<Api>) -> ApiResult {
             "members": members,
             "peers": api.mesh.peers(),
             "rolledBack": status.rolled_back,
+            "removed": api.mesh.removed(),
+            "recovering": status.recovering,
+            "waitsToVote": status.waits_to_vote,
+            "leaseTtlMs": own_ttl,
+            "otherLeaseTtlsMs": other_ttls,
             "notices": notices,
         }),
     )

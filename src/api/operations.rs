@@ -30,6 +30,8 @@ fn view(api: &Api, scope: &Scope, op: &OperationEntry) -> Value {
             "secondsLeft": progress.seconds_left(),
         },
         "error": op.error,
+        // What a flip ends with where somebody is away; other kinds have nothing of the name.
+        "unconfirmed": op.extra.get("unconfirmed").filter(|members| members.is_array()),
         "history": op.history,
     })
 }

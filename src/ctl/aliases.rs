@@ -5,7 +5,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientError};
-use super::operations::{name_step, watch};
+use super::operations::{name_step, unconfirmed, watch};
 use super::table::Table;
 
 /// What can be done with aliases.
@@ -13,7 +13,9 @@ use super::table::Table;
 pub enum AliasesCommand {
     /// Shows all aliases and what they stand for.
     List,
-    /// Has an alias stand for an index: makes it, or flips it, and waits until every member answers from that index.
+    /// Has an alias stand for an index: makes it, or flips it, and waits until every member has confirmed that. A member that
+    /// can't be reached is waited for until it must have found its own records old ([leader_election] lease_ttl_s and a
+    /// twentieth); it is named then, writes nothing through the alias, and may still search the former index.
     Set {
         /// The alias.
         name: String,
@@ -48,11 +50,12 @@ pub fn aliases(client: &Client, command: &AliasesCommand, as_json: bool) -> Resu
         AliasesCommand::Set { name, index, no_wait } => {
             let path = format!("/_miroir/aliases/{}", name_step(name)?);
             let mut alias = client.ask(Method::PUT, &path, Some(&json!({"index": index})))?;
+            let mut away = None;
             if let Some(operation) = alias["operation"].as_str().filter(|_| !no_wait) {
-                watch(client, operation, as_json)?;
+                away = unconfirmed(&watch(client, operation, as_json)?);
                 alias = client.ask(Method::GET, &path, None)?;
             }
-            Ok(shown(alias, &one))
+            Ok(shown(alias, &|alias| one(alias) + &away.as_deref().map(still_away).unwrap_or_default()))
         }
         AliasesCommand::Delete { name } => {
             client.ask(Method::DELETE, &format!("/_miroir/aliases/{}", name_step(name)?), None)?;
@@ -76,6 +79,12 @@ fn text(alias: &Value, field: &str) -> String {
 fn one(alias: &Value) -> String {
     let flip = alias["operation"].as_str().map(|id| format!("; operation {id} is flipping it")).unwrap_or_default();
     format!("alias {} stands for index {}{flip}\n", text(alias, "name"), text(alias, "index"))
+}
+
+fn still_away(members: &str) -> String {
+    format!(
+        "not confirmed by {members}: until they are back they write nothing through it, and may search its former index\n"
+    )
 }
 
 fn list(all: &Value) -> String {

@@ -28,7 +28,7 @@ pub enum MeshCommand {
     },
     /// When hosts are gone for good and with them the majority: the named members, the asked one among them, go on as a new
     /// mesh. What the others alone had accepted is lost; if one of them comes back, it stays outside. Every survivor must
-    /// be running.
+    /// be running. Give the order to one of them only.
     Recover {
         /// A member that goes on. Once for each.
         #[arg(long = "survivor", required = true, value_name = "ID")]
@@ -93,7 +93,15 @@ fn for_people(status: &Value) -> String {
     };
     let ledger = &status["ledger"];
     let voters: Vec<&str> = ledger["voters"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let names = |v: &Value| v.as_array().into_iter().flatten().map(text).collect::<Vec<_>>().join(", ");
+    let recovering = &status["recovering"];
     let mesh = match (&status["mesh"], &status["bootstrap"]) {
+        _ if recovering.is_object() => {
+            format!(
+                "no mesh: it has left its own on an operator's order, and is to belong to {}",
+                text(&recovering["new"])
+            )
+        }
         (Value::String(mesh), _) => format!("mesh {mesh}"),
         (_, Value::Bool(true)) => "no mesh yet: it is made when all members of the list have answered".to_owned(),
         _ => "no mesh, and no list to make one with: see `miroir-ctl mesh init --help`".to_owned(),
@@ -104,7 +112,7 @@ fn for_people(status: &Value) -> String {
         text(&status["store"]),
         text(&status["start"])
     );
-    if status["mesh"].is_string() {
+    if status["mesh"].is_string() && !recovering.is_object() {
         let settled = if ledger["settled"] == true { "" } else { ", being changed" };
         let fresh =
             if ledger["fresh"] == true { "the newest" } else { "perhaps old: no majority of the voters answers" };
@@ -115,8 +123,33 @@ fn for_people(status: &Value) -> String {
             text(&ledger["copies"])
         );
     }
-    if let Some(remedy) = status["rolledBack"].as_str() {
+    if recovering.is_object() {
+        let missing = match names(&recovering["missing"]) {
+            none if none.is_empty() => {
+                format!("`miroir-ctl mesh status` at {} shows who is missing", text(&recovering["leader"]))
+            }
+            missing => format!("waiting for {missing}"),
+        };
+        out += &format!(
+            "survivors {}, the new mesh is made by {} when all have handed over their records: {missing}\n",
+            names(&recovering["survivors"]),
+            text(&recovering["leader"])
+        );
+    } else if status["waitsToVote"].is_array() {
+        out += &format!(
+            "it does not vote yet: it has to show first that its store was not put back from a copy, and {} have not answered\n",
+            names(&status["waitsToVote"])
+        );
+    }
+    for remedy in [&status["rolledBack"], &status["removed"]].into_iter().filter_map(Value::as_str) {
         out += &format!("\nOUT OF ACTION: {remedy}\n");
+    }
+    for (member, ttl) in status["otherLeaseTtlsMs"].as_object().into_iter().flatten() {
+        out += &format!(
+            "\n{member} has another [leader_election] lease_ttl_s ({ttl} ms, here {} ms): give all members the same. Until then \
+             changes of aliases wait for the longest.\n",
+            text(&status["leaseTtlMs"])
+        );
     }
     let mut members = Table::new(["MEMBER", "GROUP", "STATE", "VOTES", "WITNESS", "ADDRESS", "CONNECTED", "REMARK"]);
     let yes = |v: bool| if v { "yes" } else { "no" }.to_owned();
@@ -129,7 +162,11 @@ fn for_people(status: &Value) -> String {
             id.clone(),
             text(&m["group"]),
             text(&m["state"]),
-            yes(voters.contains(&id.as_str())),
+            if id == own && status["waitsToVote"].is_array() && m["votes"] == true {
+                "not yet".to_owned()
+            } else {
+                yes(m["votes"] == true)
+            },
             yes(m["witness"] == true),
             text(&m["address"]),
             connected,
@@ -187,5 +224,33 @@ mod tests {
             assert!(shown.contains(words), "{shown}");
         }
         assert!(for_people(&json!({})).contains("no mesh"));
+        let mut differs = whole.clone();
+        (differs["leaseTtlMs"], differs["otherLeaseTtlsMs"]) = (json!(10_000), json!({"m2": 20_000}));
+        assert!(
+            for_people(&differs).contains("m2 has another [leader_election] lease_ttl_s (20000 ms, here 10000 ms)")
+        );
+        let mut waits = whole.clone();
+        waits["members"][0]["votes"] = json!(true);
+        assert!(for_people(&waits).contains("m1      g1     active  yes"), "{}", for_people(&waits));
+        waits["waitsToVote"] = json!(["m2", "m3"]);
+        let shown = for_people(&waits);
+        assert!(
+            shown.contains("m1      g1     active  not yet") && shown.contains("m2, m3 have not answered"),
+            "{shown}"
+        );
+        let mut left = whole;
+        left["recovering"] = json!({"new": "aa", "leader": "m2", "survivors": ["m1", "m2"], "missing": []});
+        left["removed"] = json!("was removed");
+        let shown = for_people(&left);
+        for words in [
+            "is to belong to aa",
+            "survivors m1, m2, the new mesh is made by m2",
+            "at m2 shows",
+            "OUT OF ACTION: was removed",
+        ] {
+            assert!(shown.contains(words), "{shown}");
+        }
+        left["recovering"]["missing"] = json!(["m1"]);
+        assert!(for_people(&left).contains("waiting for m1"));
     }
 }

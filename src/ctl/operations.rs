@@ -156,7 +156,16 @@ fn line(op: &Value) -> String {
     if let Some(error) = op["error"].as_str() {
         out += &format!("; {error}");
     }
+    if let Some(members) = unconfirmed(op) {
+        out += &format!("; not confirmed by {members}");
+    }
     out + "\n"
+}
+
+/// Who has not confirmed what an operation did: they are away, and may answer as before.
+pub(super) fn unconfirmed(op: &Value) -> Option<String> {
+    let members: Vec<&str> = op["unconfirmed"].as_array()?.iter().filter_map(Value::as_str).collect();
+    (!members.is_empty()).then(|| members.join(", "))
 }
 
 fn for_people(all: &Value) -> String {
@@ -196,6 +205,9 @@ mod tests {
         let line = line(&operation("running"));
         assert!(line.starts_with("alias_flip:live 0af: running, phase confirm, led by m2, 3 of 5"), "{line}");
         assert_eq!(for_people(&json!({})), "no operations yet\n");
+        let mut away = operation("done");
+        away["unconfirmed"] = json!(["m3", "m4"]);
+        assert!(super::line(&away).ends_with("; not confirmed by m3, m4\n"));
     }
 
     #[test]

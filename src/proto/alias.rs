@@ -234,14 +234,24 @@ pub struct FlipPlan {
     /// The version that the alias will have.
     #[serde(default)]
     pub version: u64,
-    /// The version of `names` that every active member has to know.
+    /// The version of `names` that every member has to know.
     #[serde(default)]
     pub names: RecordVersion,
+    /// Who had not confirmed it when the time was over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unconfirmed: Vec<MemberId>,
+}
+
+impl FlipPlan {
+    /// Nothing but the target is decided yet.
+    pub fn new(to: IndexUid) -> Self {
+        Self { to, version: 0, names: 0, unconfirmed: Vec::new() }
+    }
 }
 
 /// The operation `alias_flip:<name>`: prepare (decide the version), flip (one change of `names`), confirm (an order to every
-/// active member; over when all have answered, or when a TTL and the margin have passed, because whoever has not heard of the
-/// flip by then is stale and resolves no alias for writing).
+/// member; over when all have answered, or when a TTL and the margin have passed, because whoever has not heard of the flip by
+/// then is stale and resolves no alias for writing), and in the second case unconfirmed, which says who has not.
 #[derive(Debug, Clone)]
 pub struct AliasFlip {
     /// The alias.
@@ -255,7 +265,7 @@ pub struct FlipView<'a> {
     pub names: (RecordVersion, &'a NamesRecord),
     /// The version of `names` that each member has confirmed.
     pub confirmed: &'a BTreeMap<MemberId, RecordVersion>,
-    /// The active members.
+    /// The members that may have to know.
     pub active: &'a [MemberId],
     /// The leader's epoch.
     pub epoch: Epoch,
@@ -265,7 +275,7 @@ pub struct FlipView<'a> {
     pub since: Instant,
     /// Now, for people.
     pub at: &'a str,
-    /// The TTL of leases, in milliseconds.
+    /// The longest TTL that a member goes by, in milliseconds.
     pub ttl_ms: u64,
 }
 
@@ -290,8 +300,12 @@ pub enum FlipAct {
 
 /// The kind of [`AliasFlip`]. Once `names` has turned, a flip is taken back by another flip, which is atomic, confirmed and in
 /// the history like any other; so only its first phase is undone.
-pub static ALIAS_FLIP: Kind =
-    Kind { name: "alias_flip", phases: &["prepare", "flip", "confirm"], undoable: &["prepare"], destructive: &[] };
+pub static ALIAS_FLIP: Kind = Kind {
+    name: "alias_flip",
+    phases: &["prepare", "flip", "confirm", "unconfirmed"],
+    undoable: &["prepare"],
+    destructive: &[],
+};
 
 impl Operation for AliasFlip {
     type Extra = FlipPlan;
@@ -323,7 +337,8 @@ impl Operation for AliasFlip {
                 Some(names) => Step::Do(vec![FlipAct::Write { expected: version, names }]),
                 None => Step::Next { phase: "confirm", extra: FlipPlan { names: version, ..plan.clone() } },
             }),
-            _ => Ok(self.confirm(plan, view)),
+            "confirm" => Ok(self.confirm(plan, view)),
+            _ => Ok(Step::Done),
         }
     }
 
@@ -339,8 +354,11 @@ impl AliasFlip {
         let knows = |m: &&MemberId| view.confirmed.get(*m).is_some_and(|known| *known >= version);
         let missing: Vec<MemberId> = view.active.iter().filter(|m| !knows(m)).cloned().collect();
         let over = view.since.plus(Duration::from_micros(view.ttl_ms * LeaseValue::PATIENCE_PER_MS));
-        if missing.is_empty() || view.now >= over {
+        if missing.is_empty() {
             return Step::Done;
+        }
+        if view.now >= over {
+            return Step::Next { phase: "unconfirmed", extra: FlipPlan { unconfirmed: missing, ..plan.clone() } };
         }
         Step::Do(vec![FlipAct::Confirm { to: missing, version }])
     }

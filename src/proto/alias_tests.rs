@@ -18,7 +18,7 @@ fn names() -> NamesRecord {
 }
 
 fn plan(to: &str, version: u64) -> FlipPlan {
-    FlipPlan { to: uid(to), version, names: 0 }
+    FlipPlan { version, ..FlipPlan::new(uid(to)) }
 }
 
 fn physical(names: &NamesRecord, name: &str) -> String {
@@ -176,7 +176,11 @@ fn a_flip_is_confirmed_by_every_active_member_or_by_time() {
     seen.now = 10_499_999;
     assert!(matches!(seen.step(4, "confirm", &extra), Ok(Step::Do(_))));
     seen.now = 10_500_000;
-    assert_eq!(seen.step(4, "confirm", &extra), Ok(Step::Done), "whoever has not heard of it is stale");
+    let Ok(Step::Next { phase: "unconfirmed", extra: told }) = seen.step(4, "confirm", &extra) else {
+        panic!("whoever has not heard of it is stale")
+    };
+    assert_eq!(told, FlipPlan { unconfirmed: seen.active.clone(), ..extra });
+    assert_eq!(seen.step(4, "unconfirmed", &told), Ok(Step::Done));
 }
 
 #[test]

@@ -7,11 +7,21 @@
 use std::time::Duration;
 
 use crate::proto::lease::Lapse;
-use crate::types::limits::{JOB_PART_MAX_BYTES, JOBS_MAX, RECORD_MAX_BYTES};
+use crate::types::limits::{JOB_ERROR_MAX_BYTES, JOB_PART_MAX_BYTES, JOBS_MAX, RECORD_MAX_BYTES};
 use crate::types::{Claim, Job, JobsRecord};
 
 /// A job's cursor is written at most this often.
 pub const CURSOR_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a job rests that was given back once, and at most.
+const REST_FIRST: Duration = Duration::from_secs(1);
+const REST_MAX: Duration = Duration::from_secs(300);
+
+/// How long a job that was given back so often rests before a member takes it again: twice as long each time.
+pub fn rest(failures: u32) -> Duration {
+    let doubled = |n: u32| REST_FIRST.saturating_mul(2_u32.saturating_pow(n));
+    failures.checked_sub(1).map_or(Duration::ZERO, doubled).min(REST_MAX)
+}
 
 /// Why a queue can't be changed so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -66,16 +76,16 @@ pub fn add(queue: &JobsRecord, id: &str, work: serde_json::Value) -> Result<Opti
         return Err(JobError::Full);
     }
     let mut new = queue.clone();
-    new.jobs.push(Job { id: id.to_owned(), work, cursor: None, claim: None });
+    new.jobs.push(Job { id: id.to_owned(), work, cursor: None, claim: None, failures: 0, error: None });
     bounded(new).map(Some)
 }
 
-/// What `me` may work on next: the first job that nobody has claimed, or whose claimer is over for good.
-pub fn pick(queue: &JobsRecord, me: &Claim, lapse: impl Fn(&Claim) -> Lapse) -> Pick {
+/// What `me` may work on next: the first job that nobody has claimed and that does not rest, or whose claimer is over for good.
+pub fn pick(queue: &JobsRecord, me: &Claim, rests: impl Fn(&Job) -> bool, lapse: impl Fn(&Claim) -> Lapse) -> Pick {
     let mut ask: Vec<Claim> = Vec::new();
     for (i, job) in queue.jobs.iter().enumerate() {
         let free = match &job.claim {
-            None => true,
+            None => !rests(job),
             Some(claim) if claim == me => continue,
             // An earlier process of one's own, or an earlier hold, is over if the present one stands.
             Some(claim) if claim.holder.member == me.holder.member && claim.epoch < me.epoch => true,
@@ -106,17 +116,28 @@ pub fn advance(queue: &JobsRecord, id: &str, me: &Claim, cursor: serde_json::Val
         return Err(JobError::Full);
     }
     let mut new = queue.clone();
-    claimed(&mut new, id, me)?.cursor = Some(cursor);
+    let job = claimed(&mut new, id, me)?;
+    if job.cursor.as_ref() != Some(&cursor) {
+        (job.cursor, job.failures) = (Some(cursor), 0);
+    }
     bounded(new)
 }
 
-/// The queue with the job given back where it is.
+/// The queue with the job given back where it is, because of `why`.
 ///
 /// # Errors
 /// The job is gone or not claimed so.
-pub fn give_back(queue: &JobsRecord, id: &str, me: &Claim) -> Result<JobsRecord, JobError> {
+pub fn give_back(queue: &JobsRecord, id: &str, me: &Claim, why: &str) -> Result<JobsRecord, JobError> {
     let mut new = queue.clone();
-    claimed(&mut new, id, me)?.claim = None;
+    let job = claimed(&mut new, id, me)?;
+    job.claim = None;
+    job.failures = job.failures.saturating_add(1);
+    let end = why.floor_char_boundary(JOB_ERROR_MAX_BYTES);
+    job.error = Some(why[..end].to_owned());
+    if bounded(new.clone()).is_err() {
+        // That it is free again matters more than why.
+        new.jobs.iter_mut().for_each(|job| job.error = None);
+    }
     Ok(new)
 }
 
@@ -158,7 +179,7 @@ mod tests {
     }
 
     fn take(queue: &JobsRecord, me: &Claim, lapse: Lapse) -> (String, JobsRecord) {
-        match pick(queue, me, |_| lapse) {
+        match pick(queue, me, |_| false, |_| lapse) {
             Pick::Claim { id, queue } => (id, queue),
             other => panic!("{other:?}"),
         }
@@ -170,7 +191,7 @@ mod tests {
         let (first, q) = take(&queue(2), &a, Lapse::Stands);
         let (second, q) = take(&q, &b, Lapse::Stands);
         assert_eq!((first.as_str(), second.as_str()), ("j0", "j1"));
-        assert_eq!(pick(&q, &claim("c", 1, 1), |_| Lapse::Stands), Pick::Nothing);
+        assert_eq!(pick(&q, &claim("c", 1, 1), |_| false, |_| Lapse::Stands), Pick::Nothing);
         let q = finish(&q, "j0", &a).unwrap();
         assert_eq!(finish(&q, "j0", &a), Err(JobError::NotFound { id: "j0".into() }));
         assert_eq!(finish(&q, "j1", &a), Err(JobError::NotClaimed { id: "j1".into() }));
@@ -181,7 +202,7 @@ mod tests {
         let (a, b) = (claim("a", 1, 1), claim("b", 1, 1));
         let (id, q) = take(&queue(1), &a, Lapse::Stands);
         let q = advance(&q, &id, &a, json!(17)).unwrap();
-        assert_eq!(pick(&q, &b, |_| Lapse::Seems), Pick::Ask(vec![a.clone()]));
+        assert_eq!(pick(&q, &b, |_| false, |_| Lapse::Seems), Pick::Ask(vec![a.clone()]));
         let (id, q) = take(&q, &b, Lapse::Over);
         assert_eq!(q.jobs[0].cursor, Some(json!(17)));
         assert!(advance(&q, &id, &a, json!(18)).is_err(), "the former worker moves nothing");
@@ -191,7 +212,28 @@ mod tests {
     fn an_earlier_hold_of_ones_own_is_over() {
         let (_, q) = take(&queue(1), &claim("a", 1, 1), Lapse::Stands);
         assert_eq!(take(&q, &claim("a", 2, 2), Lapse::Stands).0, "j0");
-        assert_eq!(pick(&q, &claim("a", 1, 1), |_| Lapse::Over), Pick::Nothing, "it is being worked on");
+        assert_eq!(pick(&q, &claim("a", 1, 1), |_| false, |_| Lapse::Over), Pick::Nothing, "it is being worked on");
+    }
+
+    #[test]
+    fn a_job_that_fails_rests_longer_each_time_until_it_gets_further() {
+        let a = claim("a", 1, 1);
+        let (mut q, mut failures) = (queue(2), Vec::new());
+        for n in 0..3 {
+            let (id, claimed) = take(&q, &a, Lapse::Stands);
+            assert_eq!(id, "j0");
+            q = give_back(&claimed, &id, &a, &format!("{n}{}", "é".repeat(500))).unwrap();
+            failures.push(q.jobs[0].failures);
+        }
+        assert_eq!(failures, [1, 2, 3]);
+        assert!(q.jobs[0].error.as_ref().is_some_and(|e| e.starts_with('2') && e.len() <= JOB_ERROR_MAX_BYTES));
+        assert_eq!([0, 1, 2, 3, 99].map(|n| rest(n).as_secs()), [0, 1, 2, 4, 300]);
+        match pick(&q, &a, |job| job.failures > 0, |_| Lapse::Stands) {
+            Pick::Claim { id, .. } => assert_eq!(id, "j1", "the others do not wait for it"),
+            other => panic!("{other:?}"),
+        }
+        let (id, q) = take(&q, &a, Lapse::Stands);
+        assert_eq!(advance(&q, &id, &a, json!(4)).unwrap().jobs[0].failures, 0);
     }
 
     #[test]

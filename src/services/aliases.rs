@@ -6,11 +6,13 @@ use serde_json::json;
 
 use super::failure::Failure;
 use super::indexes::{change_failed, names_refused};
+use super::leases::LeaseHandle;
 use super::operations::{OperationError, OperationsHandle};
 use super::records::{ChangeError, NAMES, Records, key_of};
 use crate::proto::alias::{self, ALIAS_FLIP, AliasError, FlipPlan};
-use crate::proto::operation::RequestError;
-use crate::types::{AliasRecord, ErrorCode, IndexUid, NamesRecord, OperationEntry, Scope, TraceId};
+use crate::proto::operation::{RequestError, record_key};
+use crate::types::{AliasRecord, ErrorCode, IndexUid, NamesRecord, OperationEntry, OperationRecord, Scope, TraceId};
+use crate::wire::verbs::RecordAt;
 
 /// Attempts against rivals; each lost one means that another change was made.
 const ATTEMPTS: usize = 16;
@@ -31,12 +33,13 @@ pub enum Pointed {
 pub struct Aliases {
     records: Records,
     operations: OperationsHandle,
+    leases: LeaseHandle,
 }
 
 impl Aliases {
     /// The service over its parts.
-    pub fn new(records: Records, operations: OperationsHandle) -> Self {
-        Self { records, operations }
+    pub fn new(records: Records, operations: OperationsHandle, leases: LeaseHandle) -> Self {
+        Self { records, operations, leases }
     }
 
     /// All aliases, by name.
@@ -54,12 +57,25 @@ impl Aliases {
         alias.ok_or_else(|| names_refused(&AliasError::NotFound { name: name.clone() }))
     }
 
+    /// The flip of an alias that is under way, as a majority knows it now.
+    async fn newest_flip_of(&self, name: &IndexUid) -> Result<Option<OperationEntry>, Failure> {
+        let key = key_of(&record_key(&Scope::AliasFlip(name.clone())));
+        self.records.refresh(&key).await.map_err(|e| change_failed(&e))?;
+        let copies = self.records.ledger().copies();
+        let Some(copy) = copies.get(&key) else { return Ok(None) };
+        let record: OperationRecord = serde_json::from_str(&copy.value).map_err(|_| {
+            // What it is doing can't be known.
+            operation_failed(&RequestError::UnknownKind { id: key.to_string() }.into())
+        })?;
+        Ok(record.current)
+    }
+
     /// The flip of an alias that is under way.
     pub fn flip_of(&self, name: &IndexUid) -> Option<OperationEntry> {
         self.operations.view().record(&Scope::AliasFlip(name.clone()))?.current.clone()
     }
 
-    /// Makes an alias; all live members know it then.
+    /// Makes an alias. Every member knows it then, or is stale.
     ///
     /// # Errors
     /// `miroir_alias_conflict`, `index_not_found`, or as for every change of names.
@@ -67,12 +83,13 @@ impl Aliases {
         self.change(trace, |names| alias::create(names, name, target)).await
     }
 
-    /// Deletes an alias; the index that it stood for stays.
+    /// Deletes an alias; the index that it stood for stays. Every member knows that then, or is stale.
     ///
     /// # Errors
     /// `miroir_alias_not_found`, `miroir_operation_state` while it is being flipped, or as for every change of names.
     pub async fn delete(&self, name: &IndexUid, trace: TraceId) -> Result<(), Failure> {
-        if let Some(flip) = self.flip_of(name) {
+        self.records.refresh(&key_of(NAMES)).await.map_err(|e| change_failed(&e))?;
+        if let Some(flip) = self.newest_flip_of(name).await? {
             return Err(operation_failed(&RequestError::Busy { id: flip.id }.into()));
         }
         self.change(trace, |names| alias::delete(names, name)).await
@@ -89,12 +106,12 @@ impl Aliases {
         let Some(alias) = names.aliases.get(name) else {
             return self.create(name, target, trace).await.map(|()| Pointed::Created);
         };
-        if alias.target == *target && self.flip_of(name).is_none() {
+        if alias.target == *target && self.newest_flip_of(name).await?.is_none() {
             return Ok(Pointed::Same);
         }
         // Refused at once where it can be known; the operation looks again.
         alias::check_target(names, target).map_err(|e| names_refused(&e))?;
-        let plan = json!(FlipPlan { to: target.clone(), version: 0, names: 0 });
+        let plan = json!(FlipPlan::new(target.clone()));
         let begun = self.operations.begin(Scope::AliasFlip(name.clone()), &ALIAS_FLIP, plan).await;
         begun.map(Pointed::Begun).map_err(|e| operation_failed(&e))
     }
@@ -107,8 +124,14 @@ impl Aliases {
         for _ in 0..ATTEMPTS {
             let snapshot = self.records.snapshot();
             let names = edit(&snapshot.names().value).map_err(|e| names_refused(&e))?;
-            match self.records.change(NAMES, snapshot.names().version, &names, trace).await {
-                Ok(_) => return Ok(()),
+            match self.records.write(NAMES, snapshot.names().version, &names).await {
+                Ok(version) => {
+                    let (record, ttl_ms) = (RecordAt { key: key_of(NAMES), version }, self.leases.longest_ttl_ms());
+                    for member in self.records.confirmed_or_stale(&record, ttl_ms, trace).await {
+                        tracing::warn!(%member, "it has not confirmed a change of aliases, and is stale by now");
+                    }
+                    return Ok(());
+                }
                 Err(ChangeError::Conflict(_)) => {}
                 Err(error) => return Err(change_failed(&error)),
             }
@@ -120,6 +143,13 @@ impl Aliases {
 /// Why a request about an operation failed, as an operator reads it.
 pub fn operation_failed(error: &OperationError) -> Failure {
     let state = |message: String| Failure::new(ErrorCode::MiroirOperationState, message);
+    let unknown = |what: &str| {
+        let message = format!(
+            "Whether the request about {what} was taken is not known; GET /_miroir/operations shows it when the mesh's records can \
+             be changed again."
+        );
+        Failure::new(ErrorCode::MiroirWriteUnknown, message)
+    };
     match error {
         OperationError::Refused(refused) => match refused {
             RequestError::Busy { id } => state(format!(
@@ -143,14 +173,9 @@ pub fn operation_failed(error: &OperationError) -> Failure {
                 let message = format!("Nothing was done: {refused}. Send the request again.");
                 Failure::new(ErrorCode::MiroirNoQuorum, message)
             }
+            RequestError::Unknown => unknown("an operation"),
         },
-        OperationError::Unknown { id } => {
-            let message = format!(
-                "Whether the request about operation `{id}` was taken is not known; GET /_miroir/operations/{id} shows it when the \
-                 mesh's records can be changed again."
-            );
-            Failure::new(ErrorCode::MiroirWriteUnknown, message)
-        }
+        OperationError::Unknown { id } => unknown(&format!("operation `{id}`")),
         OperationError::Ended => Failure::internal("this member's operations have ended"),
     }
 }

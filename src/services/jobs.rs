@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::Value as Json;
@@ -60,7 +60,7 @@ pub trait Worker: Send + Sync {
     /// Works on a job from its cursor on. Dropped at any await when the claim is over.
     ///
     /// # Errors
-    /// [`WorkError`]: the job is given back where it is.
+    /// [`WorkError`]: the job is given back where it is, and rests for a while that gets longer each time that it got no further.
     async fn work(&self, job: &Working) -> Result<(), WorkError>;
 }
 
@@ -98,6 +98,8 @@ pub struct Jobs {
     metrics: Arc<Metrics>,
     // What this process works on: a claim of its own that is not here was made by a change whose answer did not come.
     working: Arc<Mutex<BTreeSet<(String, String)>>>,
+    // How often each job had been given back when this process saw it last, and since when so often.
+    given_back: Arc<Mutex<BTreeMap<(String, String), (u32, Instant)>>>,
     // One claim at a time, so that a new one is noted there before anybody looks for those that are not.
     claiming: Arc<tokio::sync::Mutex<()>>,
 }
@@ -105,7 +107,8 @@ pub struct Jobs {
 impl Jobs {
     /// Queues in this ledger; claims live as long as this member's life in `leases`.
     pub fn new(ledger: LedgerHandle, leases: LeaseHandle, metrics: Arc<Metrics>) -> Self {
-        Self { ledger, leases, metrics, working: Arc::default(), claiming: Arc::default() }
+        let (working, given_back, claiming) = Default::default();
+        Self { ledger, leases, metrics, working, given_back, claiming }
     }
 
     /// Adds a job; one of the same id that is there already stays as it is.
@@ -132,11 +135,8 @@ impl Jobs {
             match self.claim(queue).await {
                 Ok(Some((job, claim, _here))) => {
                     self.metrics.jobs.with_label_values(&["claimed"]).inc();
-                    if self.work(queue, job, claim, worker).await {
-                        continue;
-                    }
-                    // It would be the first one that is free again.
-                    tokio::time::sleep(LOOK).await;
+                    self.work(queue, job, claim, worker).await;
+                    continue;
                 }
                 Ok(None) => {}
                 Err(error) => tracing::debug!(queue, %error, "no job could be claimed"),
@@ -164,7 +164,8 @@ impl Jobs {
                 let unavailable = |_| JobsError::Unavailable { queue: queue.to_owned() };
                 lapses.insert(key_of(claim), self.leases.lapse(claim).await.map_err(unavailable)?);
             }
-            let picked = jobs::pick(&record, &me, |claim| lapses[&key_of(claim)]);
+            let resting = self.resting(queue, &record);
+            let picked = jobs::pick(&record, &me, |job| resting.contains(&job.id), |claim| lapses[&key_of(claim)]);
             // Those that only seem to be over have been asked about.
             let Pick::Claim { id, queue: claimed } = picked else { return Ok(None) };
             match self.write(queue, version, &claimed).await? {
@@ -178,8 +179,24 @@ impl Jobs {
         Err(JobsError::Unavailable { queue: queue.to_owned() })
     }
 
-    /// Works on a claimed job as long as the claim stands; whether it was finished.
-    async fn work(&self, queue: &str, job: Job, claim: Claim, worker: &dyn Worker) -> bool {
+    /// The jobs of the queue that were given back too lately; counted from when this process saw it.
+    fn resting(&self, queue: &str, record: &JobsRecord) -> BTreeSet<String> {
+        let now = Instant::now();
+        let mut seen = self.given_back.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed: Vec<&Job> = record.jobs.iter().filter(|job| job.failures > 0).collect();
+        seen.retain(|(of, id), _| of != queue || failed.iter().any(|job| job.id == *id));
+        let rests = |job: &&&Job| {
+            let at = seen.entry((queue.to_owned(), job.id.clone())).or_insert((job.failures, now));
+            if at.0 != job.failures {
+                *at = (job.failures, now);
+            }
+            now.duration_since(at.1) < jobs::rest(job.failures)
+        };
+        failed.iter().filter(rests).map(|job| job.id.clone()).collect()
+    }
+
+    /// Works on a claimed job as long as the claim stands.
+    async fn work(&self, queue: &str, job: Job, claim: Claim, worker: &dyn Worker) {
         let id = job.id.clone();
         let (cursor, reached) = watch::channel(job.cursor.clone());
         let working = Working { job, claim: claim.clone(), leases: self.leases.clone(), cursor };
@@ -191,7 +208,6 @@ impl Jobs {
             }
         };
         self.metrics.jobs.with_label_values(&[event]).inc();
-        event == "finished"
     }
 
     async fn carry_on(
@@ -223,8 +239,11 @@ impl Jobs {
         loop {
             let recorded = match &done {
                 Ok(()) => self.change(queue, |record| once(jobs::finish(record, id, me))).await,
-                Err(_) => match self.advance(queue, id, me, &mut reached).await {
-                    Ok(()) => self.change(queue, |record| once(jobs::give_back(record, id, me))).await,
+                Err(why) => match self.advance(queue, id, me, &mut reached).await {
+                    Ok(()) => {
+                        let why = why.to_string();
+                        self.change(queue, |record| once(jobs::give_back(record, id, me, &why))).await
+                    }
                     failed => failed,
                 },
             };

@@ -29,6 +29,7 @@ impl Worker for Hand {
         assert!(job.stands());
         let first = job.job().cursor.is_none();
         match job.job().work.as_str() {
+            Some("always fails") => return Err(WorkError("there is no such shard".to_owned())),
             Some("fails") if first => {
                 job.reached(json!(17));
                 return Err(WorkError("once".to_owned()));
@@ -91,6 +92,24 @@ async fn members_share_a_queue_and_each_job_is_done_once() {
     let again: Vec<_> = begun.iter().filter(|(_, id, _)| id == "j5").map(|(_, _, cursor)| cursor.clone()).collect();
     assert_eq!(again, [None, Some(json!(17))], "a job that was given back goes on at its cursor");
     assert_eq!((events("claimed"), events("finished"), events("given_back")), (25, 24, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_always_fails_is_tried_less_and_less_often_and_stands_in_nobodys_way() {
+    let world = World::start(2, |_, _| Vec::new()).await;
+    let done = Arc::<Done>::default();
+    jobs(&world, 0).add("shards", "bad", &json!("always fails")).await.unwrap();
+    for n in 0..6 {
+        jobs(&world, 0).add("shards", &format!("j{n}"), &json!(n)).await.unwrap();
+    }
+    let serving: Vec<_> = (0..2).map(|i| serve(&world, i, &done)).collect();
+    tokio::time::sleep(LOOK * 8).await;
+    serving.iter().for_each(JoinHandle::abort);
+    let tried = done.begun.lock().unwrap().iter().filter(|(_, id, _)| id == "bad").count();
+    assert!((2..=4).contains(&tried), "at once, and after 1, 2 and 4 seconds: {tried}");
+    assert_eq!(done.finished.lock().unwrap().len(), 6, "the others are done");
+    let left = jobs(&world, 1).queue("shards").unwrap().jobs;
+    assert_eq!((left.len(), left[0].error.as_deref()), (1, Some("there is no such shard")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

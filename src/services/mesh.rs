@@ -16,7 +16,9 @@ use crate::net::peers::{Mesh, PeerAddress};
 use crate::proto::ledger::{Answer, Bootstrap, BootstrapMember};
 use crate::store::{Identity, Store};
 use crate::types::limits::{MEMBERS_MAX, SHARDS_MAX};
-use crate::types::{GroupId, MemberId, MemberState as Recorded, MeshId, MeshRecord, RecordKey, VotersState};
+use crate::types::{
+    GroupId, MemberId, MemberState as Recorded, MeshId, MeshRecord, RecordKey, Voter, VoterList, VotersState,
+};
 
 /// How long a member that knew its mesh before waits to hear whether its copies are the newest, before it serves from them.
 const FRESH_PATIENCE: Duration = Duration::from_secs(5);
@@ -130,6 +132,13 @@ pub fn topology(own: &MemberId, record: Option<&MeshRecord>, list: Option<&Boots
     Topology { own: own.clone(), mesh, members, rf: usize::from(rf), shards }
 }
 
+/// Whether most of the voters refuse to speak with this member because their mesh has none of that name.
+fn refused_by_most<'a>(own: &MemberId, list: &VoterList, reason: impl Fn(&MemberId) -> Option<&'a str>) -> bool {
+    let refusal = format!("{own} is not a member of this mesh");
+    let refuses = |voter: &&Voter| reason(&voter.member).is_some_and(|reason| reason.contains(&refusal));
+    list.voters.iter().filter(refuses).count() >= list.majority()
+}
+
 /// The members of a topology, as the transport dials them.
 pub fn addresses(topology: &Topology) -> Vec<PeerAddress> {
     let address = |m: &Listed| PeerAddress { id: m.id.clone(), address: m.address.clone() };
@@ -216,8 +225,14 @@ impl MeshService {
     pub fn missing(&self) -> String {
         let status = self.ledger.status();
         let status = status.borrow();
-        if let Some(text) = &status.rolled_back {
-            return text.clone();
+        if let Some(text) = status.rolled_back.clone().or_else(|| self.removed()) {
+            return text;
+        }
+        if let Some(recovery) = &status.recovering {
+            return format!(
+                "it has left its mesh on an operator's order, and {} makes the new one; see `miroir-ctl mesh status` there",
+                recovery.leader
+            );
         }
         match (&status.mesh, &status.record) {
             (None, _) if !status.bootstrap => {
@@ -230,6 +245,24 @@ impl MeshService {
             }
             _ => "it is comparing its records with the voters'".to_owned(),
         }
+    }
+
+    /// What to do if this member was removed from its mesh: the record says so, or most of the voters that it knows of will not
+    /// have it.
+    pub fn removed(&self) -> Option<String> {
+        let status = self.ledger.status();
+        let status = status.borrow();
+        let own = self.cluster.own();
+        let listed = status.record.as_ref().and_then(|r| r.member(own)).is_some_and(|m| m.state == Recorded::Removed);
+        let peers = self.mesh.status();
+        let reason = |voter: &MemberId| peers.get(voter).and_then(|peer| peer.reason.as_deref());
+        let gone = listed || status.voters.as_ref().is_some_and(|list| refused_by_most(own, list, reason));
+        gone.then(|| {
+            format!(
+                "the member {own} was removed from its mesh, and what it holds is out of date. Nothing of it is needed any more. To \
+                 use this host again, stop it, move its data directory and its node's away, and start it under another id"
+            )
+        })
     }
 
     /// Waits until every other member has been heard, its node healthy, or [`HEARING`] has passed: who serves before it knows
@@ -321,6 +354,9 @@ impl MeshService {
         // Before its record is known to be chosen, and while survivors make a new one, a mesh's id says nothing.
         self.mesh.set_mesh_id(mesh.unwrap_or(MeshId::NONE));
         let Some(record) = record else { return };
+        if let Some(remedy) = self.removed() {
+            tracing::error!(remedy, "this member does not belong to its mesh any more");
+        }
         let listed = topology(self.cluster.own(), Some(record), None);
         tracing::info!(
             mesh = %record.mesh,
@@ -368,7 +404,7 @@ impl MeshService {
     }
 
     /// Waits until this member may serve clients: it is listed in a mesh, and its copies are the newest, or have been once
-    /// and the voters can't be asked now.
+    /// and the voters can't be asked now. One that was removed serves nobody.
     ///
     /// # Errors
     /// [`crate::store::StoreError`].
@@ -385,8 +421,16 @@ impl MeshService {
         let whole_before = self.store.was_whole(mesh).await?;
         let fresh = self.ledger.wait_fresh();
         if whole_before {
-            if tokio::time::timeout(FRESH_PATIENCE, fresh).await.is_err() {
-                tracing::warn!("no majority of the voters answers; this member serves from copies that may be old");
+            let mut fresh = std::pin::pin!(fresh);
+            let mut told = false;
+            while tokio::time::timeout(FRESH_PATIENCE, &mut fresh).await.is_err() {
+                let Some(remedy) = self.removed() else {
+                    tracing::warn!("no majority of the voters answers; this member serves from copies that may be old");
+                    break;
+                };
+                if !std::mem::replace(&mut told, true) {
+                    tracing::error!(remedy, "this member does not belong to its mesh any more, and serves nobody");
+                }
             }
         } else {
             fresh.await;
@@ -447,6 +491,21 @@ mod tests {
         }
         let error = list(&[("m1", "g1", true)], 1).check(&own, true).unwrap_err();
         assert!(error.contains("witnesses only"), "{error}");
+    }
+
+    #[test]
+    fn a_member_that_most_voters_refuse_was_removed() {
+        let id = |n: u8| MemberId::new(format!("m{n}")).unwrap();
+        let voters = (1..=3).map(|n| Voter { member: id(n), store: crate::types::StoreId([n; 16]) }).collect();
+        let list = VoterList::new(4, voters);
+        let refused = "the peer closed the connection: m3 is not a member of this mesh";
+        let by = |refusing: &[u8], reason: &'static str| {
+            let refusing: Vec<MemberId> = refusing.iter().map(|n| id(*n)).collect();
+            refused_by_most(&id(3), &list, |m| refusing.contains(m).then_some(reason))
+        };
+        assert!(by(&[1, 2], refused));
+        assert!(!by(&[1], refused), "one of three may be wrong");
+        assert!(!by(&[1, 2], "timed out"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Rule: a change that is answered is in this member's copies, and in those of every live member that confirmed it in time.
 //! Must not know: how agreement is reached, or what a record is good for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::proto::alias;
 use crate::proto::ledger::{Answer, Refused};
 use crate::types::limits::{RECORD_MAX_BYTES, SHARDS_MAX};
 use crate::types::{
-    IndexRecord, IndexUid, NamesRecord, PhysicalIndex, RecordKey, RecordVersion, TraceId, Value,
+    IndexRecord, IndexUid, LeaseValue, MemberId, NamesRecord, PhysicalIndex, RecordKey, RecordVersion, TraceId, Value,
     Versioned as LedgerRecord,
 };
 use crate::wire::verbs::{RecordAt, Refusal, Request};
@@ -32,6 +32,10 @@ const INDEX_PREFIX: &str = "index:";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long live members may take to confirm a change; who is later hears of it all the same.
 const CONFIRM: Duration = Duration::from_secs(3);
+/// How long one member may take to confirm before it is asked again, where nobody may be passed over.
+const CONFIRM_ONE: Duration = Duration::from_secs(1);
+/// Between two rounds of asking those.
+const CONFIRM_PAUSE: Duration = Duration::from_millis(100);
 /// How long a copy that is on its way is waited for before the voters are asked.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
@@ -290,6 +294,33 @@ impl Records {
             Answer::Read { .. } => Ok(()),
             _ => Err(ChangeError::Unavailable("no majority of the voters can be reached".into())),
         }
+    }
+
+    /// The members that have to know of a change before it is over: all but those that were removed.
+    pub fn present(&self) -> Vec<MemberId> {
+        let status = self.ledger.status();
+        let status = status.borrow();
+        status.record.iter().flat_map(|r| r.present().map(|m| m.id.clone())).collect()
+    }
+
+    /// Waits until every member knows the record, at most until whoever does not must be stale: `ttl_ms` is the longest TTL that
+    /// one goes by. Returns who has not confirmed.
+    pub async fn confirmed_or_stale(&self, record: &RecordAt, ttl_ms: u64, trace: TraceId) -> BTreeSet<MemberId> {
+        let over = Instant::now() + Duration::from_micros(ttl_ms.saturating_mul(LeaseValue::PATIENCE_PER_MS));
+        let mut missing: BTreeSet<MemberId> = self.present().into_iter().collect();
+        while !missing.is_empty() && Instant::now() < over {
+            let asks = missing.iter().map(|member| {
+                let deadline = (Instant::now() + CONFIRM_ONE).min(over);
+                let call = Call { request: Request::Confirm(record.clone()), body: Bytes::new(), deadline, trace };
+                async move { self.members.call(member, call).await.is_ok().then(|| member.clone()) }
+            });
+            let confirmed = futures_util::future::join_all(asks).await;
+            missing.retain(|member| !confirmed.iter().flatten().any(|known| known == member));
+            if !missing.is_empty() {
+                tokio::time::sleep(CONFIRM_PAUSE.min(over.saturating_duration_since(Instant::now()))).await;
+            }
+        }
+        missing
     }
 
     /// Waits until all live members know the record; who does not confirm in time hears of it later.

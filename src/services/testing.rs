@@ -104,7 +104,7 @@ pub(super) struct Running {
     serving: Arc<Serving>,
     drivers: Vec<JoinHandle<Result<(), StoreError>>>,
     _state: watch::Sender<MemberState>,
-    _gossip: watch::Sender<BTreeMap<MemberId, MemberGossip>>,
+    pub(super) gossip: watch::Sender<BTreeMap<MemberId, MemberGossip>>,
 }
 
 impl Running {
@@ -218,18 +218,7 @@ impl World {
             tokio::spawn(lease_driver.run(watched)),
             tokio::spawn(operations_driver.run()),
         ];
-        Running {
-            ledger,
-            leases,
-            operations,
-            records,
-            metrics,
-            store,
-            serving,
-            drivers,
-            _state: state,
-            _gossip: gossip,
-        }
+        Running { ledger, leases, operations, records, metrics, store, serving, drivers, _state: state, gossip }
     }
 
     fn ledger_config(&self, me: &MemberId) -> LedgerConfig {

@@ -103,6 +103,17 @@ impl Store {
         .await
     }
 
+    /// Scopes and holders in the table that people look at.
+    #[cfg(test)]
+    pub(crate) async fn shown_leases_for_test(&self) -> Result<Vec<(String, Option<String>)>, StoreError> {
+        self.run(|tx| {
+            let mut rows = tx.prepare("SELECT scope, holder FROM leader_lease ORDER BY scope")?;
+            let rows = rows.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
     /// Phase and state of an operation in the table that people look at.
     #[cfg(test)]
     pub(crate) async fn shown_operation_for_test(&self, id: &str) -> Result<Option<(String, String)>, StoreError> {
@@ -182,14 +193,7 @@ mod tests {
         };
         store.show_leases(vec![line(Scope::Ilm, Some("m1"))]).await.unwrap();
         store.show_leases(vec![line(Scope::TaskIds, Some("m2")), line(Scope::Membership, None)]).await.unwrap();
-        let seen: Vec<(String, Option<String>)> = store
-            .run(|tx| {
-                let mut rows = tx.prepare("SELECT scope, holder FROM leader_lease ORDER BY scope")?;
-                let rows = rows.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
-                Ok(rows.collect::<Result<_, _>>()?)
-            })
-            .await
-            .unwrap();
+        let seen = store.shown_leases_for_test().await.unwrap();
         assert_eq!(seen, [("membership".to_owned(), None), ("task_ids".to_owned(), Some("m2".to_owned()))]);
     }
 }

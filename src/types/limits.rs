@@ -60,7 +60,8 @@ pub const LEASE_TTL_MIN_MS: u64 = 100;
 pub const LEASE_TTL_MAX_MS: u64 = 600_000;
 /// Most scopes that one member watches or holds at a time.
 pub const LEASE_SCOPES_MAX: usize = 16_384;
-/// Most scopes whose highest epoch one member remembers.
+/// Most scopes whose highest epoch one member remembers. None is forgotten, because that would let a stale order in; so this
+/// is also how many different scopes, above all names of aliases ever flipped, a mesh leads in its life.
 pub const FENCES_MAX: usize = 65_536;
 /// Most changes or reads that a core gives to the ledger in one batch.
 pub const LEDGER_BATCH_MAX: usize = 512;
@@ -72,10 +73,14 @@ pub const OPERATIONS_PAST_MAX: usize = 20;
 pub const OPERATION_HISTORY_MAX: usize = 64;
 /// Largest extra state of an operation, as JSON.
 pub const OPERATION_EXTRA_MAX_BYTES: usize = 256 << 10;
+/// Largest extra state that stays with a finished operation.
+pub const OPERATION_PAST_EXTRA_MAX_BYTES: usize = 16 << 10;
 /// Longest text of an operation's error.
 pub const OPERATION_ERROR_MAX_BYTES: usize = 2_048;
 /// Most requests about one scope's operations that wait for the ledger at a time.
 pub const OPERATION_REQUESTS_MAX: usize = 32;
+/// Longest text of why a job was given back.
+pub const JOB_ERROR_MAX_BYTES: usize = 256;
 /// Most jobs in one queue.
 pub const JOBS_MAX: usize = 1_000;
 /// Largest work or cursor of a job, as JSON.

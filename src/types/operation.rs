@@ -122,7 +122,7 @@ pub struct OperationRecord {
     pub epoch: Epoch,
     /// The one that is not finished.
     pub current: Option<OperationEntry>,
-    /// The last finished ones, oldest first, without their extra state.
+    /// The last finished ones, oldest first, with their extra state if it is small.
     pub past: Vec<OperationEntry>,
 }
 
@@ -139,6 +139,16 @@ pub struct Job {
     /// Who works on it.
     #[serde(default)]
     pub claim: Option<Claim>,
+    /// How often it was given back since it last got further.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failures: u32,
+    /// Why it was given back last, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// A member's claim of a job: it stands as long as that member's `alive:` lease stands under that epoch.

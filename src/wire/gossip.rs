@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::types::limits::{GOSSIP_OWN_MAX_BYTES, LEASE_SIGNS_MAX, NAMES_MAX, SHARDS_MAX};
+use crate::types::limits::{GOSSIP_OWN_MAX_BYTES, LEASE_SIGNS_MAX, LEASE_TTL_MAX_MS, NAMES_MAX, SHARDS_MAX};
 use crate::types::{Epoch, GroupId, LeaseSign, PhysicalIndex, ShardId, ShardSet};
 
 /// Longest text for people that is gossiped.
@@ -87,6 +87,8 @@ pub struct MemberGossip {
     pub started_at: String,
     /// The leases that it holds, with the newest renewal of each.
     pub leases: Vec<LeaseSign>,
+    /// The TTL of leases by which it goes, in milliseconds.
+    pub lease_ttl_ms: Option<u64>,
 }
 
 /// Keys and texts, as they travel.
@@ -136,6 +138,9 @@ impl MemberGossip {
         if !self.unserved.is_empty() {
             pairs.insert("unserved", unserved_text(&self.unserved));
         }
+        if let Some(ttl_ms) = self.lease_ttl_ms {
+            pairs.insert("lease.ttl", ttl_ms.to_string());
+        }
         let leases = leases_text(&self.leases);
         if !leases.is_empty() {
             pairs.insert("leases", leases);
@@ -175,6 +180,7 @@ impl MemberGossip {
             "load" => self.load = value.parse().ok()?,
             "records" => self.records_digest = text().filter(|t| t.bytes().all(|b| b.is_ascii_hexdigit()))?,
             "started" => self.started_at = text()?,
+            "lease.ttl" => self.lease_ttl_ms = Some(value.parse().ok().filter(|ms| *ms <= LEASE_TTL_MAX_MS)?),
             "leases" => self.leases = parse_leases(value)?,
             _ => {}
         }
@@ -291,6 +297,7 @@ mod tests {
             protocol: u16, load: u32, node_healthy: bool,
             state in prop::sample::select(vec![MemberState::Joining, MemberState::Active, MemberState::Draining, MemberState::Removed]),
             unserved in prop::collection::btree_map(0_u32..9, prop::collection::btree_set(0..SHARDS_MAX, 0..60), 0..5),
+            lease_ttl_ms in prop::option::of(0..=LEASE_TTL_MAX_MS),
             leases in prop::collection::vec((0_usize..6, 0_u64..=1 << 53, any::<u64>(), any::<u64>()), 0..9),
         ) {
             let sign = |(scope, epoch, start, renewal): (usize, u64, u64, u64)| {
@@ -303,7 +310,7 @@ mod tests {
             let gossip = MemberGossip {
                 http: text.clone(), mesh: text.clone(), group: Some(GroupId::new("g1").unwrap()), version: text.clone(),
                 protocol, state, node_healthy, node_version: optional.clone(), node_error: optional, unserved, load,
-                records_digest: "00ff".into(), started_at: text, leases,
+                records_digest: "00ff".into(), started_at: text, leases, lease_ttl_ms,
             };
             prop_assert_eq!(read(&gossip.to_pairs().unwrap()), (gossip, 0));
         }

@@ -466,7 +466,7 @@ impl World {
             (Some(id), 1 | 2) => Request::Resume { id },
             (Some(id), 3) => Request::Cancel { id },
             _ => {
-                let plan = FlipPlan { to: uid(["i", "j", "k"][self.rng.usize(..3)]), version: 0, names: 0 };
+                let plan = FlipPlan::new(uid(["i", "j", "k"][self.rng.usize(..3)]));
                 let extra = serde_json::to_value(plan).expect("a plan is JSON");
                 Request::Begin { id, kind: &ALIAS_FLIP, extra }
             }

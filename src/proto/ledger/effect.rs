@@ -233,6 +233,15 @@ pub enum Notice {
         /// Who.
         members: BTreeSet<MemberId>,
     },
+    /// On an operator's order this member has left its mesh: the survivors go on as another one.
+    Recovering {
+        /// The mesh that is being made.
+        new: MeshId,
+        /// Who makes it.
+        leader: MemberId,
+        /// Who has not handed over its records; known to the one that makes it.
+        missing: BTreeSet<MemberId>,
+    },
     /// The voters are being changed to this list.
     VotersChanging {
         /// Its number.

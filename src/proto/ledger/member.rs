@@ -3,6 +3,7 @@
 //! Rule: the contract of [`crate::proto`]. A message is looked at in this order: its bounds, its sender's store, its mesh,
 //! its voter list, and only then what it says. Must not know: sockets, clocks, SQL, what records mean.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -180,7 +181,8 @@ impl Ledger {
 
     /// Whether the copies hold everything that was announced a TTL less margin ago.
     pub fn fresh(&self, now: Instant) -> bool {
-        let list = self.base.stored.list.as_ref().filter(|_| self.base.stored.recovering.is_none());
+        let out = self.base.stored.recovering.is_some() || self.base.stored.rolled_back;
+        let list = self.base.stored.list.as_ref().filter(|_| !out);
         list.is_some_and(|l| self.copies.fresh(l, &self.base.config, now))
     }
 
@@ -207,6 +209,17 @@ impl Ledger {
     /// Whether this process votes and draws ballots: it does once the other members have taken it.
     pub fn votes(&self) -> bool {
         self.base.may_vote
+    }
+
+    /// The members that this process waits for before it votes; `None` once it does, or if it is kept from it otherwise.
+    pub fn waits_to_vote(&self) -> Option<Vec<MemberId>> {
+        self.showing.waits_for(&self.base)
+    }
+
+    /// The operator's order under which this member has left its mesh, and the survivors that have not handed over their
+    /// records, as far as it is this member that makes the new mesh.
+    pub fn recovering(&self) -> Option<(&RecoveringRow, BTreeSet<MemberId>)> {
+        self.base.stored.recovering.as_ref().map(|row| (row, self.recovering.missing(&self.base)))
     }
 
     /// What this member knows of another store.

@@ -6,8 +6,11 @@
 //! its mesh any more.
 //!
 //! Of each key the copy is taken, which was chosen, unless a voter has accepted a later version: then the value of the
-//! highest ballot. What only the lost ones knew is lost. Rule: nothing is merged before everybody has left. Must not know:
-//! why the hosts are gone.
+//! highest ballot. What only the lost ones knew is lost.
+//!
+//! Two orders may cross, because operators give them to two members. Of two the one with the higher new id stands, at every
+//! member, so that one leader is left; who has taken part in an order draws a higher one for the next, and begins none for
+//! the same survivors. Rule: nothing is merged before everybody has left. Must not know: why the hosts are gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -46,7 +49,18 @@ impl Recovering {
     /// The operator's order, given to this member.
     pub fn order(&mut self, base: &mut Base, env: &mut Env, survivors: BTreeSet<MemberId>) {
         let Some((old, _)) = base.stored.mesh.filter(|_| survivors.contains(&base.config.member)) else { return };
-        let new = MeshId(env.random_id());
+        // Whoever has just joined the mesh that an order has made has no record of it yet, or one without the lost ones.
+        let loses = |r: &MeshRecord| r.mesh == old && r.present().any(|m| !survivors.contains(&m.id));
+        if !base.record().is_some_and(|(_, record)| loses(&record)) {
+            return;
+        }
+        let known = base.stored.recovering.as_ref();
+        if known.is_some_and(|known| known.old == old && known.survivors == survivors) {
+            // It is being followed; it may be that another member leads it.
+            self.due = env.now;
+            return self.tick(base, env);
+        }
+        let new = above(known.map(|known| known.new), MeshId(env.random_id()));
         let leader = base.config.member.clone();
         base.persist(Row::Recovering(RecoveringRow { old, new, leader, survivors }));
         *self = Self { due: env.now, ..Self::default() };
@@ -64,7 +78,13 @@ impl Recovering {
         for member in &missing {
             self.ask(base, &order, member);
         }
-        base.notice(Notice::Waiting { members: missing });
+        base.notice(Notice::Recovering { new: order.new, leader: order.leader, missing });
+    }
+
+    /// The survivors that have not handed over everything; known to the member that makes the new mesh.
+    pub fn missing(&self, base: &Base) -> BTreeSet<MemberId> {
+        let survivors = leads(base).into_iter().flat_map(|order| &order.survivors);
+        survivors.filter(|m| !self.is_done(m)).cloned().collect()
     }
 
     fn is_done(&self, member: &MemberId) -> bool {
@@ -91,8 +111,16 @@ impl Recovering {
         if !ours || !row.survivors.contains(&base.config.member) || !row.survivors.contains(from) {
             return false;
         }
-        let leaves = base.stored.recovering.as_ref() != Some(&row);
+        let known = base.stored.recovering.as_ref();
+        let leaves = known != Some(&row);
+        if known.is_some_and(|known| leaves && known.old == row.old && known.new >= row.new) {
+            return false;
+        }
         if leaves {
+            if *from != base.config.member {
+                let (new, leader) = (row.new, row.leader.clone());
+                base.notice(Notice::Recovering { new, leader, missing: BTreeSet::new() });
+            }
             base.persist(Row::Recovering(row));
         }
         let (rows, more) = page(base, after.as_ref());
@@ -168,6 +196,13 @@ fn leads(base: &Base) -> Option<&RecoveringRow> {
     base.stored.recovering.as_ref().filter(|r| r.leader == base.config.member)
 }
 
+/// An id above the one that is known, drawn with `random`.
+fn above(known: Option<MeshId>, random: MeshId) -> MeshId {
+    let (known, random) = (known.map_or(0, |id| u128::from_be_bytes(id.0)), u128::from_be_bytes(random.0));
+    let room = u128::MAX - known;
+    MeshId((known + random % room.max(1) + u128::from(room > 0)).to_be_bytes())
+}
+
 fn merge(merged: &mut BTreeMap<RecordKey, RecoverRow>, row: RecoverRow) {
     let Some(known) = merged.get_mut(&row.key) else {
         merged.insert(row.key.clone(), row);
@@ -235,6 +270,17 @@ mod tests {
     fn a_copy_was_chosen_and_yields_to_later_versions_only() {
         assert_eq!(of(vec![row(Some((9, 2)), None), row(None, Some(2))]), Some("2 copy".to_owned()));
         assert_eq!(of(vec![row(Some((9, 3)), Some(2)), row(None, None)]), Some("3 ballot 9".to_owned()));
+    }
+
+    #[test]
+    fn the_next_order_stands_above_the_one_that_is_known() {
+        let id = |n: u128| MeshId(n.to_be_bytes());
+        for random in [0, 1, 7, u128::MAX - 1, u128::MAX] {
+            for known in [0, 5, u128::MAX / 2, u128::MAX - 1] {
+                assert!(above(Some(id(known)), id(random)) > id(known), "{known} {random}");
+            }
+        }
+        assert_ne!(above(None, id(0)), MeshId::NONE);
     }
 
     #[test]

@@ -49,6 +49,11 @@ impl Showing {
         waits.then_some(self.due)
     }
 
+    /// The members that have not taken this process; `None` unless it waits for them.
+    pub fn waits_for(&self, base: &Base) -> Option<Vec<MemberId>> {
+        self.next_wake(base).filter(|_| !base.stored.rolled_back).map(|_| missing(base))
+    }
+
     /// Shows this process to those who have not taken it.
     pub fn tick(&mut self, base: &mut Base, env: &Env) {
         if env.now < self.due || self.next_wake(base).is_none() {

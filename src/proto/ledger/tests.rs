@@ -256,6 +256,7 @@ fn a_store_put_back_from_a_copy_takes_no_part() {
         world.start(&id(2));
         world.run(2 * SECOND);
         assert!(world.rolled_back.contains(&id(2)));
+        assert!(!world.nodes[&id(2)].core.as_ref().unwrap().fresh(world.now), "it can't know what it has forgotten");
         let op = world.change(&id(2), &key(1), 0, None, false);
         assert!(matches!(world.answers[&op], Answer::Refused { .. }));
     }
@@ -352,6 +353,35 @@ fn survivors_go_on_as_a_new_mesh() {
     world.run(4 * SECOND);
     assert_eq!(world.answers[&op], Answer::NoQuorum);
     assert_eq!(world.nodes[&id(0)].core.as_ref().unwrap().mesh(), old);
+}
+
+#[test]
+fn two_orders_to_recover_that_cross_make_one_mesh() {
+    for seed in 0..60 {
+        let mut world = made(seed, 5);
+        (0..2).for_each(|i| world.crash(&id(i)));
+        world.run(SECOND);
+        world.faults =
+            Faults { lost: 100, twice: 100, late: 100, crash: if seed % 2 == 0 { 0 } else { 3 }, send_first: false };
+        let order = || super::effect::Command::Recover { survivors: [id(2), id(3), id(4)].into() };
+        for by in [2, 3, 4] {
+            let pause = Duration::from_millis(world.rng.u64(0..600));
+            world.run(pause);
+            world.submit(&id(by), order());
+        }
+        world.run(5 * SECOND);
+        world.faults = Faults::default();
+        world.run(15 * SECOND);
+        let survivors: Vec<_> = (2..5).map(|i| world.nodes[&id(i)].core.as_ref().unwrap()).collect();
+        assert!(
+            survivors.iter().all(|l| l.recovering().is_none() && l.mesh().is_some()),
+            "seed {seed}: they stand still"
+        );
+        assert!(survivors.iter().all(|l| l.mesh() == survivors[0].mesh()), "seed {seed}: two meshes");
+        let op = world.change(&id(4), &key(0), 0, None, false);
+        world.run(2 * SECOND);
+        assert!(matches!(world.answers[&op], Answer::Changed { .. }), "seed {seed}: {:?}", world.answers[&op]);
+    }
 }
 
 #[test]

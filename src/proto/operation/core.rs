@@ -5,6 +5,7 @@
 //! carried out, how the lease is held.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::kind::{Guard, Kind, Outcome, record_key};
@@ -22,6 +23,8 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 /// A change or read without an answer is given up after this.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// A lease that could not be wanted is asked for again after this.
+const WANT_AGAIN: Duration = Duration::from_secs(10);
 
 /// Names a request of this process; the answer carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,12 +83,49 @@ struct Led {
 }
 
 #[derive(Debug, Clone)]
+struct Wrote {
+    /// The version that was to be replaced.
+    expected: u64,
+    value: Arc<str>,
+    record: OperationRecord,
+}
+
+#[derive(Debug, Clone)]
 struct UnderWay {
     op: OpId,
     given: Instant,
-    wrote: Option<OperationRecord>,
+    wrote: Option<Wrote>,
     /// Whether the member led the scope when it wrote.
     led: bool,
+    /// The request that the change is for.
+    request: Option<RequestId>,
+}
+
+/// Whether a request may have been carried out by a change of which nobody said what became of it.
+#[derive(Debug, Clone)]
+enum Sent {
+    /// It has not been.
+    No,
+    /// This change of it may stand in the ledger, or may yet.
+    Perhaps { expected: u64, value: Arc<str> },
+    /// It may have stood there: other changes have been made since.
+    Lost,
+}
+
+#[derive(Debug, Clone)]
+struct Asked {
+    id: RequestId,
+    what: Request,
+    at: String,
+    sent: Sent,
+}
+
+impl Asked {
+    /// Nobody says what is not certain: that nothing was done of a request of which something may have been.
+    fn answered(self, result: Result<(), RequestError>) -> Effect {
+        let unsure = result.is_err() && !matches!(self.sent, Sent::No);
+        Effect::Answered { request: self.id, result: if unsure { Err(RequestError::Unknown) } else { result } }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -93,12 +133,56 @@ struct Scoped {
     known: Option<(u64, OperationRecord)>,
     led: Option<Led>,
     wanted: bool,
-    requests: VecDeque<(RequestId, Request, String)>,
+    /// When to ask again for a lease that could not be wanted.
+    want_again: Option<Instant>,
+    requests: VecDeque<Asked>,
     under_way: Option<UnderWay>,
     read_first: bool,
     /// What this member has written as leader, if nobody said whether it stands.
     unclear: Option<OperationRecord>,
     not_before: Instant,
+}
+
+impl Scoped {
+    /// Nobody said what became of a change or read.
+    fn unanswered(&mut self, u: UnderWay) {
+        self.read_first = true;
+        let Some(wrote) = u.wrote else { return };
+        if self.is_first(u.request)
+            && let Some(asked) = self.requests.front_mut()
+        {
+            // What was not certain before does not get so by another attempt.
+            if !matches!(asked.sent, Sent::Lost) {
+                asked.sent = Sent::Perhaps { expected: wrote.expected, value: wrote.value };
+            }
+        }
+        if u.led {
+            self.unclear = Some(wrote.record);
+        }
+    }
+
+    fn is_first(&self, request: Option<RequestId>) -> bool {
+        request.is_some() && self.requests.front().map(|asked| asked.id) == request
+    }
+
+    /// What a chosen value tells of the first request: its change is this version, or never will be, or nobody can say.
+    fn resolve(&mut self, chosen: &Chosen) -> Option<Effect> {
+        let asked = self.requests.front_mut()?;
+        let Sent::Perhaps { expected, value } = &asked.sent else { return None };
+        if chosen.version <= *expected {
+            return None;
+        }
+        let (next, done) = (chosen.version == expected + 1, chosen.value == *value);
+        asked.sent = if next { Sent::No } else { Sent::Lost };
+        let asked = if next && done { self.requests.pop_front() } else { None };
+        asked.map(|asked| asked.answered(Ok(())))
+    }
+
+    /// Nobody works on the scope's operations, and nobody asks for it.
+    fn is_idle(&self) -> bool {
+        let unfinished = self.known.as_ref().is_some_and(|(_, record)| record.current.is_some());
+        !unfinished && !self.wanted && self.led.is_none() && self.under_way.is_none() && self.requests.is_empty()
+    }
 }
 
 /// See the module.
@@ -117,12 +201,12 @@ impl Operations {
         Self { kinds, scopes: BTreeMap::new(), next_op: 1, next_request: 1, effects: VecDeque::new() }
     }
 
-    /// What is known of a scope's operations.
+    /// What is known of a scope's operations; nothing of those on which nobody works.
     pub fn record(&self, scope: &Scope) -> Option<&OperationRecord> {
         self.scopes.get(scope)?.known.as_ref().map(|(_, record)| record)
     }
 
-    /// What is known of all operations.
+    /// What is known of all scopes with work to do.
     pub fn records(&self) -> impl Iterator<Item = (&Scope, &OperationRecord)> {
         self.scopes.iter().filter_map(|(scope, s)| Some((scope, &s.known.as_ref()?.1)))
     }
@@ -150,7 +234,7 @@ impl Operations {
             },
             (None, None) => None,
         };
-        self.scopes.values().filter_map(wake).min()
+        self.scopes.values().flat_map(|s| [wake(s), s.want_again]).flatten().min()
     }
 
     /// Time has passed.
@@ -158,9 +242,9 @@ impl Operations {
         let scopes: Vec<Scope> = self.scopes.keys().cloned().collect();
         for scope in scopes {
             if let Some(s) = self.scopes.get_mut(&scope)
-                && s.under_way.as_ref().is_some_and(|u| u.given.plus(ANSWER_WITHIN) <= env.now)
+                && let Some(u) = s.under_way.take_if(|u| u.given.plus(ANSWER_WITHIN) <= env.now)
             {
-                (s.under_way, s.read_first) = (None, true);
+                s.unanswered(u);
             }
             self.drive(env, &scope);
         }
@@ -181,6 +265,13 @@ impl Operations {
         self.drive(env, scope);
     }
 
+    /// The lease that was wanted could not be asked for now.
+    pub fn handle_not_wanted(&mut self, env: &mut Env, scope: &Scope) {
+        if let Some(s) = self.scopes.get_mut(scope).filter(|s| s.wanted) {
+            s.want_again = Some(env.now.plus(env.jitter(WANT_AGAIN)));
+        }
+    }
+
     /// The member does not lead the scope under this epoch any more.
     pub fn handle_lost(&mut self, env: &mut Env, scope: &Scope, epoch: Epoch) {
         if self.scopes.get(scope).and_then(|s| s.led.as_ref()).is_some_and(|led| led.epoch == epoch) {
@@ -199,7 +290,7 @@ impl Operations {
             return id;
         }
         let s = self.scopes.entry(scope.clone()).or_default();
-        s.requests.push_back((id, request, at.to_owned()));
+        s.requests.push_back(Asked { id, what: request, at: at.to_owned(), sent: Sent::No });
         // What this member's copy does not have yet may be what the request goes by: another operation's end, say.
         s.read_first = true;
         self.drive(env, scope);
@@ -262,8 +353,11 @@ impl Operations {
         let Some(u) = s.under_way.take() else { return };
         match answer {
             Answer::Changed { version } => {
-                if let Some(record) = u.wrote {
-                    self.recorded(&scope, version, record, u.led);
+                if let Some(wrote) = u.wrote {
+                    // What has become of it since is another matter.
+                    let done = if s.is_first(u.request) { s.requests.pop_front() } else { None };
+                    self.effects.extend(done.map(|asked| asked.answered(Ok(()))));
+                    self.recorded(&scope, version, wrote.record, u.led);
                 }
             }
             Answer::Conflict { current } | Answer::Read { current } => {
@@ -275,14 +369,13 @@ impl Operations {
                 }
             }
             Answer::Unknown => {
-                (s.read_first, s.not_before) = (true, retry);
-                s.unclear = u.wrote.filter(|_| u.led).or(s.unclear.take());
+                s.not_before = retry;
+                s.unanswered(u);
             }
             Answer::NoQuorum => {
                 s.not_before = retry;
-                if let Some((request, ..)) = s.requests.pop_front() {
-                    self.effects.push_back(Effect::Answered { request, result: Err(RequestError::NoQuorum) });
-                }
+                let waiting = s.requests.drain(..).map(|asked| asked.answered(Err(RequestError::NoQuorum)));
+                self.effects.extend(waiting);
             }
         }
         self.drive(env, &scope);
@@ -305,11 +398,29 @@ impl Operations {
 
     fn learn(&mut self, scope: &Scope, chosen: Option<&Chosen>) {
         let version = chosen.map_or(0, |c| c.version);
-        // A record that this version of the program can't read is left alone, and its scope with it.
+        if let (Some(chosen), Some(s)) = (chosen, self.scopes.get_mut(scope)) {
+            self.effects.extend(s.resolve(chosen));
+        }
         match chosen.map_or(Ok(OperationRecord::default()), |c| serde_json::from_str(&c.value)) {
             Ok(record) => self.set(scope, version, record),
-            Err(_) => drop(self.scopes.remove(scope)),
+            Err(_) => self.leave(scope),
         }
+    }
+
+    /// A record that this version of the program can't read is left alone, and its scope with it.
+    fn leave(&mut self, scope: &Scope) {
+        self.stop(scope);
+        let Some(mut s) = self.scopes.remove(scope) else { return };
+        if s.wanted && !scope.is_standing() {
+            self.effects.push_back(Effect::Unwant(scope.clone()));
+        }
+        if let Some(u) = s.under_way.take() {
+            s.unanswered(u);
+        }
+        self.effects.extend(s.requests.drain(..).map(|asked| {
+            let id = asked.what.id().to_owned();
+            asked.answered(Err(RequestError::UnknownKind { id }))
+        }));
     }
 
     fn set(&mut self, scope: &Scope, version: u64, record: OperationRecord) {
@@ -335,25 +446,39 @@ impl Operations {
 
     /// Does whatever can be done for a scope now. Closes every input.
     fn drive(&mut self, env: &mut Env, scope: &Scope) {
+        self.go_on(env, scope);
+        // The ledger's copies keep what nobody works on.
+        if self.scopes.get(scope).is_some_and(Scoped::is_idle) {
+            self.scopes.remove(scope);
+        }
+    }
+
+    fn go_on(&mut self, env: &mut Env, scope: &Scope) {
         self.end_run_not_called_for(scope);
         self.tell_wanted(scope);
         let now = env.now;
         let Some(s) = self.scopes.get_mut(scope) else { return };
+        if s.want_again.take_if(|at| *at <= now).is_some() {
+            self.effects.push_back(Effect::Want(scope.clone()));
+        }
         if s.under_way.is_some() || (s.requests.is_empty() && s.led.is_none()) || now < s.not_before {
             return;
         }
         let Some((version, record)) = s.known.clone().filter(|_| !s.read_first) else {
-            let op = self.ask(now, scope, None);
+            let op = self.ask(now, scope, None, None);
             return self.effects.push_back(Effect::Read(Read { op, key: record_key(scope) }));
         };
-        while let Some((request, what, at)) = s.requests.front() {
-            let result = match record::request(&record, what, &self.kinds, at) {
-                Ok(Some(new)) => return self.write(now, scope, version, new, false),
+        while let Some(asked) = s.requests.pop_front() {
+            let result = match record::request(&record, &asked.what, &self.kinds, &asked.at) {
+                Ok(Some(new)) => {
+                    let request = Some(asked.id);
+                    s.requests.push_front(asked);
+                    return self.write(now, scope, version, new, false, request);
+                }
                 Ok(None) => Ok(()),
                 Err(e) => Err(e),
             };
-            self.effects.push_back(Effect::Answered { request: *request, result });
-            s.requests.pop_front();
+            self.effects.push_back(asked.answered(result));
         }
         self.lead(now, scope, version, &record);
     }
@@ -367,12 +492,12 @@ impl Operations {
             return self.stop(scope);
         }
         if let Some(fenced) = record::fence(record, led.epoch).filter(|_| op.state.is_active()) {
-            return self.write(now, scope, version, fenced, false);
+            return self.write(now, scope, version, fenced, false, None);
         }
         if let Some((guard, Some((outcome, at)))) = &led.run {
             let run = (guard.operation.as_str(), guard.phase.as_str(), guard.undo);
             match record::finish_run(record, kind, run, outcome, at) {
-                Some(new) => return self.write(now, scope, version, new, false),
+                Some(new) => return self.write(now, scope, version, new, false, None),
                 None => led.run = None,
             }
         }
@@ -381,7 +506,7 @@ impl Operations {
         {
             led.progress_at = now.plus(PROGRESS_EVERY);
             if let Some(new) = record::progress(record, &guard.operation, &guard.phase, progress) {
-                return self.write(now, scope, version, new, true);
+                return self.write(now, scope, version, new, true, None);
             }
         }
         if led.run.is_none() && op.state.is_active() && now >= led.retry_at {
@@ -415,7 +540,7 @@ impl Operations {
         let unrecorded = s.led.as_ref().is_some_and(|led| matches!(led.run, Some((_, Some(_)))));
         let wanted = op.is_some_and(|op| op.state.is_active() || unrecorded);
         if wanted != s.wanted {
-            s.wanted = wanted;
+            (s.wanted, s.want_again) = (wanted, None);
             // Standing scopes are held anyway.
             if !scope.is_standing() {
                 self.effects.push_back(if wanted {
@@ -427,18 +552,26 @@ impl Operations {
         }
     }
 
-    fn ask(&mut self, now: Instant, scope: &Scope, wrote: Option<OperationRecord>) -> OpId {
+    fn ask(&mut self, now: Instant, scope: &Scope, wrote: Option<Wrote>, request: Option<RequestId>) -> OpId {
         let op = OpId(self.next_op);
         self.next_op += 1;
         let s = self.scopes.entry(scope.clone()).or_default();
         let led = s.led.is_some();
-        s.under_way = Some(UnderWay { op, given: now, wrote, led });
+        s.under_way = Some(UnderWay { op, given: now, wrote, led, request });
         op
     }
 
-    fn write(&mut self, now: Instant, scope: &Scope, expected: u64, new: OperationRecord, quiet: bool) {
-        let value = serde_json::to_string(&new).expect("records are always JSON").into();
-        let op = self.ask(now, scope, Some(new));
+    fn write(
+        &mut self,
+        now: Instant,
+        scope: &Scope,
+        expected: u64,
+        record: OperationRecord,
+        quiet: bool,
+        request: Option<RequestId>,
+    ) {
+        let value: Arc<str> = serde_json::to_string(&record).expect("records are always JSON").into();
+        let op = self.ask(now, scope, Some(Wrote { expected, value: Arc::clone(&value), record }), request);
         self.effects.push_back(Effect::Change(Change { op, key: record_key(scope), expected, value, quiet }));
     }
 }

@@ -4,7 +4,9 @@
 //! ledger, leases, time.
 
 use super::kind::{Kind, Outcome};
-use crate::types::limits::{OPERATION_ERROR_MAX_BYTES, OPERATION_EXTRA_MAX_BYTES, OPERATIONS_PAST_MAX};
+use crate::types::limits::{
+    OPERATION_ERROR_MAX_BYTES, OPERATION_EXTRA_MAX_BYTES, OPERATION_PAST_EXTRA_MAX_BYTES, OPERATIONS_PAST_MAX,
+};
 use crate::types::{Epoch, OperationEntry, OperationRecord, OperationState, Progress};
 
 /// What anybody may want of a scope's operations.
@@ -77,6 +79,17 @@ pub enum RequestError {
     /// The ledger has no majority; nothing was done.
     #[error("no majority of the voters answers")]
     NoQuorum,
+    /// A change for it was given to the ledger, and nobody says what became of it: it may stand there, or may yet.
+    #[error("whether the request was taken is not known")]
+    Unknown,
+}
+
+impl Request {
+    /// The operation that is meant.
+    pub fn id(&self) -> &str {
+        let (Self::Begin { id, .. } | Self::Pause { id } | Self::Resume { id } | Self::Cancel { id }) = self;
+        id
+    }
 }
 
 /// The record after a request; `None` if it stands so already.
@@ -199,7 +212,9 @@ pub fn finish_run(
     op.note(word, epoch, at);
     if state.is_final() {
         let mut op = new.current.take().expect("found above");
-        op.extra = serde_json::Value::Null;
+        if op.extra.to_string().len() > OPERATION_PAST_EXTRA_MAX_BYTES {
+            op.extra = serde_json::Value::Null;
+        }
         if new.past.len() >= OPERATIONS_PAST_MAX {
             new.past.remove(0);
         }

@@ -51,7 +51,9 @@ struct World {
     done: BTreeMap<String, Value>,
     /// Every run: epoch and phase.
     runs: Vec<(u64, String, bool)>,
-    answered: Vec<(RequestId, Result<(), RequestError>)>,
+    answered: Vec<((usize, u64, RequestId), Result<(), RequestError>)>,
+    /// Whether there may be no majority, under faults.
+    no_quorum: bool,
     kill_in: Option<&'static str>,
     fail: bool,
 }
@@ -75,6 +77,7 @@ impl World {
             done: BTreeMap::new(),
             runs: Vec::new(),
             answered: Vec::new(),
+            no_quorum: false,
             kill_in: None,
             fail: false,
         };
@@ -151,7 +154,7 @@ impl World {
                 self.at(self.now + took, Event::Finish(n, start, guard, extra));
             }
             Effect::Stop { .. } | Effect::Row { .. } => {}
-            Effect::Answered { request, result } => self.answered.push((request, result)),
+            Effect::Answered { request, result } => self.answered.push(((n, start, request), result)),
         }
     }
 
@@ -196,6 +199,15 @@ impl World {
 
     fn apply(&mut self, n: usize, start: u64, change: Change, lost: bool) {
         let deadline = self.now + 2 * SECOND;
+        if self.no_quorum && self.hit() {
+            return self.at(deadline, Event::Answer(n, start, change.op, Answer::NoQuorum));
+        }
+        if lost && self.no_quorum && self.rng.bool() {
+            // Its message arrives after its sender has given up.
+            let late = deadline + self.rng.u64(MS..10 * SECOND);
+            self.at(late, Event::Apply(n, 0, change.clone(), false));
+            return self.at(deadline, Event::Answer(n, start, change.op, Answer::Unknown));
+        }
         if lost && self.rng.bool() {
             return self.at(deadline, Event::Answer(n, start, change.op, Answer::Unknown));
         }
@@ -230,7 +242,8 @@ impl World {
         let permitted = self.cores[n].permits(guard, self.believes[n]);
         // Whoever carries an order out looks at the majority's record.
         if permitted && guard.is_called_for(&self.record()) && !guard.undo {
-            let done = self.done.entry(guard.phase.clone()).or_insert_with(|| extra["plan"].clone());
+            let step = format!("{} {}", guard.operation, guard.phase);
+            let done = self.done.entry(step).or_insert_with(|| extra["plan"].clone());
             assert_eq!(*done, extra["plan"], "a step done twice is not done once");
         }
         let kind = if SIX.place(&guard.phase).is_some() { &SIX } else { &SETTINGS };
@@ -258,7 +271,9 @@ impl World {
                 Event::Apply(n, start, change, lost) => self.apply(n, start, change, lost),
                 Event::Look(n, start, read) => {
                     let (at, current) = (self.soon(), self.chosen.last().cloned());
-                    self.at(at, Event::Answer(n, start, read.op, Answer::Read { current }));
+                    let fails = self.no_quorum && self.hit();
+                    let answer = if fails { Answer::NoQuorum } else { Answer::Read { current } };
+                    self.at(at, Event::Answer(n, start, read.op, answer));
                 }
                 Event::Answer(n, start, op, answer) if alive(n, start) => {
                     self.with(n, |core, env| core.handle_answer(env, op, answer));
@@ -369,9 +384,169 @@ fn what_can_be_undone_is_cancelled_and_what_cannot_is_not() {
     }
     let id = world.with(1, |core, env| core.handle_request(env, &SCOPE, cancel, "now"));
     world.run(world.now + 20 * SECOND);
-    let answer = world.answered.iter().rev().find(|(request, _)| *request == id);
+    let answer = world.answered.iter().rev().find(|(request, _)| *request == (1, 1, id));
     assert!(matches!(answer, Some((_, Err(RequestError::TooLate { .. })))), "{answer:?}");
     assert_eq!(world.last().state, OperationState::Done);
+}
+
+/// Drains the core: what it asks of the ledger, and what it answers.
+fn drained(core: &mut Operations) -> (Vec<OpId>, Vec<Result<(), RequestError>>) {
+    let (mut asked, mut answered) = (Vec::new(), Vec::new());
+    while let Some(effect) = core.poll_effect() {
+        match effect {
+            Effect::Change(Change { op, .. }) | Effect::Read(Read { op, .. }) => asked.push(op),
+            Effect::Answered { result, .. } => answered.push(result),
+            _ => {}
+        }
+    }
+    (asked, answered)
+}
+
+#[test]
+fn a_request_that_was_sent_is_not_said_to_be_undone_when_the_majority_is_gone() {
+    let running = super::record::request(
+        &OperationRecord::default(),
+        &Request::Begin { id: "op".into(), kind: &SIX, extra: json!(0) },
+        &[&SIX],
+        "now",
+    );
+    let paused =
+        super::record::request(&running.clone().unwrap().unwrap(), &Request::Pause { id: "op".into() }, &[], "");
+    let record = |record: &Result<Option<OperationRecord>, _>| Chosen {
+        version: 1,
+        value: serde_json::to_string(record.as_ref().unwrap().as_ref().unwrap()).unwrap().into(),
+    };
+    let (running, paused) = (record(&running), record(&paused));
+    for (request, found) in [
+        (Request::Begin { id: "op".into(), kind: &SIX, extra: json!(0) }, None),
+        (Request::Pause { id: "op".into() }, Some(&running)),
+        (Request::Resume { id: "op".into() }, Some(&paused)),
+        (Request::Cancel { id: "op".into() }, Some(&running)),
+    ] {
+        let (mut core, mut rng) = (Operations::new(vec![&SIX]), fastrand::Rng::with_seed(1));
+        let at = |second: u64| Instant(second * SECOND);
+        let mut env = Env { now: at(0), rng: &mut rng };
+        core.handle_request(&mut env, &SCOPE, request, "now");
+        let read = drained(&mut core).0[0];
+        core.handle_answer(&mut env, read, Answer::Read { current: found.cloned() });
+        let write = drained(&mut core).0[0];
+        env.now = at(5);
+        core.handle_answer(&mut env, write, Answer::Unknown);
+        env.now = at(8);
+        core.handle_tick(&mut env);
+        let (asked, answered) = drained(&mut core);
+        assert!(answered.is_empty(), "{answered:?}");
+        core.handle_answer(&mut env, asked[0], Answer::NoQuorum);
+        assert_eq!(drained(&mut core).1, [Err(RequestError::Unknown)]);
+    }
+}
+
+#[test]
+fn whoever_is_told_that_nothing_was_done_has_done_nothing() {
+    let (mut told_nothing, mut unknown, mut done_after_all) = (0, 0, 0);
+    for seed in 0..300 {
+        let mut world = World::new(seed, 50 + seed % 200, 60 * SECOND);
+        world.no_quorum = true;
+        let mut asked = BTreeMap::new();
+        for k in 0..40_u64 {
+            let pause = world.rng.u64(10 * MS..3 * SECOND);
+            world.run(world.now + pause);
+            let current = world.record().current.map_or_else(|| "none".to_owned(), |op| op.id);
+            let request = match world.rng.u32(0..4) {
+                0 => Request::Begin { id: format!("op{k}"), kind: &SIX, extra: json!({"plan": 0}) },
+                1 => Request::Pause { id: current },
+                2 => Request::Resume { id: current },
+                _ => Request::Cancel { id: current },
+            };
+            let (n, at) = (world.rng.usize(0..3), format!("request {k}"));
+            let id = world.with(n, |core, env| core.handle_request(env, &SCOPE, request, &at));
+            asked.insert((n, world.starts[n], id), at);
+            if world.rng.u32(0..20) == 0 {
+                world.at(world.now, Event::Kill(n));
+            }
+        }
+        world.run(world.now + 60 * SECOND);
+        let records: Vec<OperationRecord> =
+            world.chosen.iter().map(|c| serde_json::from_str(&c.value).unwrap()).collect();
+        let history = |r: &OperationRecord| r.past.iter().chain(&r.current).flat_map(|op| op.history.clone()).collect();
+        let done: BTreeSet<String> = records.iter().flat_map::<Vec<_>, _>(history).map(|h| h.at).collect();
+        for (request, result) in &world.answered {
+            let at = &asked[request];
+            match result {
+                Ok(()) => {}
+                Err(RequestError::Unknown) => {
+                    (unknown, done_after_all) = (unknown + 1, done_after_all + i32::from(done.contains(at)))
+                }
+                Err(refused) => {
+                    told_nothing += i32::from(*refused == RequestError::NoQuorum);
+                    assert!(!done.contains(at), "seed {seed}: {at} was done, and its sender was told: {refused}");
+                }
+            }
+        }
+    }
+    assert!(
+        told_nothing > 0 && unknown > done_after_all && done_after_all > 0,
+        "{told_nothing} {unknown} {done_after_all}"
+    );
+}
+
+#[test]
+fn a_record_of_another_version_of_the_program_answers_what_waits() {
+    let (mut core, mut rng) = (Operations::new(vec![&SIX]), fastrand::Rng::with_seed(1));
+    let mut env = Env { now: Instant(0), rng: &mut rng };
+    let begin = |id: &str| Request::Begin { id: id.into(), kind: &SIX, extra: json!(0) };
+    core.handle_request(&mut env, &SCOPE, begin("op"), "now");
+    core.handle_request(&mut env, &SCOPE, begin("other"), "now");
+    let read = drained(&mut core).0[0];
+    let current = Some(Chosen { version: 3, value: r#"{"future":1}"#.into() });
+    core.handle_answer(&mut env, read, Answer::Read { current: current.clone() });
+    let unknown = |id: &str| Err(RequestError::UnknownKind { id: id.into() });
+    assert_eq!(drained(&mut core), (vec![], vec![unknown("op"), unknown("other")]));
+    // Of what was sent before, nobody knows.
+    core.handle_request(&mut env, &SCOPE, begin("op"), "now");
+    let read = drained(&mut core).0[0];
+    core.handle_answer(&mut env, read, Answer::Read { current: None });
+    drained(&mut core);
+    core.handle_chosen(&mut env, "operation:ilm", &current.unwrap());
+    assert_eq!(drained(&mut core).1, [Err(RequestError::Unknown)]);
+}
+
+#[test]
+fn scopes_on_which_nobody_works_take_no_room() {
+    let (mut core, mut rng) = (Operations::new(vec![&SIX]), fastrand::Rng::with_seed(1));
+    let mut env = Env { now: Instant(0), rng: &mut rng };
+    let none = Chosen { version: 4, value: serde_json::to_string(&OperationRecord::default()).unwrap().into() };
+    for i in 0..2 * crate::types::limits::LEASE_SCOPES_MAX {
+        core.handle_chosen(&mut env, &format!("operation:alias_flip:a{i}"), &none);
+    }
+    assert_eq!(core.records().count(), 0);
+    let scope = Scope::AliasFlip(crate::types::IndexUid::new("new").unwrap());
+    core.handle_request(&mut env, &scope, Request::Begin { id: "op".into(), kind: &SIX, extra: json!(0) }, "now");
+    let (asked, answered) = drained(&mut core);
+    assert_eq!((asked.len(), answered), (1, vec![]), "there is room");
+}
+
+#[test]
+fn a_lease_that_could_not_be_wanted_is_asked_for_again() {
+    let (mut core, mut rng) = (Operations::new(vec![&SIX]), fastrand::Rng::with_seed(1));
+    let mut env = Env { now: Instant(0), rng: &mut rng };
+    let begin = Request::Begin { id: "op".into(), kind: &SIX, extra: json!(0) };
+    let record = super::record::request(&OperationRecord::default(), &begin, &[], "now").unwrap().unwrap();
+    let scope = Scope::AliasFlip(crate::types::IndexUid::new("a").unwrap());
+    let begun = Chosen { version: 1, value: serde_json::to_string(&record).unwrap().into() };
+    core.handle_chosen(&mut env, &record_key(&scope), &begun);
+    assert_eq!(core.poll_effect(), Some(Effect::Want(scope.clone())));
+    core.handle_not_wanted(&mut env, &scope);
+    for _ in 0..3 {
+        assert_eq!(core.poll_effect(), None);
+        env.now = core.next_wake().expect("it asks again");
+        core.handle_tick(&mut env);
+        assert_eq!(core.poll_effect(), Some(Effect::Want(scope.clone())));
+        core.handle_not_wanted(&mut env, &scope);
+    }
+    let over = Chosen { version: 2, value: serde_json::to_string(&OperationRecord::default()).unwrap().into() };
+    core.handle_chosen(&mut env, &record_key(&scope), &over);
+    assert_eq!((core.poll_effect(), core.next_wake()), (Some(Effect::Unwant(scope)), None));
 }
 
 #[test]
@@ -399,6 +574,11 @@ fn the_last_twenty_of_a_scope_stay_listed() {
         record = super::record::finish_run(&record, &SETTINGS, run, &Outcome::Done, "now").unwrap();
         assert_eq!(super::record::finish_run(&record, &SETTINGS, run, &Outcome::Done, "now"), None, "recorded once");
     }
+    let large = Request::Begin { id: "large".into(), kind: &SETTINGS, extra: json!("x".repeat(100_000)) };
+    let mut other = super::record::request(&record, &large, &[&SETTINGS], "now").unwrap().unwrap();
+    other = super::record::finish_run(&other, &SETTINGS, ("large", "propose", false), &Outcome::Done, "now").unwrap();
+    let extra = |r: &OperationRecord| r.past.last().unwrap().extra.clone();
+    assert_eq!((extra(&record), extra(&other)), (json!({"n": 29}), Value::Null), "what is small stays");
     let listed: Vec<&str> = record.past.iter().map(|op| op.id.as_str()).collect();
     assert_eq!((listed.len(), listed[0], listed[19]), (20, "op10", "op29"));
 }

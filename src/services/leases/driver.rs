@@ -100,7 +100,7 @@ impl Driver {
         let at = now();
         let core = LeaseCore::recover(me, config.clone(), Fences::recover(fences), at);
         let (inputs_in, inputs) = mpsc::channel(WAITING);
-        let shared = Arc::new(Shared::new(View::default()));
+        let shared = Arc::new(Shared::new(View::default(), config.ttl_ms));
         let handle = LeaseHandle { inputs: inputs_in, ledger: ledger.clone(), shared: Arc::clone(&shared) };
         let (signs, gossiped) = watch::channel(Vec::new());
         let driver = Self {
@@ -158,8 +158,9 @@ impl Driver {
                     if heard.is_err() {
                         return Ok(());
                     }
-                    let said: Vec<(MemberId, Vec<LeaseSign>)> = gossip
-                        .borrow_and_update()
+                    let heard = gossip.borrow_and_update().clone();
+                    self.hear_ttls(&heard);
+                    let said: Vec<(MemberId, Vec<LeaseSign>)> = heard
                         .iter()
                         .filter(|(member, said)| *member != self.ledger.member() && !said.leases.is_empty())
                         .map(|(member, said)| (member.clone(), said.leases.clone()))
@@ -226,6 +227,21 @@ impl Driver {
         Ok(())
     }
 
+    /// A change that everybody has to know is waited for as long as the slowest member takes to find itself stale, so people
+    /// are told of members with another TTL.
+    fn hear_ttls(&self, heard: &BTreeMap<MemberId, MemberGossip>) {
+        let own_ms = self.config.ttl_ms;
+        for (member, ttl_ms) in heard.iter().filter_map(|(member, said)| Some((member, said.lease_ttl_ms?))) {
+            if member != self.ledger.member() && self.shared.hear_ttl(member, ttl_ms) {
+                tracing::warn!(
+                    %member, ttl_ms, own_ms,
+                    "a member has another [leader_election] lease_ttl_s; give all members the same, until then changes of \
+                     aliases wait for the longest one"
+                );
+            }
+        }
+    }
+
     /// Everything that the ledger's copies say of leases.
     async fn hear_copies(&mut self) -> Result<(), StoreError> {
         let copies = self.ledger.copies();
@@ -261,6 +277,7 @@ impl Driver {
         let listed = members.contains(self.ledger.member());
         if members != self.members {
             self.members.clone_from(&members);
+            self.shared.keep_ttls(&members);
             self.call(|core, env| core.handle_members(env, members));
             self.step().await?;
         }

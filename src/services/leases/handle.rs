@@ -4,7 +4,7 @@
 //! how the core is run.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -13,7 +13,7 @@ use super::view::View;
 use crate::proto::env::Instant;
 use crate::proto::lease::{Lapse, OrderRefusal, WantError, rank};
 use crate::services::ledger::{LedgerHandle, now};
-use crate::types::{Claim, Epoch, Holder, Order, RecordKey, Scope};
+use crate::types::{Claim, Epoch, Holder, MemberId, Order, RecordKey, Scope};
 
 /// What the driver is told by this process.
 #[derive(Debug)]
@@ -43,14 +43,33 @@ pub enum OrderError {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) view: watch::Sender<Arc<View>>,
+    // The TTLs by which members go, in milliseconds: the own one, and what the others say of theirs.
+    ttls: RwLock<(u64, BTreeMap<MemberId, u64>)>,
     // How much runs under each lease.
     tenures: Mutex<BTreeMap<(Scope, Epoch), usize>>,
     pub(super) ended: Notify,
 }
 
 impl Shared {
-    pub(super) fn new(view: View) -> Self {
-        Self { view: watch::Sender::new(Arc::new(view)), tenures: Mutex::default(), ended: Notify::new() }
+    pub(super) fn new(view: View, ttl_ms: u64) -> Self {
+        let ttls = RwLock::new((ttl_ms, BTreeMap::new()));
+        Self { view: watch::Sender::new(Arc::new(view)), ttls, tenures: Mutex::default(), ended: Notify::new() }
+    }
+
+    /// What a member says of its TTL; true if that is news, and differs from the own one.
+    pub(super) fn hear_ttl(&self, member: &MemberId, ttl_ms: u64) -> bool {
+        let mut ttls = self.ttls.write().unwrap_or_else(PoisonError::into_inner);
+        ttls.1.insert(member.clone(), ttl_ms) != Some(ttl_ms) && ttl_ms != ttls.0
+    }
+
+    /// Forgets those who do not belong to the mesh.
+    pub(super) fn keep_ttls(&self, members: &[MemberId]) {
+        self.ttls.write().unwrap_or_else(PoisonError::into_inner).1.retain(|member, _| members.contains(member));
+    }
+
+    fn longest_ttl_ms(&self) -> u64 {
+        let ttls = self.ttls.read().unwrap_or_else(PoisonError::into_inner);
+        ttls.1.values().copied().fold(ttls.0, u64::max)
     }
 
     fn tenures(&self) -> MutexGuard<'_, BTreeMap<(Scope, Epoch), usize>> {
@@ -72,6 +91,19 @@ pub struct LeaseHandle {
 }
 
 impl LeaseHandle {
+    /// The longest TTL, in milliseconds, by which a member that is known measures whether it is stale. A member that is away
+    /// counts with what it said last.
+    pub fn longest_ttl_ms(&self) -> u64 {
+        self.shared.longest_ttl_ms()
+    }
+
+    /// The own TTL, and the members that go by another one, in milliseconds.
+    pub fn other_ttls_ms(&self) -> (u64, BTreeMap<MemberId, u64>) {
+        let (own, mut others) = self.shared.ttls.read().unwrap_or_else(PoisonError::into_inner).clone();
+        others.retain(|_, ttl_ms| *ttl_ms != own);
+        (own, others)
+    }
+
     /// The epoch under which this member holds the scope at this instant.
     pub fn believes(&self, scope: &Scope) -> Option<Epoch> {
         self.shared.view.borrow().believes(scope, now())
@@ -194,6 +226,11 @@ impl Tenure {
     /// The epoch, which every order carries.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// As [`LeaseHandle::longest_ttl_ms`].
+    pub fn longest_ttl_ms(&self) -> u64 {
+        self.shared.longest_ttl_ms()
     }
 
     /// Whether it still stands; asked before every effect.

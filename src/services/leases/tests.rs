@@ -15,7 +15,9 @@ use crate::proto::lease::{Config, OrderRefusal};
 use crate::proto::ledger::{Bootstrap, BootstrapMember, Config as LedgerConfig};
 use crate::services::cluster::MemberState;
 use crate::services::ledger::{self, LedgerHandle, now};
+use crate::services::testing::{World, within};
 use crate::store::{LedgerStore, Store, StoreError, identity};
+use crate::telemetry::metrics::Metrics;
 use crate::types::{Epoch, GroupId, IndexUid, LeaseValue, MemberId, Order, RecordKey, Scope};
 
 /// Nothing here takes nearly so long, unless it never happens.
@@ -39,6 +41,8 @@ impl Peers for Nobody {
 struct Running {
     leases: LeaseHandle,
     ledger: LedgerHandle,
+    store: Store,
+    metrics: Arc<Metrics>,
     state: watch::Sender<MemberState>,
     drivers: [JoinHandle<Result<(), StoreError>>; 2],
     _gossip: watch::Sender<BTreeMap<MemberId, crate::wire::gossip::MemberGossip>>,
@@ -73,19 +77,19 @@ impl Running {
             peers: Arc::new(Nobody),
             metrics: Arc::default(),
         });
-        let ttl_ms = u64::try_from(TTL.as_millis()).unwrap();
+        let (ttl_ms, metrics) = (u64::try_from(TTL.as_millis()).unwrap(), Arc::<Metrics>::default());
         let (lease_driver, leases, _) = Driver::new(Parts {
             config: Config { enabled: true, ttl_ms, renew_interval: RENEW },
             start: identity.start,
             fences: store.fences().await.unwrap(),
             ledger: ledger.clone(),
-            store,
-            metrics: Arc::default(),
+            store: store.clone(),
+            metrics: Arc::clone(&metrics),
         });
         let (state, gossip) = (watch::Sender::new(MemberState::Active), watch::Sender::new(BTreeMap::new()));
         let watched = Inputs { state: state.subscribe(), gossip: gossip.subscribe() };
         let drivers = [tokio::spawn(driver.run()), tokio::spawn(lease_driver.run(watched))];
-        Self { leases, ledger, state, drivers, _gossip: gossip }
+        Self { leases, ledger, store, metrics, state, drivers, _gossip: gossip }
     }
 
     /// As if the process were killed.
@@ -145,6 +149,90 @@ async fn a_lease_is_given_back_only_when_nothing_runs_under_it() {
     drop(tenure);
     running.recorded_as(&flip("a"), true).await;
     running.kill().await;
+}
+
+#[tokio::test]
+async fn what_is_held_is_counted_and_written_into_the_table_for_people() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let alive = Scope::Alive(MemberId::new("m1").unwrap());
+    for scope in Scope::STANDING.iter().chain([&alive]) {
+        running.held(scope).await;
+    }
+    let metrics = &running.metrics;
+    assert_eq!((metrics.leader_acquisitions.get(), metrics.lease_losses.get()), (4, 0));
+    for scope in &Scope::STANDING {
+        let leaderless = metrics.leaderless.with_label_values(&[scope.to_string().as_str()]).get();
+        assert!(leaderless > 0.0, "{scope} had nobody before");
+    }
+    let mut expected: Vec<_> =
+        Scope::STANDING.iter().chain([&alive]).map(|s| (s.to_string(), Some("m1".into()))).collect();
+    expected.sort();
+    within("the table, and renewals", async {
+        while running.store.shown_leases_for_test().await.unwrap() != expected || metrics.lease_renewals.get() < 8 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    running.kill().await;
+}
+
+/// What each member's exposition says of the standing scopes, summed over members.
+fn leaders(world: &World) -> BTreeMap<String, usize> {
+    let mut sums: BTreeMap<String, usize> = Scope::STANDING.iter().map(|scope| (scope.to_string(), 0)).collect();
+    for (_, running) in world.alive() {
+        let (view, now) = (running.leases.rows(), running.leases.now());
+        let held: Vec<String> = view.held(now).map(|(scope, _)| scope.to_string()).collect();
+        let text = running.metrics.encode_leading(held.iter().map(String::as_str));
+        for (scope, sum) in &mut sums {
+            *sum += text.lines().filter(|line| *line == format!("miroir_leader{{scope=\"{scope}\"}} 1")).count();
+        }
+    }
+    sums
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sum_of_leaders_is_one_and_what_a_member_that_is_cut_off_loses_is_counted() {
+    let world = World::start(3, |_, _| Vec::new()).await;
+    let each_led = async |world: &World| {
+        within("leaders", async {
+            while leaders(world).values().any(|sum| *sum != 1) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    };
+    each_led(&world).await;
+    let of = |world: &World| (0..3).find(|i| world.at(*i).leases.believes(&Scope::Membership).is_some());
+    let old = of(&world).expect("somebody leads");
+    let acquired = |world: &World| (0..3).map(|i| world.at(i).metrics.leader_acquisitions.get()).sum::<u64>();
+    let leaderless = |world: &World| {
+        world.at(old).metrics.leaderless.with_label_values(&[Scope::Membership.to_string().as_str()]).get()
+    };
+    let before = (acquired(&world), leaderless(&world));
+    world.cut(old);
+    within("another leader", async {
+        loop {
+            let sums = leaders(&world);
+            assert!(sums.values().all(|sum| *sum <= 1), "{sums:?}");
+            if of(&world).is_some_and(|new| new != old) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    within("it to be counted", async {
+        while world.at(old).metrics.lease_losses.get() == 0
+            || leaderless(&world) <= before.1
+            || acquired(&world) <= before.0
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    world.heal();
+    each_led(&world).await;
 }
 
 #[tokio::test]

@@ -4,23 +4,25 @@
 //! carried out: first copies are published, then answers given and messages sent. If the store fails, nothing of the step
 //! is carried out and the driver ends, and with it the process. Must not know: what records mean, except the mesh's own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::handle::{Copies, Follower, InitError, Input, LedgerHandle, Shared, Sighting, Status, nap, now, words};
+use super::handle::{
+    Copies, Follower, InitError, Input, LedgerHandle, Recovery, Shared, Sighting, Status, nap, now, words,
+};
 use super::inbox::{Inbox, Received};
 use super::outbox::Outbox;
 use crate::net::Peers;
 use crate::proto::env::{Env, Instant};
 use crate::proto::ledger::{
-    Answer, Change, Command, Config, Effect, Item, Ledger, Message, Notice, OpId, Read, Stored,
+    Answer, Change, Command, Config, Effect, Item, Ledger, Message, Notice, OpId, Read, Stored, effect::RecoveringRow,
 };
 use crate::store::{LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{MeshRecord, RecordKey, Versioned};
+use crate::types::{MemberId, MeshRecord, RecordKey, Versioned};
 
 /// Commands of this process that wait; whoever comes then waits at the door.
 const INPUTS: usize = 256;
@@ -327,11 +329,16 @@ impl Driver {
         };
         self.shared.fresh_until.send_if_modified(|old| std::mem::replace(old, until) != until);
         let (mesh, voters) = (self.core.mesh(), self.core.voters());
+        let (waits_to_vote, recovering) = (self.core.waits_to_vote(), self.core.recovering().map(recovery));
         self.shared.status.send_if_modified(|status| {
-            let changed = status.mesh != mesh || status.voters.as_deref() != voters;
+            let changed = status.mesh != mesh
+                || status.voters.as_deref() != voters
+                || status.waits_to_vote != waits_to_vote
+                || status.recovering != recovering;
             if changed {
                 status.mesh = mesh;
                 status.voters = voters.cloned().map(Arc::new);
+                (status.waits_to_vote, status.recovering) = (waits_to_vote, recovering);
             }
             changed
         });
@@ -418,6 +425,10 @@ impl Driver {
     }
 }
 
+fn recovery((row, missing): (&RecoveringRow, BTreeSet<MemberId>)) -> Recovery {
+    Recovery { new: row.new, leader: row.leader.clone(), survivors: row.survivors.clone(), missing }
+}
+
 /// 64 bits from the operating system.
 pub(in crate::services) fn seed() -> u64 {
     let random = Uuid::new_v4().as_u128();
@@ -445,6 +456,7 @@ fn log(notice: &Notice) {
         Notice::OtherMesh { .. }
         | Notice::OtherBootstrap { .. }
         | Notice::StoreRolledBack { .. }
+        | Notice::Recovering { .. }
         | Notice::Malformed { .. } => tracing::warn!("{notice_text}"),
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::Serialize;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use twox_hash::XxHash64;
 
@@ -134,8 +135,30 @@ pub struct Status {
     pub bootstrap: bool,
     /// What to do about a store that is older than it was; this member neither votes nor changes anything.
     pub rolled_back: Option<String>,
+    /// The members that this process waits for before it votes and changes records; `None` once it does.
+    pub waits_to_vote: Option<Vec<MemberId>>,
+    /// The operator's order under which this member has left its mesh, until it belongs to the new one.
+    pub recovering: Option<Recovery>,
     /// The last notices with their times (RFC 3339), oldest first.
     pub notices: VecDeque<(String, Notice)>,
+}
+
+/// Survivors are making a new mesh; until it is made this member belongs to none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Recovery {
+    /// The mesh that is being made.
+    #[serde(serialize_with = "as_text")]
+    pub new: MeshId,
+    /// Who makes it.
+    pub leader: MemberId,
+    /// Everyone who takes part.
+    pub survivors: BTreeSet<MemberId>,
+    /// Who has not handed over its records; known to the leader only.
+    pub missing: BTreeSet<MemberId>,
+}
+
+fn as_text<S: serde::Serializer>(mesh: &MeshId, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(mesh)
 }
 
 impl Status {
@@ -170,6 +193,14 @@ pub fn words(notice: &Notice) -> String {
         Notice::Waiting { members } => {
             let names: Vec<&str> = members.iter().map(MemberId::as_str).collect();
             format!("the mesh is not made yet: {} have not answered", names.join(", "))
+        }
+        Notice::Recovering { new, leader, missing } if missing.is_empty() => {
+            format!("on an operator's order this member has left its mesh; {leader} makes the new one, {new}")
+        }
+        Notice::Recovering { new, missing, .. } => {
+            let names: Vec<&str> = missing.iter().map(MemberId::as_str).collect();
+            let names = names.join(", ");
+            format!("the survivors go on as mesh {new} when all of them take part: waiting for {names}")
         }
         Notice::VotersChanging { number } => format!("the voters are being changed to list {number}"),
         Notice::VotersSettled { number } => format!("voter list {number} has taken over"),

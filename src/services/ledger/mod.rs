@@ -20,4 +20,4 @@ pub mod registers;
 mod tests;
 
 pub use driver::{Driver, Parts};
-pub use handle::{ChangeRequest, Copies, Follower, LedgerHandle, Sighting, Status, nap, now, words};
+pub use handle::{ChangeRequest, Copies, Follower, LedgerHandle, Recovery, Sighting, Status, nap, now, words};

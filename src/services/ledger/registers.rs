@@ -29,6 +29,19 @@ pub async fn change_all(ledger: &LedgerHandle, changes: Vec<Change>, patience: D
     ops.into_iter().zip(told).chain(refused).collect()
 }
 
+/// Gives one change to the ledger. A conflict with what may have been the change's own success is `Unknown`.
+///
+/// Dropping the future does not undo it: the change goes on.
+pub async fn change_one(ledger: &LedgerHandle, change: Change, patience: Duration) -> (OpId, Answer) {
+    let Change { op, key, expected, value, quiet } = change;
+    // What is no key was never changed.
+    let Ok(key) = RecordKey::new(key) else { return (op, Answer::NoQuorum) };
+    match ledger.change(ChangeRequest { key, expected, value, quiet }, patience).await {
+        ledger::Answer::Conflict { maybe_own: true, .. } => (op, Answer::Unknown),
+        answer => (op, answer_of(answer)),
+    }
+}
+
 /// Reads all of these in one message; an answer for each, once all are there.
 ///
 /// Cancel-safe.

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::task::JoinHandle;
 
 use super::handle::InitError;
-use super::{ChangeRequest, Copies, Driver, Follower, LedgerHandle, Parts};
+use super::{ChangeRequest, Copies, Driver, Follower, LedgerHandle, Parts, Status, words};
 use crate::net::{Answer as CallAnswer, Call, CallError, Peers};
 use crate::proto::ledger::{Answer, Bootstrap, BootstrapMember, Config};
 use crate::store::{LedgerStore, Store, StoreError, identity};
@@ -202,6 +202,63 @@ async fn three_make_one_mesh_and_agree() {
     for i in 0..3 {
         within(world.handle(i).wait_fresh()).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn survivors_say_that_they_have_left_their_mesh_and_for_whom_they_wait() {
+    let mut world = World::start(3).await;
+    world.made().await;
+    for i in 0..3 {
+        within(world.handle(i).wait_fresh()).await;
+    }
+    let old = world.handle(0).mesh();
+    // Member 2 is gone for good, and member 1 for a while.
+    for running in world.members.drain(1..) {
+        running.driving.abort();
+        assert!(running.driving.await.unwrap_err().is_cancelled());
+    }
+    (1..3).for_each(|i| drop(world.net.handles.lock().unwrap().remove(&member(i))));
+    world.handle(0).recover([member(0), member(1)].into()).await;
+    let mut status = world.handle(0).status();
+    let waits = |s: &Status| s.recovering.as_ref().is_some_and(|r| r.missing == [member(1)].into());
+    let seen = within(status.wait_for(waits)).await.unwrap().clone();
+    let recovery = seen.recovering.unwrap();
+    assert_eq!((&recovery.leader, recovery.survivors.len()), (&member(0), 2));
+    assert!(!world.handle(0).fresh(), "it belongs to no mesh");
+    let words: Vec<String> = seen.notices.iter().map(|(_, notice)| words(notice)).collect();
+    let expected = format!("go on as mesh {} when all of them take part: waiting for {}", recovery.new, member(1));
+    assert!(words.iter().any(|notice| notice.contains(&expected)), "{words:?}");
+    assert!(serde_json::to_value(&recovery).unwrap()["new"] == recovery.new.to_string());
+    let running = world.run(1, Some(bootstrap(3))).await;
+    world.members.push(running);
+    for i in 0..2 {
+        let joined = |s: &Status| s.recovering.is_none() && s.mesh == Some(recovery.new);
+        within(world.handle(i).status().wait_for(joined)).await.unwrap();
+    }
+    assert_ne!(old, Some(recovery.new));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_may_not_vote_yet_says_for_whom_it_waits() {
+    let mut world = World::start(3).await;
+    world.made().await;
+    for i in 0..3 {
+        within(world.handle(i).wait_fresh()).await;
+    }
+    for running in world.members.drain(1..) {
+        running.driving.abort();
+        assert!(running.driving.await.unwrap_err().is_cancelled());
+    }
+    (1..3).for_each(|i| drop(world.net.handles.lock().unwrap().remove(&member(i))));
+    let running = world.run(1, Some(bootstrap(3))).await;
+    let mut status = running.handle.status();
+    let waits = |s: &Status| s.waits_to_vote.as_ref().is_some_and(|members| members.contains(&member(2)));
+    within(status.wait_for(waits)).await.unwrap();
+    // The TTL is over, and a majority has answered.
+    within(status.wait_for(|s| s.waits_to_vote.is_none())).await.unwrap();
+    world.members.push(running);
+    let changed = world.handle(1).change(change("a", 0, "1"), PATIENCE).await;
+    assert_eq!(changed, Answer::Changed { version: 1 });
 }
 
 /// Adds one to a number until it has worked so often; how often it may have worked besides.

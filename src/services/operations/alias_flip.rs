@@ -16,7 +16,7 @@ use crate::rt::clock;
 use crate::services::ledger::now;
 use crate::services::records::{ChangeError, NAMES, Records, key_of};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{MemberId, MemberState, RecordVersion, Scope};
+use crate::types::{MemberId, RecordVersion, Scope};
 use crate::wire::verbs::{LeaderAct, RecordAt};
 
 /// How long one member may take to confirm before it is asked again.
@@ -24,11 +24,11 @@ const CONFIRM: Duration = Duration::from_secs(1);
 /// Between two rounds of asking those that have not confirmed.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The runner; its members are those that the mesh's record calls active.
+/// The runner. Everybody whom the mesh's record does not call removed has to know of a flip: who drains or joins takes writes,
+/// too.
 #[derive(Debug)]
 pub struct AliasFlips {
     records: Records,
-    ttl_ms: u64,
     metrics: Arc<Metrics>,
 }
 
@@ -54,9 +54,9 @@ fn again(error: impl std::fmt::Display) -> Stopped {
 }
 
 impl AliasFlips {
-    /// Flips change these records; `ttl_ms` is the TTL of leases.
-    pub fn new(records: Records, ttl_ms: u64, metrics: Arc<Metrics>) -> Self {
-        Self { records, ttl_ms, metrics }
+    /// Flips change these records.
+    pub fn new(records: Records, metrics: Arc<Metrics>) -> Self {
+        Self { records, metrics }
     }
 
     async fn phase(&self, run: &Run) -> Result<Outcome, Stopped> {
@@ -72,7 +72,7 @@ impl AliasFlips {
         let mut confirmed = BTreeMap::new();
         loop {
             let snapshot = self.records.snapshot();
-            let (active, at) = (self.active(), clock::now_rfc3339());
+            let (active, at) = (self.records.present(), clock::now_rfc3339());
             let view = FlipView {
                 names: (snapshot.names().version, &snapshot.names().value),
                 confirmed: &confirmed,
@@ -81,27 +81,29 @@ impl AliasFlips {
                 now: now(),
                 since,
                 at: &at,
-                ttl_ms: self.ttl_ms,
+                ttl_ms: run.longest_ttl_ms(),
             };
             let step =
                 if guard.undo { flip.undo(&guard.phase, &plan, &view) } else { flip.step(&guard.phase, &plan, &view) };
-            match step? {
+            let step = step?;
+            if guard.phase == "confirm" && !matches!(step, Step::Do(_)) {
+                self.metrics.alias_confirm.observe(began.elapsed().as_secs_f64());
+            }
+            match step {
                 Step::Do(acts) => {
                     for act in acts {
                         self.act(run, act, &mut confirmed).await?;
                     }
                 }
                 Step::Next { phase, extra } => {
+                    // Who has not confirmed can't be fresh any more: it resolves no alias for writing until it has caught up.
+                    for member in &extra.unconfirmed {
+                        tracing::warn!(%member, scope = %guard.scope, "it has not confirmed the flip, and is stale by now");
+                    }
                     let extra = serde_json::to_value(extra).map_err(again)?;
                     return Ok(Outcome::Next { phase: phase.to_owned(), extra });
                 }
-                Step::Done => {
-                    if !guard.undo {
-                        self.metrics.alias_confirm.observe(began.elapsed().as_secs_f64());
-                        self.tell_missing(run, &active, &confirmed, plan.names);
-                    }
-                    return Ok(Outcome::Done);
-                }
+                Step::Done => return Ok(Outcome::Done),
             }
         }
     }
@@ -156,27 +158,6 @@ impl AliasFlips {
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())
-    }
-
-    fn active(&self) -> Vec<MemberId> {
-        let status = self.records.ledger().status();
-        let status = status.borrow();
-        let active = status.record.iter().flat_map(|r| &r.members).filter(|m| m.state == MemberState::Active);
-        active.map(|m| m.id.clone()).collect()
-    }
-
-    /// Who has not confirmed can't be fresh any more: it resolves no alias for writing until it has caught up.
-    fn tell_missing(
-        &self,
-        run: &Run,
-        active: &[MemberId],
-        confirmed: &BTreeMap<MemberId, RecordVersion>,
-        version: RecordVersion,
-    ) {
-        let missing = active.iter().filter(|m| confirmed.get(*m).is_none_or(|known| *known < version));
-        for member in missing {
-            tracing::warn!(%member, scope = %run.guard().scope, "it has not confirmed the flip, and is stale by now");
-        }
     }
 }
 

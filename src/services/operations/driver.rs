@@ -16,16 +16,17 @@ use uuid::Uuid;
 use super::handle::{Input, OperationsHandle, View};
 use super::run::{Run, Runner};
 use crate::proto::env::Env;
-use crate::proto::operation::{Effect, Guard, Operations, Outcome, RequestError, RequestId};
+use crate::proto::lease::WantError;
+use crate::proto::operation::{Effect, Guard, Operations, Outcome, RequestError, RequestId, record_key};
 use crate::proto::register::{Answer, OpId};
 use crate::rt::clock;
-use crate::services::leases::LeaseHandle;
+use crate::services::leases::{LeaseHandle, OrderError};
 use crate::services::ledger::registers::{self, chosen};
 use crate::services::ledger::{LedgerHandle, Sighting, driver::seed, nap, now};
 use crate::services::members::Members;
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{Epoch, OperationEntry, RecordKey, Scope, TraceId};
+use crate::types::{Epoch, OperationEntry, OperationRecord, RecordKey, Scope, TraceId};
 
 /// Requests and reports of this process, and answers of the ledger, that wait.
 const WAITING: usize = 256;
@@ -232,15 +233,30 @@ impl Driver {
         Ok(())
     }
 
+    /// Asks for the lease of a scope, and again after a while where that may help.
+    async fn want(&mut self, scope: Scope) {
+        let Err(error) = self.parts.leases.want(scope.clone()).await else { return };
+        tracing::info!(%scope, %error, "this member does not lead the operation; others may");
+        if matches!(error, OrderError::Want(WantError::Full)) {
+            self.call(|core, env| core.handle_not_wanted(env, &scope));
+        }
+    }
+
     fn publish(&self, scope: &Scope) {
-        let record = self.core.record(scope);
+        // The core forgets what nobody works on; the copy is as new as what it knew last.
+        let copied = || {
+            let copies = self.parts.ledger.copies();
+            let copy = copies.get(&RecordKey::new(record_key(scope)).ok()?)?;
+            serde_json::from_str::<OperationRecord>(&copy.value).ok()
+        };
+        let record = self.core.record(scope).cloned().or_else(copied);
         self.view.send_if_modified(|view| {
-            if view.record(scope).map(|shown| &**shown) == record {
+            if view.record(scope).map(|shown| &**shown) == record.as_ref() {
                 return false;
             }
             let records = &mut Arc::make_mut(view).records;
             match record {
-                Some(record) => drop(records.insert(scope.clone(), Arc::new(record.clone()))),
+                Some(record) => drop(records.insert(scope.clone(), Arc::new(record))),
                 None => drop(records.remove(scope)),
             }
             true
@@ -253,7 +269,7 @@ impl Driver {
                 self.note(change.op, &change.key);
                 let (ledger, answers) = (self.parts.ledger.clone(), self.answers.0.clone());
                 tokio::spawn(async move {
-                    tell(&answers, registers::change_all(&ledger, vec![change], PATIENCE).await).await
+                    tell(&answers, vec![registers::change_one(&ledger, change, PATIENCE).await]).await
                 });
             }
             Effect::Read(read) => {
@@ -263,11 +279,7 @@ impl Driver {
                     async move { tell(&answers, registers::read_all(&ledger, vec![read], PATIENCE).await).await },
                 );
             }
-            Effect::Want(scope) => {
-                if let Err(error) = self.parts.leases.want(scope.clone()).await {
-                    tracing::info!(%scope, %error, "this member does not lead the operation; others may");
-                }
-            }
+            Effect::Want(scope) => self.want(scope).await,
             Effect::Unwant(scope) => self.parts.leases.release(scope).await,
             Effect::Run { guard, extra } => self.begin(guard, extra),
             Effect::Stop { guard } => self.stop(&guard),
@@ -328,9 +340,8 @@ impl Driver {
     }
 
     fn count_run(&self, guard: &Guard, outcome: &'static str) {
-        let record = self.core.record(&guard.scope);
-        let known = record.and_then(|r| r.current.iter().chain(&r.past).find(|op| op.id == guard.operation));
-        let kind = known.map_or("other", |op| self.label(&op.kind));
+        let view = self.view.borrow();
+        let kind = view.find(&guard.operation).map_or("other", |(_, op)| self.label(&op.kind));
         self.parts.metrics.operation_runs.with_label_values(&[kind, outcome]).inc();
     }
 

@@ -41,7 +41,7 @@ pub enum OperationError {
     /// The record of the scope's operations does not allow it, or could not be changed.
     #[error(transparent)]
     Refused(#[from] RequestError),
-    /// No answer in time: it may stand in the ledger, or may yet.
+    /// No answer in time, or none that is certain: it may stand in the ledger, or may yet.
     #[error("whether the request about operation {id} was taken is not known")]
     Unknown {
         /// The operation.
@@ -128,12 +128,15 @@ impl OperationsHandle {
 
     async fn request(&self, scope: Scope, request: Request, id: &str) -> Result<(), OperationError> {
         let (answer, wait) = oneshot::channel();
+        let unknown = || OperationError::Unknown { id: id.to_owned() };
         let asked = async {
             let input = Input::Request(scope, request, answer);
             self.inputs.send(input).await.map_err(|_| OperationError::Ended)?;
-            wait.await.map_err(|_| OperationError::Ended)?.map_err(OperationError::from)
+            wait.await.map_err(|_| OperationError::Ended)?.map_err(|refused| match refused {
+                RequestError::Unknown => unknown(),
+                refused => refused.into(),
+            })
         };
-        let unknown = || OperationError::Unknown { id: id.to_owned() };
         tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| Err(unknown()))
     }
 

@@ -1,7 +1,7 @@
 //! The receiving end of a leader's orders.
 //!
 //! Rule: nothing is done before the order's epoch is the highest that was ever heard of its scope, the record that it names is
-//! known at its version or a newer one, and that record calls for it; before what can't be taken back the record is read from
+//! known at its version or a newer one, and that record calls for it; nothing while this member's records may be old; before what can't be taken back the record is read from
 //! the majority. Must not know: who sends orders, how a kind goes about its phases.
 
 use std::sync::Arc;
@@ -86,10 +86,14 @@ impl Orders {
             undo: order.undo,
             version: head.version,
         };
-        if guard.is_called_for(&record) {
-            return Ok(());
+        if !guard.is_called_for(&record) {
+            return Err(Refusal::NotCalledFor(head.record.clone()));
         }
-        Err(Refusal::NotCalledFor(head.record.clone()))
+        // A copy that is not the newest, or that was put back, may call for what is over.
+        if !self.records.ledger().fresh() {
+            return Err(Refusal::Other("this member can't tell whether its records are the newest".to_owned()));
+        }
+        Ok(())
     }
 
     /// Whether what the order asks for can't be taken back. An operation of a kind that this version does not know can't be

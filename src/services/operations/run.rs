@@ -76,6 +76,11 @@ impl Run {
         self.trace
     }
 
+    /// The longest TTL, in milliseconds, by which a member that is known measures whether it is stale.
+    pub fn longest_ttl_ms(&self) -> u64 {
+        self.tenure.longest_ttl_ms()
+    }
+
     /// What the phases before have decided.
     ///
     /// # Errors

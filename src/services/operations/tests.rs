@@ -16,6 +16,7 @@ use crate::services::testing::{TTL, World, member, within};
 use crate::types::{
     Epoch, IndexUid, NamesRecord, OperationEntry, OperationState, Order, PhysicalIndex, RecordKey, Scope, TraceId,
 };
+use crate::wire::gossip::MemberGossip;
 use crate::wire::verbs::{LeaderAct, LeaderOrder, RecordAt, Refusal};
 
 static SIX: Kind =
@@ -308,6 +309,7 @@ async fn what_cant_be_taken_back_is_ordered_in_vain_of_a_member_without_a_majori
         world.heal();
         if SIX.is_destructive(phase) {
             assert!(matches!(&done, Err(Refusal::Other(why)) if why.contains("majority")), "{done:?}");
+            within("fresh copies", world.at(other).ledger.wait_fresh()).await;
             world.at(other).receive(&member(leader), &order).await.expect("it can ask the majority again");
         } else {
             done.expect("its own copy is enough");
@@ -322,8 +324,7 @@ fn uid(name: &str) -> IndexUid {
 }
 
 fn flips(_: usize, records: &Records) -> Vec<Arc<dyn Runner>> {
-    let ttl_ms = u64::try_from(TTL.as_millis()).unwrap();
-    vec![Arc::new(AliasFlips::new(records.clone(), ttl_ms, Arc::default()))]
+    vec![Arc::new(AliasFlips::new(records.clone(), Arc::default()))]
 }
 
 /// Three members with the indexes `a` and `b` and the alias `live` of `a`.
@@ -337,7 +338,8 @@ async fn with_alias() -> World {
 }
 
 fn aliases(world: &World, i: usize) -> Aliases {
-    Aliases::new(world.at(i).records.clone(), world.at(i).operations.clone())
+    let running = world.at(i);
+    Aliases::new(running.records.clone(), running.operations.clone(), running.leases.clone())
 }
 
 async fn flip(world: &World, i: usize, to: &str) -> String {
@@ -380,12 +382,93 @@ async fn a_flip_waits_for_who_is_away_until_it_is_stale() {
     assert_eq!(confirming.state, OperationState::Running);
     let late = world.at(0).operations.change(&id, Wish::Cancel).await;
     assert!(matches!(late, Err(OperationError::Refused(RequestError::TooLate { .. }))), "{late:?}");
-    known(&world, 0, &id, |op| op.state == OperationState::Done).await;
+    let done = known(&world, 0, &id, |op| op.state == OperationState::Done).await;
     assert!(began.elapsed() > TTL + TTL / 20, "{:?}", began.elapsed());
+    let phases: Vec<&str> = done.history.iter().map(|h| h.phase.as_str()).collect();
+    assert_eq!(phases, ["prepare", "flip", "confirm", "unconfirmed", "done"]);
+    assert_eq!(done.extra["unconfirmed"], json!([member(2)]), "who has not confirmed stays with it");
     // Who comes back knows it before it is fresh.
     world.restart(2, flips).await;
     within("fresh copies", world.at(2).ledger.wait_fresh()).await;
     assert_eq!(targets(&world), (0..3).map(|i| (i, "b".to_owned())).collect());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alias_that_is_made_or_deleted_waits_for_who_is_away_until_it_is_stale() {
+    let world = with_alias().await;
+    world.cut(2);
+    let began = Instant::now();
+    aliases(&world, 0).delete(&uid("live"), TraceId::default()).await.unwrap();
+    assert!(!world.at(2).ledger.fresh(), "it still knows the alias, and resolves none for a write");
+    assert!(began.elapsed() > TTL, "{:?}", began.elapsed());
+    assert!(aliases(&world, 2).get(&uid("live")).is_ok());
+    world.heal();
+    within("fresh copies", world.at(2).ledger.wait_fresh()).await;
+    let began = Instant::now();
+    aliases(&world, 1).create(&uid("live"), &uid("b"), TraceId::default()).await.unwrap();
+    assert!(began.elapsed() < TTL, "all are there: {:?}", began.elapsed());
+    assert!(targets(&world).values().all(|target| target == "b"), "{:?}", targets(&world));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_of_aliases_wait_for_the_longest_ttl_that_is_known() {
+    let world = with_alias().await;
+    let longer = MemberGossip { lease_ttl_ms: Some(2 * TTL.as_millis() as u64), ..MemberGossip::default() };
+    for (_, running) in world.alive() {
+        running.gossip.send_replace([(member(2), longer.clone())].into());
+    }
+    let own_ms = TTL.as_millis() as u64;
+    within("it to be heard", async {
+        while world.alive().take(2).any(|(_, m)| m.leases.other_ttls_ms() != (own_ms, [(member(2), 2 * own_ms)].into()))
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    world.cut(2);
+    let began = Instant::now();
+    let id = flip(&world, 0, "b").await;
+    known(&world, 0, &id, |op| op.state == OperationState::Done).await;
+    assert!(began.elapsed() > 2 * TTL, "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flip_that_the_asked_member_has_not_heard_of_is_seen_all_the_same() {
+    let world = with_alias().await;
+    let plan = json!({"to": "b"});
+    // Nobody carries it out, and member 2 hears nothing of it.
+    static OTHER: Kind = Kind { name: "of tomorrow", phases: &["wait"], undoable: &[], destructive: &[] };
+    world.cut(2);
+    world.at(0).operations.begin(Scope::AliasFlip(uid("live")), &OTHER, plan).await.unwrap();
+    world.heal();
+    let deleted = aliases(&world, 2).delete(&uid("live"), TraceId::default()).await;
+    let refused = format!("{:?}", deleted.unwrap_err());
+    assert!(refused.contains("MiroirOperationState"), "{refused}");
+    assert!(aliases(&world, 2).point(&uid("live"), &uid("a"), TraceId::default()).await.is_err(), "it is not the same");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_records_may_be_old_follows_no_order() {
+    let stage = Stage::new(Some("b"));
+    let world = World::start(3, players(&SIX, &stage)).await;
+    let id = world.at(0).operations.begin(SCOPE, &SIX, json!({})).await.unwrap();
+    let leader = stage.in_phase("b").await;
+    let (other, epoch) = ((leader + 1) % 3, stage.runs().last().unwrap().1);
+    known(&world, other, &id, |op| op.phase == "b").await;
+    let order = order_of(&world, other, &id, epoch);
+    world.at(other).receive(&member(leader), &order).await.expect("it is fresh");
+    world.cut(other);
+    within("it to be stale", async {
+        while world.at(other).ledger.fresh() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let refused = world.at(other).receive(&member(leader), &order).await;
+    assert!(matches!(&refused, Err(Refusal::Other(why)) if why.contains("newest")), "{refused:?}");
+    world.heal();
+    within("fresh copies", world.at(other).ledger.wait_fresh()).await;
+    world.at(other).receive(&member(leader), &order).await.expect("it is fresh again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -423,7 +506,8 @@ async fn a_flip_goes_on_when_its_leader_is_killed() {
     let op = known(&world, other, &id, |op| op.state.is_final()).await;
     assert_eq!(op.state, OperationState::Done, "{op:?}");
     let phases: Vec<&str> = op.history.iter().map(|h| h.phase.as_str()).collect();
-    assert_eq!(phases, ["prepare", "flip", "confirm", "done"]);
+    // Whom the new leader can't ask any more, it waits for in vain.
+    assert_eq!(phases, ["prepare", "flip", "confirm", "unconfirmed", "done"]);
     let last = op.history.last().unwrap().epoch;
     assert!(last >= view.history.last().unwrap().epoch);
     within("all to know it", async {
