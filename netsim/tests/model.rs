@@ -14,14 +14,20 @@ mod table;
 
 use std::time::Instant;
 
-use stateright::{Checker, Model};
+use stateright::{Checker, Expectation, Model};
 
 use ledger::Ask::{Change, Delete, Quiet, Read};
 use ledger::{Beginning, Ledgers, Setting};
 
-/// Explores a model to its end, or so many steps deep; says what it saw, and panics at what is broken.
-fn explore<M>(name: &str, model: M, depth: Option<usize>, broken: impl Fn(&M, &M::State, &[M::Action]) -> String)
-where
+/// Explores a model to its end, or so many steps deep; says what it saw, and panics at what is broken, and at what is
+/// nowhere to be found that must be somewhere, unless that is said to lie beyond the depth.
+fn explore<M>(
+    name: &str,
+    model: M,
+    depth: Option<usize>,
+    beyond: &[&str],
+    broken: impl Fn(&M, &M::State, &[M::Action]) -> String,
+) where
     M: Model + Send + Sync + 'static,
     M::State: Clone + PartialEq + std::hash::Hash + std::fmt::Debug + Send + Sync + 'static,
     M::Action: Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static,
@@ -45,13 +51,17 @@ where
         let last = path.last_state().clone();
         panic!("{name}: {}", broken(checker.model(), &last, &path.into_actions()));
     }
-    if depth.is_none() {
-        checker.assert_properties();
+    // What must come about somewhere does, within the depth as well, or is said to lie beyond it.
+    for property in checker.model().properties() {
+        if matches!(property.expectation, Expectation::Sometimes) {
+            let (found, is_beyond) = (checker.discovery(property.name).is_some(), beyond.contains(&property.name));
+            assert!(found != is_beyond, "{name}: {}: found: {found}, beyond: {is_beyond}", property.name);
+        }
     }
 }
 
 fn ledgers(setting: Setting, depth: Option<usize>) {
-    explore(setting.name, Ledgers::new(setting), depth, |model, state, actions| {
+    explore(setting.name, Ledgers::new(setting.clone()), depth, setting.beyond, |model, state, actions| {
         format!("{}\nafter\n{}", model.broken(state).unwrap_or_default(), model.told(actions))
     });
 }
@@ -61,7 +71,7 @@ fn leases(name: &'static str, steps: u8, budget: lease::Budget) {
 }
 
 fn leases_of(name: &'static str, setting: lease::Setting) {
-    explore(name, lease::Leases::new(setting), None, |model, state, actions| {
+    explore(name, lease::Leases::new(setting), None, &[], |model, state, actions| {
         format!("{}\nafter\n{}", model.broken(state).unwrap_or_default(), model.told(actions))
     });
 }
@@ -106,6 +116,16 @@ fn adding() -> Setting {
         first: vec![(1, Change(0))],
         begins: Beginning::Adding,
         ..Setting::default()
+    }
+}
+
+/// Few enough for the whole change of the list.
+fn adding_to_two() -> Setting {
+    Setting {
+        name: "a third voter is added, a change beside it and a read behind it",
+        voters: 2,
+        later: vec![(2, Read)],
+        ..adding()
     }
 }
 
@@ -187,7 +207,12 @@ fn versions_go_on_after_a_deletion() {
 
 #[test]
 fn a_voter_is_added_while_a_record_changes() {
-    ledgers(adding(), Some(14));
+    ledgers(Setting { beyond: &["the new list is settled"], ..adding() }, Some(14));
+}
+
+#[test]
+fn an_added_voter_has_part_in_what_is_chosen() {
+    ledgers(adding_to_two(), Some(15));
 }
 
 #[test]
@@ -258,7 +283,10 @@ fn crashes_to_the_end() {
 #[test]
 #[ignore = "minutes"]
 fn a_voter_is_added_deeper() {
-    ledgers(adding(), Some(20));
+    ledgers(adding_to_two(), Some(18));
+    let budget = ledger::Budget { unheard: 1, ..budget() };
+    let name = "a fourth voter is added, a change beside it, prompt answers, one lost";
+    ledgers(Setting { name, prompt: true, budget, ..adding() }, Some(14));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use hyper::Method;
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -139,6 +140,11 @@ impl Members {
         let mut client = self.mesh.admin(member);
         let answer = timeout(LOOK_PATIENCE, client.get(path)).await;
         answer.with_context(|| format!("{} does not answer", self.name(member)))??.success()?.json()
+    }
+
+    /// What a member answers to an administrator who wants something of it.
+    pub async fn tell(&self, member: usize, method: Method, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.mesh.admin(member).json(method, path, body).await?.success()?.json()
     }
 
     /// Makes `faults` the faults of links that there are.

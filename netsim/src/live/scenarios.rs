@@ -8,7 +8,7 @@ use futures_util::future::LocalBoxFuture;
 use tokio::time::{Instant, sleep};
 
 use super::faults::Faults;
-use super::trial::{FAILOVER, TTL, Trial, boottime_us};
+use super::trial::{FAILOVER, HEALED_LEADERS, TTL, Trial, boottime_us};
 
 /// A scenario.
 pub struct Scenario {
@@ -60,6 +60,13 @@ pub const SCENARIOS: &[Scenario] = &[
         ci: true,
         leases: true,
         run: |t| Box::pin(pause(t)),
+    },
+    Scenario {
+        name: "stale-leader",
+        about: "who leads an alias's flip is stopped for longer than its lease and goes on: the flip is made once",
+        ci: true,
+        leases: true,
+        run: |t| Box::pin(stale_leader(t)),
     },
     Scenario {
         name: "triangle",
@@ -222,7 +229,7 @@ async fn apart(
     t.became_nothing(minority, from_us, boottime_us()?)?;
     t.heal().await?;
     let all = t.all();
-    let took = t.one_leader_each(&all, TTL * 2).await?;
+    let took = t.one_leader_each(&all, HEALED_LEADERS).await?;
     t.measure("healed: all agree who leads", took);
     t.leaders_stay(TTL).await
 }
@@ -261,6 +268,42 @@ async fn pause(t: &mut Trial) -> anyhow::Result<()> {
     let all = t.all();
     t.one_leader_each(&all, TTL * 2).await?;
     t.leaders_stay(TTL).await
+}
+
+/// The leader of a flip is stopped while it waits for a member that can't confirm, and goes on when another has finished the
+/// flip. What it had ordered may still be on its way then.
+async fn stale_leader(t: &mut Trial) -> anyhow::Result<()> {
+    t.watch_leaders().await?;
+    t.make_alias().await?;
+    let away = t.members.count() - 1;
+    t.gap(FAILOVER)?;
+    t.step("one is paused", &t.others(&[away]))?;
+    t.members.pause(away)?;
+    t.seen().await?;
+
+    t.gap(FAILOVER)?;
+    let flip = t.flip_alias(0).await?;
+    let leader = t.leader_of_flip(0, &flip).await?;
+    anyhow::ensure!(leader != away, "{} leads although it is paused", t.members.name(leader));
+    let others = t.others(&[away, leader]);
+    let began = Instant::now();
+    t.step("who leads a flip is paused", &others)?;
+    t.members.pause(leader)?;
+    t.seen().await?;
+    t.flip_is_done(&others, &flip, began + FAILOVER * 2).await?;
+    t.measure("paused: another has finished the flip", began.elapsed());
+    t.one_leader_each(&others, FAILOVER).await?;
+    sleep((TTL * 2).saturating_sub(began.elapsed())).await;
+
+    t.step("both go on", &others)?;
+    t.members.resume(leader)?;
+    t.members.resume(away)?;
+    t.seen().await?;
+    let all = t.all();
+    t.one_leader_each(&all, TTL * 2).await?;
+    t.leaders_stay(TTL).await?;
+    t.flip_is_done(&all, &flip, Instant::now() + TTL).await?;
+    t.led_one_after_the_other(&format!("alias_flip:{}", super::trial::ALIAS), leader)
 }
 
 async fn loss(t: &mut Trial) -> anyhow::Result<()> {
@@ -345,6 +388,6 @@ mod tests {
         assert_eq!(names.len(), SCENARIOS.len());
         assert!(!names.contains("all") && !names.contains("ci"));
         let ci: Vec<&str> = SCENARIOS.iter().filter(|s| s.ci).map(|s| s.name).collect();
-        assert_eq!(ci, ["links", "processes", "majority", "one-way", "pause"]);
+        assert_eq!(ci, ["links", "processes", "majority", "one-way", "pause", "stale-leader"]);
     }
 }

@@ -8,28 +8,35 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use futures_util::future::join_all;
-use serde_json::Value;
+use hyper::Method;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::faults::{Faults, Picture};
 use super::holdings::{self, Holding};
 use super::leaders::{self, STANDING, Watch};
-use super::members::{Members, has_leases, number};
+use super::members::{INDEX, Members, has_leases, number};
 use super::report::Measured;
 use super::searches::{self, Expected, Searches};
-use crate::mesh::say;
+use crate::mesh::{say, task_uid, wait_for_task};
 
 /// Leases last so long here, so that trials are short; the defaults are 10 and 3.
 pub const TTL: Duration = Duration::from_secs(4);
 const RENEW: Duration = Duration::from_secs(1);
-/// A lost leader is replaced within TTL + 1 s. Real processes on a busy machine get twice the time.
+/// A lost leader is replaced within TTL + 1 s. The bounds of the protocol are held to exactly in virtual time; real processes
+/// share their machine with others, and are asked over HTTP, and get twice the time.
 pub const FAILOVER: Duration = TTL.saturating_add(Duration::from_secs(1)).saturating_mul(2);
+/// After a cut has healed all agree within a TTL; twice of that for the same reason.
+pub const HEALED_LEADERS: Duration = TTL.saturating_mul(2);
 /// Three probes, 300 ms apart, make a suspect; a lost connection ends after 5 s. The same allowance.
 const NOTICED: Duration = Duration::from_secs(10);
 /// Dialling again takes a pause of at most 2 s and an attempt of at most 3 s. The same allowance, and more.
 const HEALED: Duration = Duration::from_secs(15);
 /// For how long what was waited for must stay so.
 const STEADY: Duration = Duration::from_secs(2);
+/// The alias that is flipped, and the index that it is flipped to.
+pub const ALIAS: &str = "live";
+const OTHER: &str = "other";
 const LOOK_INTERVAL: Duration = Duration::from_millis(25);
 
 /// What the members' config says beyond the usual.
@@ -397,6 +404,76 @@ impl Trial {
             let began = holding.from_us > from_us && holding.from_us < to_us;
             ensure!(!(its && began), "{} became the holder of {}", holding.member, holding.scope);
         }
+        Ok(())
+    }
+
+    // Operations: the flip of an alias.
+
+    /// Makes an alias of the index that is searched, and another index.
+    pub async fn make_alias(&self) -> anyhow::Result<()> {
+        let mut client = self.members.client(0);
+        let made = client.json(Method::POST, "/indexes", &json!({"uid": OTHER, "primaryKey": "id"})).await?;
+        wait_for_task(&mut client, task_uid(&made.success()?.json()?)?).await?;
+        self.members.tell(0, Method::POST, "/_miroir/aliases", &json!({"name": ALIAS, "index": INDEX})).await.map(drop)
+    }
+
+    /// Asks a member to flip the alias; the operation's id.
+    pub async fn flip_alias(&self, member: usize) -> anyhow::Result<String> {
+        let path = format!("/_miroir/aliases/{ALIAS}");
+        let begun = self.members.tell(member, Method::PUT, &path, &json!({"index": OTHER})).await?;
+        begun["operation"].as_str().map(str::to_owned).with_context(|| format!("no operation in {begun}"))
+    }
+
+    /// Waits until the flip is in its last phase; who leads it then, as a member knows.
+    pub async fn leader_of_flip(&self, member: usize, id: &str) -> anyhow::Result<usize> {
+        let until = Instant::now() + FAILOVER;
+        loop {
+            let operation = self.members.ask(member, &format!("/_miroir/operations/{id}")).await?;
+            if operation["phase"] == "confirm" && operation["state"] == "running" {
+                let leases = self.members.ask(member, "/_miroir/leases").await?;
+                return Ok(lease(&leases, &format!("alias_flip:{ALIAS}"))?.holder);
+            }
+            ensure!(Instant::now() < until, "the flip does not wait for who is away: {operation}");
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Waits until the members know the flip to be done: each phase entered once, the alias flipped once.
+    pub async fn flip_is_done(&self, among: &[usize], id: &str, until: Instant) -> anyhow::Result<()> {
+        for member in among {
+            let name = self.members.name(*member).to_owned();
+            let operation = loop {
+                let operation = self.members.ask(*member, &format!("/_miroir/operations/{id}")).await?;
+                if operation["state"] == "done" {
+                    break operation;
+                }
+                ensure!(Instant::now() < until, "{name} does not know the flip to be done: {operation}");
+                sleep(LOOK_INTERVAL).await;
+            };
+            let history = operation["history"].as_array().context("expected `history`")?;
+            let phases: Vec<&str> = history.iter().filter_map(|h| h["phase"].as_str()).collect();
+            let once: BTreeSet<&str> = phases.iter().copied().collect();
+            ensure!(phases.len() == once.len() && phases.last() == Some(&"done"), "{name}: {phases:?}");
+            let alias = self.members.ask(*member, &format!("/_miroir/aliases/{ALIAS}")).await?;
+            ensure!(alias["index"] == OTHER && alias["version"] == 2, "{name}: {alias}");
+        }
+        Ok(())
+    }
+
+    /// By the members' own logs another one has held the scope after `first`, which has not held it again. How many orders
+    /// were refused as a stale leader's is said.
+    pub fn led_one_after_the_other(&mut self, scope: &str, first: usize) -> anyhow::Result<()> {
+        let mut held: Vec<Holding> = self.holdings()?.into_iter().filter(|h| h.scope == scope).collect();
+        held.sort_by_key(|h| h.epoch);
+        let who: Vec<&str> = held.iter().map(|h| &*h.member).collect();
+        let first = self.members.name(first);
+        let began =
+            who.iter().position(|m| *m == first).with_context(|| format!("{first} never held {scope}: {who:?}"))?;
+        ensure!(who.len() > began + 1 && !who[began + 1..].contains(&first), "{scope} was held by {who:?}");
+        let logs = self.members.logs()?;
+        let refused =
+            logs.iter().flat_map(|(_, log)| log.lines()).filter(|l| l.contains("an order was not carried out"));
+        say(&format!("{}: {} orders were refused", self.name, refused.count()));
         Ok(())
     }
 

@@ -65,6 +65,7 @@ struct Totals {
     runs: u64,
     events: u64,
     changes: u64,
+    flips: u64,
     most_lists: u64,
     longest_healing: u64,
     majority_lost: u64,
@@ -76,6 +77,7 @@ impl Totals {
         self.runs += 1;
         self.events += passed.events;
         self.changes += passed.changes;
+        self.flips += passed.flips;
         self.most_lists = self.most_lists.max(passed.lists);
         self.majority_lost += u64::from(passed.majority_lost);
         for (sum, n) in self.put_back.iter_mut().zip(passed.put_back) {
@@ -172,7 +174,7 @@ fn report(arguments: &SimArguments, totals: &Totals, failure: Option<&Failure>, 
             "{}",
             serde_json::json!({
                 "seed": arguments.seed, "passed": totals.runs, "events": totals.events, "changes": totals.changes,
-                "majority_lost": totals.majority_lost, "put_back": totals.put_back[0], "given_up": totals.put_back[1],
+                "flips": totals.flips, "majority_lost": totals.majority_lost, "put_back": totals.put_back[0], "given_up": totals.put_back[1],
                 "seconds": seconds, "failure": failed,
             })
         );
@@ -182,10 +184,11 @@ fn report(arguments: &SimArguments, totals: &Totals, failure: Option<&Failure>, 
         eprintln!();
     }
     println!(
-        "{} runs passed in {seconds:.1} s: {} events, {} changes; at most {} voter lists, at rest at most {:.0} s after healing",
+        "{} runs passed in {seconds:.1} s: {} events, {} changes, {} flips; at most {} voter lists, at rest at most {:.0} s after healing",
         totals.runs,
         totals.events,
         totals.changes,
+        totals.flips,
         totals.most_lists,
         totals.longest_healing as f64 / 1e6
     );

@@ -70,6 +70,10 @@ struct Run {
     guard: Guard,
     plan: FlipPlan,
     since: Instant,
+    /// It has begun with what a majority knows of names.
+    refreshed: bool,
+    /// The names that members have confirmed to it.
+    confirmed: BTreeMap<MemberId, RecordVersion>,
     /// What it has asked the ledger.
     asked: Option<OpId>,
     next: Instant,
@@ -95,7 +99,6 @@ pub struct Operating {
     pub core: Operations,
     inbox: VecDeque<Input>,
     runs: BTreeMap<Scope, Run>,
-    confirmed: BTreeMap<MemberId, RecordVersion>,
     next_op: u64,
     ttl_ms: u64,
 }
@@ -113,7 +116,6 @@ impl Operating {
             core: Operations::new(vec![&ALIAS_FLIP]),
             inbox: VecDeque::new(),
             runs: BTreeMap::new(),
-            confirmed: BTreeMap::new(),
             next_op: 0,
             ttl_ms,
         }
@@ -137,21 +139,16 @@ impl Operating {
         match input {
             Input::Chosen(key, chosen) => self.core.handle_chosen(&mut env, &key, &chosen),
             Input::Answer(Asked::Core(op), answer) => self.core.handle_answer(&mut env, op, answer),
-            Input::Answer(Asked::Run(op), answer) => {
-                if let Some(run) = self.runs.values_mut().find(|run| run.asked == Some(op)) {
-                    run.asked = None;
-                    // What is not known is looked at again after a while.
-                    let known = !matches!(answer, Answer::Unknown | Answer::NoQuorum);
-                    run.next = if known { env.now } else { env.now.plus(LOOK_AGAIN) };
-                }
-            }
+            Input::Answer(Asked::Run(op), answer) => self.answered(&mut env, op, &answer),
             Input::Became(scope, epoch) => self.core.handle_became(&mut env, &scope, epoch),
             Input::Lost(scope, epoch) => self.core.handle_lost(&mut env, &scope, epoch),
             Input::Request(scope, request, at) => drop(self.core.handle_request(&mut env, &scope, request, &at)),
             Input::Confirmed(member, version) => {
-                let known = self.confirmed.entry(member).or_default();
-                *known = version.max(*known);
-                self.runs.values_mut().for_each(|run| run.next = env.now);
+                for run in self.runs.values_mut() {
+                    let known = run.confirmed.entry(member.clone()).or_default();
+                    *known = version.max(*known);
+                    run.next = env.now;
+                }
             }
             Input::Tick => self.core.handle_tick(&mut env),
         }
@@ -177,7 +174,9 @@ impl Operating {
                     outs.push(Out::Note(format!("runs {} of {} under {}", guard.phase, guard.operation, guard.epoch)));
                     let Ok(plan) = serde_json::from_value(extra) else { continue };
                     let (since, next) = (around.now, around.now);
-                    self.runs.insert(guard.scope.clone(), Run { guard, plan, since, asked: None, next });
+                    let (refreshed, confirmed) = (false, BTreeMap::new());
+                    let run = Run { guard, plan, since, refreshed, confirmed, asked: None, next };
+                    self.runs.insert(run.guard.scope.clone(), run);
                 }
                 Effect::Stop { guard } => {
                     outs.push(Out::Note(format!("stops {} of {}", guard.phase, guard.operation)));
@@ -189,6 +188,20 @@ impl Operating {
         }
     }
 
+    /// The ledger has answered a run: what could not be read or written is for the next run to try.
+    fn answered(&mut self, env: &mut Env<'_>, op: OpId, answer: &Answer) {
+        let Some(run) = self.runs.values_mut().find(|run| run.asked == Some(op)) else { return };
+        (run.asked, run.next) = (None, env.now);
+        if matches!(answer, Answer::Unknown | Answer::NoQuorum) {
+            let guard = run.guard.clone();
+            self.runs.remove(&guard.scope);
+            let why = "no majority of the voters can be reached".to_owned();
+            self.core.handle_finished(env, &guard, Outcome::Failed { why, retry: true }, "now");
+            return;
+        }
+        run.refreshed = true;
+    }
+
     /// Does what a run calls for.
     fn advance(&mut self, env: &mut Env<'_>, scope: &Scope, around: &Around<'_>, outs: &mut Vec<Out>) {
         let Some(run) = self.runs.get_mut(scope) else { return };
@@ -197,10 +210,18 @@ impl Operating {
         if !self.core.permits(&run.guard, around.leading.believes(scope, around.now)) {
             return;
         }
+        if !run.refreshed {
+            // What this member's copy lacks may be what an earlier leader has decided on.
+            self.next_op += 1;
+            let op = OpId(self.next_op);
+            run.asked = Some(op);
+            outs.push(Out::Read(Asked::Run(op), Read { op, key: NAMES.to_owned() }));
+            return;
+        }
         let (version, names) = names_of(around.ledger);
         let view = FlipView {
             names: (version, &names),
-            confirmed: &self.confirmed,
+            confirmed: &run.confirmed,
             active: around.members,
             epoch: run.guard.epoch,
             now: env.now,

@@ -3,7 +3,7 @@
 //! Everything comes from one seed, and everything happens in the order of (time, number). Must not know: which faults
 //! there are to be (`faults`), and what is said of a run (`run`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -125,6 +125,10 @@ pub struct World {
     requests: BTreeMap<OpId, (RecordKey, Asker)>,
     leases: Leases,
     steps: Steps,
+    // The version of names that each member must have, if it is fresh: flips up to it are done.
+    flipped: BTreeMap<MemberId, u64>,
+    /// Flips whose end was held against what all members know, for statistics.
+    pub flips: u64,
     // Of each store, the highest epoch of the orders that its member has taken.
     orders: BTreeMap<(StoreId, Scope), Epoch>,
     // Until when each host's clock does not count as right.
@@ -164,6 +168,8 @@ impl World {
             requests: BTreeMap::new(),
             leases: Leases::default(),
             steps: Steps::new(&ALIAS_FLIP),
+            flipped: BTreeMap::new(),
+            flips: 0,
             orders: BTreeMap::new(),
             wrong_until: Vec::new(),
             next_op: 0,
@@ -413,14 +419,58 @@ impl World {
         if let (Some(scope), Ok(value)) = (Scope::of_lease_key(key.as_str()), LeaseValue::parse(&record.value)) {
             self.leases.agreed(&scope, record.version, &value)?;
         }
+        if key.is_mesh()
+            && let Ok(mesh) = MeshRecord::from_json(&record.value)
+        {
+            self.flipped.retain(|id, _| mesh.present().any(|m| m.id == *id));
+        }
         let scope = key.as_str().strip_prefix(OPERATION).and_then(|scope| scope.parse::<Scope>().ok());
         if let (Some(scope), Ok(operations)) = (scope, serde_json::from_str(&record.value)) {
-            self.steps.recorded(&scope, record.version, &operations)?;
+            let members = &self.members;
+            let listed = || newest_mesh(members).iter().flat_map(|r| r.present().map(|m| m.id.clone())).collect();
+            self.steps.recorded(&scope, record.version, &operations, listed)?;
+            if let Some((names, listed)) = self.steps.newly_done(&operations) {
+                self.flip_is_done(names, listed)?;
+            }
         }
         if key.as_str() == NAMES
             && let Ok(names) = serde_json::from_str(&record.value)
         {
             self.steps.named(record.version, &names)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a host's clock has run as it should for long enough to be held to what it says.
+    fn runs_right(&self, host: Host) -> bool {
+        !self.members[host].clock.is_stopped() && self.wrong_until[host] <= self.now
+    }
+
+    /// A flip is done: from here on nobody of its members takes itself for fresh without these names. If a clock was wrong, it
+    /// may have been the leader's, which then has not waited for those that did not confirm.
+    fn flip_is_done(&mut self, names: u64, listed: BTreeSet<MemberId>) -> Result<(), Stopped> {
+        if !(0..self.members.len()).all(|host| self.runs_right(host)) {
+            return Ok(());
+        }
+        self.flips += 1;
+        for member in listed {
+            let known = self.flipped.entry(member).or_default();
+            *known = names.max(*known);
+        }
+        (0..self.members.len()).try_for_each(|host| self.knows_flips(host))
+    }
+
+    /// Whether a member that counts itself fresh knows every flip that is done, if it was one when the flip was to be
+    /// confirmed, and has been since: others take no writes.
+    fn knows_flips(&self, host: Host) -> Result<(), Stopped> {
+        let Some(must) = self.flipped.get(&name(host)).copied() else { return Ok(()) };
+        let member = &self.members[host];
+        let Some(process) = member.process.as_ref().filter(|_| self.runs_right(host)) else { return Ok(()) };
+        let names = RecordKey::new(NAMES).expect("a word is a key");
+        let known = process.ledger.copy(&names).map_or(0, |copy| copy.version);
+        if known < must && process.ledger.fresh(Instant(member.clock.at(self.now))) {
+            let what = format!("{} is fresh with names at {known}, a flip at {must} is done", name(host));
+            return Err(Broken::new("who_is_fresh_knows_the_flips", what).into());
         }
         Ok(())
     }
@@ -679,6 +729,7 @@ impl World {
     /// Lets a process do all that it can do now.
     fn run(&mut self, host: Host) -> Result<(), Stopped> {
         while self.run_ledger(host)? || self.run_leading(host)? || self.run_operating(host)? {}
+        self.knows_flips(host)?;
         self.set_timer(host);
         Ok(())
     }
@@ -727,8 +778,7 @@ impl World {
     fn one_holder(&self, host: Host) -> Result<(), Stopped> {
         let believes = |host: Host, scope: &Scope| {
             let member = &self.members[host];
-            let runs_right = !member.clock.is_stopped() && self.wrong_until[host] <= self.now;
-            let process = member.process.as_ref().filter(|_| runs_right)?;
+            let process = member.process.as_ref().filter(|_| self.runs_right(host))?;
             process.leading.believes(scope, Instant(member.clock.at(self.now)))
         };
         let Some(process) = &self.members[host].process else { return Ok(()) };
@@ -1055,6 +1105,9 @@ impl World {
         let Some((key, asker)) = self.requests.remove(&op) else {
             return Err(Broken::new("one_answer_per_request", format!("{op:?} is answered again: {answer:?}")).into());
         };
+        if matches!(answer, Answer::NoQuorum | Answer::Refused { .. } | Answer::Conflict { maybe_own: false, .. }) {
+            self.history.not_done(op.0)?;
+        }
         let heard = match &answer {
             Answer::Changed { version } => {
                 self.history.changed(op.0, *version)?;
@@ -1105,8 +1158,7 @@ impl World {
 
     /// What the newest copy of the mesh's record says.
     pub fn mesh_record(&self) -> Option<MeshRecord> {
-        let copies = self.members.iter().filter_map(|m| m.disk.ledger().copies.get(&RecordKey::mesh()));
-        MeshRecord::from_json(&copies.max_by_key(|c| c.version)?.value).ok()
+        newest_mesh(&self.members)
     }
 
     /// From now on a host's clock does not count as right for a while.
@@ -1149,6 +1201,11 @@ impl World {
         }
         Ok(())
     }
+}
+
+fn newest_mesh(members: &[Member]) -> Option<MeshRecord> {
+    let copies = members.iter().filter_map(|m| m.disk.ledger().copies.get(&RecordKey::mesh()));
+    MeshRecord::from_json(&copies.max_by_key(|c| c.version)?.value).ok()
 }
 
 fn uid(text: &str) -> IndexUid {

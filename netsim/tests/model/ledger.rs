@@ -46,6 +46,8 @@ pub struct Budget {
     pub repeats: u8,
     /// Processes killed and started again.
     pub crashes: u8,
+    /// Where answers are prompt: questions of which the answer is lost.
+    pub unheard: u8,
 }
 
 /// What a client asks for.
@@ -91,10 +93,14 @@ pub struct Setting {
     pub again: bool,
     /// Whether chosen values are pushed, or every push is lost.
     pub pushes: bool,
+    /// An answer is there at once: a question and its answer are one step.
+    pub prompt: bool,
     /// Who has a voter change to see to at once.
     pub begins: Beginning,
     /// What may happen.
     pub budget: Budget,
+    /// Which of the properties that must hold somewhere lie beyond the depth explored.
+    pub beyond: &'static [&'static str],
 }
 
 impl Default for Setting {
@@ -108,8 +114,10 @@ impl Default for Setting {
             crashing: Vec::new(),
             again: false,
             pushes: false,
+            prompt: false,
             begins: Beginning::Settled,
             budget: Budget::default(),
+            beyond: &[],
         }
     }
 }
@@ -137,12 +145,41 @@ struct Letter {
 #[derive(Debug, Clone)]
 enum Event {
     Listed(VoterList),
-    Promised { voter: Voter, list: u64, key: RecordKey, ballot: Ballot, before: Option<Ballot>, alone: bool },
-    Accepted { voter: Voter, list: u64, key: RecordKey, ballot: Ballot, record: Versioned },
-    Copied { key: RecordKey, before: Option<Versioned>, record: Versioned },
-    AskedToAccept { list: VoterList, key: RecordKey, ballot: Ballot },
-    Asked { op: OpId, value: Option<String> },
-    Answered { op: OpId, answer: Answer },
+    Promised {
+        voter: Voter,
+        list: u64,
+        key: RecordKey,
+        ballot: Ballot,
+        before: Option<Ballot>,
+        alone: bool,
+    },
+    Accepted {
+        voter: Voter,
+        list: u64,
+        key: RecordKey,
+        ballot: Ballot,
+        record: Versioned,
+    },
+    Copied {
+        key: RecordKey,
+        before: Option<Versioned>,
+        record: Versioned,
+    },
+    AskedToAccept {
+        list: VoterList,
+        key: RecordKey,
+        ballot: Ballot,
+    },
+    Asked {
+        op: OpId,
+        value: Option<String>,
+    },
+    Answered {
+        op: OpId,
+        answer: Answer,
+    },
+    /// A process that is not its member's first has voted, or asks others to accept.
+    Again(&'static str),
     Wrong(String),
 }
 
@@ -157,8 +194,19 @@ struct Past {
     floor: u64,
     changed: u64,
     answered: u64,
+    /// Of the newest list.
+    majority: usize,
+    /// Who has accepted what as a voter of a new list.
+    under_new: BTreeMap<Ballot, BTreeSet<Voter>>,
+    /// What has come about of what must come about somewhere.
+    marks: BTreeSet<&'static str>,
     broken: Option<String>,
 }
+
+/// What must come about somewhere, where the setting has it.
+const VOTES_AGAIN: &str = "a restarted process votes";
+const PROPOSES_AGAIN: &str = "a restarted process asks to accept";
+const NEW_MAJORITY: &str = "a majority of the new list accepts a value";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Input {
@@ -201,6 +249,8 @@ pub enum Action {
     Deliver { at: usize, letter: Id, again: bool, late: bool },
     /// The message at this place arrives, what follows is stored, and the process ends before it sends anything.
     DeliverAndCrash { at: usize, letter: Id },
+    /// The message at this place arrives, and what is answered is lost.
+    Unheard { at: usize, letter: Id },
     /// A process ends, and whatever it would have done with the next message is lost.
     Crash { node: usize },
     /// A member's timer goes off.
@@ -271,7 +321,9 @@ impl Ledgers {
     /// Actions for people.
     pub fn told(&self, actions: &[Action]) -> String {
         let line = |action: &Action| match action {
-            Action::Deliver { letter, .. } | Action::DeliverAndCrash { letter, .. } => {
+            Action::Deliver { letter, .. }
+            | Action::DeliverAndCrash { letter, .. }
+            | Action::Unheard { letter, .. } => {
                 let l = self.letters.get(*letter);
                 format!("{action:?} m{} → m{}: {:?}", l.from, l.to, l.message.items)
             }
@@ -429,6 +481,8 @@ impl Ledgers {
             let op = OpId(100 * (u64::try_from(n).unwrap() + 1) + node.restarts);
             let command = asks.map(|(_, ask)| self.command(*ask, op, &mut events));
             self.call(n, &mut node, true, &mut events, &mut sent, |core, env| {
+                // It shows itself to the others at once, as its timer has it.
+                core.handle_tick(env);
                 if let Some(command) = command {
                     core.submit(env, command);
                 }
@@ -459,9 +513,17 @@ impl Ledgers {
             }
         }
         look(n, &node.stored, &rows, events);
+        let votes = |row: &Row| matches!(row, Row::Promise { .. } | Row::Accepted { .. });
+        if node.restarts > 0 && rows.iter().any(votes) {
+            events.push(Event::Again(VOTES_AGAIN));
+        }
         rows.into_iter().for_each(|row| node.stored.apply(row));
         if tells {
+            let before = events.len();
             after.into_iter().for_each(|effect| self.carry_out(n, effect, events, sent));
+            if node.restarts > 0 && events[before..].iter().any(|e| matches!(e, Event::AskedToAccept { .. })) {
+                events.push(Event::Again(PROPOSES_AGAIN));
+            }
         }
     }
 
@@ -492,6 +554,19 @@ impl Ledgers {
             Effect::Answer { op, answer } => events.push(Event::Answered { op, answer }),
             Effect::RolledBack { text } => events.push(Event::Wrong(text)),
             _ => {}
+        }
+    }
+
+    /// What was answered arrives at once, or never.
+    fn answers_arrive(&self, state: &mut State, step: &Step, lost: bool) {
+        for answer in step.sent.iter().filter(|(_, _, asks)| !asks) {
+            let Some(at) = state.net.iter().position(|letter| letter == answer) else { continue };
+            let to = arrives(state, at, false, true);
+            if !lost {
+                let step = self.step(to, state.nodes[to], Input::Letter(answer.1));
+                self.take(state, to, &step);
+                self.answers_arrive(state, &step, false);
+            }
         }
     }
 
@@ -527,6 +602,7 @@ fn is_question(item: &Item) -> bool {
             | Item::Keys { .. }
             | Item::Push { .. }
             | Item::PushWhole { .. }
+            | Item::Show
     )
 }
 
@@ -574,7 +650,12 @@ impl Past {
     fn take(&mut self, event: &Event) -> Result<(), String> {
         let text = |broken: invariant::Broken| broken.to_string();
         match event {
-            Event::Listed(list) => self.history.listed(list).map_err(text),
+            Event::Listed(list) => {
+                if list.number > 1 {
+                    self.majority = list.majority();
+                }
+                self.history.listed(list).map_err(text)
+            }
             Event::Promised { voter, list, key, ballot, before, alone } => {
                 if *alone && before.as_ref().is_some_and(|b| b >= ballot) {
                     return Err(format!(
@@ -586,6 +667,7 @@ impl Past {
             }
             Event::Accepted { voter, list, key, ballot, record } => {
                 self.holds.insert((voter.clone(), key.clone()), record.version);
+                self.under_new(voter, *list, key, ballot);
                 self.history.accepted(voter, *list, key, ballot, record).map_err(text)
             }
             Event::Copied { key, before, record } => {
@@ -609,7 +691,24 @@ impl Past {
                 Ok(())
             }
             Event::Answered { op, answer } => self.answer(*op, answer),
+            Event::Again(what) => {
+                self.marks.insert(what);
+                Ok(())
+            }
             Event::Wrong(text) => Err(text.clone()),
+        }
+    }
+
+    /// Whether a majority of the new list has accepted one ballot under it.
+    fn under_new(&mut self, voter: &Voter, list: u64, by: &RecordKey, ballot: &Ballot) {
+        if list < 2 || *by != key() || self.marks.contains(NEW_MAJORITY) {
+            return;
+        }
+        let voters = self.under_new.entry(ballot.clone()).or_default();
+        voters.insert(voter.clone());
+        if voters.len() >= self.majority {
+            self.under_new.clear();
+            self.marks.insert(NEW_MAJORITY);
         }
     }
 
@@ -722,6 +821,9 @@ impl Model for Ledgers {
             if state.budget.crashes > 0 && self.crashes(link.1.into()) {
                 actions.push(Action::DeliverAndCrash { at, letter });
             }
+            if state.budget.unheard > 0 {
+                actions.push(Action::Unheard { at, letter });
+            }
         }
         for node in 0..state.nodes.len() {
             if state.budget.crashes > 0 && self.crashes(node) {
@@ -748,6 +850,10 @@ impl Model for Ledgers {
                 state.budget.crashes -= 1;
                 (arrives(&mut state, at, false, false), Input::LetterAndCrash(letter))
             }
+            Action::Unheard { at, letter } => {
+                state.budget.unheard -= 1;
+                (arrives(&mut state, at, false, false), Input::Letter(letter))
+            }
             Action::Crash { node } => {
                 state.budget.crashes -= 1;
                 (node, Input::Crash)
@@ -768,6 +874,9 @@ impl Model for Ledgers {
             return None;
         }
         self.take(&mut state, n, &step);
+        if self.setting.prompt {
+            self.answers_arrive(&mut state, &step, matches!(action, Action::Unheard { .. }));
+        }
         Some(state)
     }
 
@@ -779,6 +888,15 @@ impl Model for Ledgers {
             }),
             Property::sometimes("everything is answered", |model: &Ledgers, state: &State| {
                 state.answered >= model.setting.first.len() + model.setting.later.len()
+            }),
+            Property::sometimes(VOTES_AGAIN, |model: &Ledgers, state: &State| {
+                model.setting.budget.crashes == 0 || model.pasts.get(state.past).marks.contains(VOTES_AGAIN)
+            }),
+            Property::sometimes(PROPOSES_AGAIN, |model: &Ledgers, state: &State| {
+                !model.setting.again || model.pasts.get(state.past).marks.contains(PROPOSES_AGAIN)
+            }),
+            Property::sometimes(NEW_MAJORITY, |model: &Ledgers, state: &State| {
+                model.setting.begins == Beginning::Settled || model.pasts.get(state.past).marks.contains(NEW_MAJORITY)
             }),
             Property::sometimes("the new list is settled", |model: &Ledgers, state: &State| {
                 let settled = |id: &Id| {

@@ -319,6 +319,30 @@ async fn what_cant_be_taken_back_is_ordered_in_vain_of_a_member_without_a_majori
     known(&world, 0, &id, |op| op.state == OperationState::Done).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_cant_be_taken_back_and_is_over_is_refused_by_who_has_heard_of_nothing_newer() {
+    let stage = Stage::new(Some("e"));
+    let world = World::start(3, players(&SIX, &stage)).await;
+    let id = world.at(0).operations.begin(SCOPE, &SIX, json!({})).await.unwrap();
+    let leader = stage.in_phase("e").await;
+    let (receiver, epoch) = ((leader + 1) % 3, stage.runs().last().unwrap().1);
+    known(&world, receiver, &id, |op| op.phase == "e").await;
+    let order = order_of(&world, receiver, &id, epoch);
+    world.at(receiver).receive(&member(leader), &order).await.expect("it is called for");
+
+    world.cut(receiver);
+    stage.hold_in.send_replace(Some("f"));
+    stage.in_phase("f").await;
+    let view = world.at(receiver).operations.view();
+    assert_eq!(view.find(&id).unwrap().1.phase, "e", "by its own copy it is called for still");
+    // It reaches the others from here on, and nobody has told it anything yet.
+    world.heal();
+    let refused = world.at(receiver).receive(&member(leader), &order).await;
+    refused.expect_err("the phase is over, as a majority knows");
+    stage.go_on();
+    known(&world, receiver, &id, |op| op.state == OperationState::Done).await;
+}
+
 fn uid(name: &str) -> IndexUid {
     IndexUid::new(name).unwrap()
 }

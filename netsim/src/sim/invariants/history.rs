@@ -28,6 +28,8 @@ pub struct History {
     values: BTreeMap<(String, u64), String>,
     // Which request's own change was told to have made a version.
     makers: BTreeMap<(String, u64), Request>,
+    // Of each key, version and value that somebody asked for: how many of these changes may have been made, or may be yet.
+    possible: BTreeMap<(String, u64, String), u32>,
 }
 
 impl History {
@@ -36,8 +38,9 @@ impl History {
         self.begin(request, key, None);
     }
 
-    /// A client changes a key that it expects at a version. No two changes write the same value.
+    /// A client changes a key that it expects at a version.
     pub fn change(&mut self, request: Request, key: &str, expected: u64, value: &str) {
+        *self.possible.entry((key.to_owned(), expected + 1, value.to_owned())).or_default() += 1;
         self.begin(request, key, Some((expected, value.to_owned())));
     }
 
@@ -79,6 +82,24 @@ impl History {
         self.saw(&open, version, value)
     }
 
+    /// The answer says that the change was not made and will never be; it is told to one of the others next.
+    ///
+    /// # Errors
+    /// [`Broken`] if somebody holds its value for chosen, and nobody else can have made it.
+    pub fn not_done(&mut self, request: Request) -> Result<(), Broken> {
+        let Some(Open { key, writes: Some((expected, value)), .. }) = self.open.get(&request) else { return Ok(()) };
+        let wanted = (key.clone(), expected + 1, value.clone());
+        let left = self.possible.get_mut(&wanted).map_or(0, |count| {
+            *count = count.saturating_sub(1);
+            *count
+        });
+        let (key, version, value) = wanted;
+        if left == 0 && self.values.get(&(key.clone(), version)) == Some(&value) {
+            return Err(nobody_made(&key, version, &value));
+        }
+        Ok(())
+    }
+
     /// No answer, or one that says that nothing was done.
     pub fn gone(&mut self, request: Request) {
         self.open.remove(&request);
@@ -110,12 +131,20 @@ impl History {
                 Err(Broken::new("one_value_a_version", what))
             }
             Some(_) => Ok(()),
+            None if self.possible.get(&(key.to_owned(), version, value.to_owned())) == Some(&0) => {
+                Err(nobody_made(key, version, value))
+            }
             None => {
                 self.values.insert((key.to_owned(), version), value.to_owned());
                 Ok(())
             }
         }
     }
+}
+
+fn nobody_made(key: &str, version: u64, value: &str) -> Broken {
+    let what = format!("{key} version {version} is `{}`, and all who asked for that were told it is not", cut(value));
+    Broken::new("what_is_not_done_is_never_chosen", what)
 }
 
 fn cut(text: &str) -> &str {
@@ -153,6 +182,28 @@ mod tests {
         h.change(2, "k", 0, "b");
         h.changed(1, 1).unwrap();
         assert_eq!(h.changed(2, 1).unwrap_err().name, "one_change_a_version");
+    }
+
+    #[test]
+    fn a_value_of_a_change_that_was_not_made_is_found_whatever_is_told_first() {
+        let name = "what_is_not_done_is_never_chosen";
+        let mut h = History::default();
+        h.change(1, "k", 0, "a");
+        h.not_done(1).unwrap();
+        h.gone(1);
+        assert_eq!(h.value("k", 1, Some("a")).unwrap_err().name, name);
+        let mut h = History::default();
+        h.change(1, "k", 0, "a");
+        h.value("k", 1, Some("a")).unwrap();
+        assert_eq!(h.not_done(1).unwrap_err().name, name);
+        // Another change of the same may have made it.
+        let mut h = History::default();
+        h.change(1, "k", 0, "a");
+        h.change(2, "k", 0, "a");
+        h.not_done(1).unwrap();
+        h.gone(1);
+        h.value("k", 1, Some("a")).unwrap();
+        assert_eq!(h.not_done(2).unwrap_err().name, name);
     }
 
     #[test]
