@@ -90,6 +90,9 @@ impl Working {
     }
 }
 
+/// By queue and job: how often, and since when so often.
+type GivenBack = BTreeMap<(String, String), (u32, Instant)>;
+
 /// Queues of jobs; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Jobs {
@@ -99,7 +102,7 @@ pub struct Jobs {
     // What this process works on: a claim of its own that is not here was made by a change whose answer did not come.
     working: Arc<Mutex<BTreeSet<(String, String)>>>,
     // How often each job had been given back when this process saw it last, and since when so often.
-    given_back: Arc<Mutex<BTreeMap<(String, String), (u32, Instant)>>>,
+    given_back: Arc<Mutex<GivenBack>>,
     // One claim at a time, so that a new one is noted there before anybody looks for those that are not.
     claiming: Arc<tokio::sync::Mutex<()>>,
 }

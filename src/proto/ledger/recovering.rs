@@ -78,6 +78,8 @@ impl Recovering {
         for member in &missing {
             self.ask(base, &order, member);
         }
+        // What this member hands over to itself is there before the step ends.
+        let missing = missing.into_iter().filter(|m| *m != base.config.member).collect();
         base.notice(Notice::Recovering { new: order.new, leader: order.leader, missing });
     }
 

@@ -265,7 +265,7 @@ impl Operations {
         self.drive(env, scope);
     }
 
-    /// The lease that was wanted could not be asked for now.
+    /// The lease that was wanted could not be asked for.
     pub fn handle_not_wanted(&mut self, env: &mut Env, scope: &Scope) {
         if let Some(s) = self.scopes.get_mut(scope).filter(|s| s.wanted) {
             s.want_again = Some(env.now.plus(env.jitter(WANT_AGAIN)));

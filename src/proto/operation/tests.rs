@@ -31,6 +31,9 @@ enum Event {
     Kill(usize),
 }
 
+/// A request of a member's process.
+type Named = (usize, u64, RequestId);
+
 struct World {
     now: u64,
     rng: fastrand::Rng,
@@ -51,7 +54,7 @@ struct World {
     done: BTreeMap<String, Value>,
     /// Every run: epoch and phase.
     runs: Vec<(u64, String, bool)>,
-    answered: Vec<((usize, u64, RequestId), Result<(), RequestError>)>,
+    answered: Vec<(Named, Result<(), RequestError>)>,
     /// Whether there may be no majority, under faults.
     no_quorum: bool,
     kill_in: Option<&'static str>,
@@ -498,8 +501,8 @@ fn a_record_of_another_version_of_the_program_answers_what_waits() {
     core.handle_request(&mut env, &SCOPE, begin("op"), "now");
     core.handle_request(&mut env, &SCOPE, begin("other"), "now");
     let read = drained(&mut core).0[0];
-    let current = Some(Chosen { version: 3, value: r#"{"future":1}"#.into() });
-    core.handle_answer(&mut env, read, Answer::Read { current: current.clone() });
+    let current = Chosen { version: 3, value: r#"{"future":1}"#.into() };
+    core.handle_answer(&mut env, read, Answer::Read { current: Some(current.clone()) });
     let unknown = |id: &str| Err(RequestError::UnknownKind { id: id.into() });
     assert_eq!(drained(&mut core), (vec![], vec![unknown("op"), unknown("other")]));
     // Of what was sent before, nobody knows.
@@ -507,7 +510,7 @@ fn a_record_of_another_version_of_the_program_answers_what_waits() {
     let read = drained(&mut core).0[0];
     core.handle_answer(&mut env, read, Answer::Read { current: None });
     drained(&mut core);
-    core.handle_chosen(&mut env, "operation:ilm", &current.unwrap());
+    core.handle_chosen(&mut env, "operation:ilm", &current);
     assert_eq!(drained(&mut core).1, [Err(RequestError::Unknown)]);
 }
 

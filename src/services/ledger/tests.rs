@@ -225,9 +225,9 @@ async fn survivors_say_that_they_have_left_their_mesh_and_for_whom_they_wait() {
     let recovery = seen.recovering.unwrap();
     assert_eq!((&recovery.leader, recovery.survivors.len()), (&member(0), 2));
     assert!(!world.handle(0).fresh(), "it belongs to no mesh");
-    let words: Vec<String> = seen.notices.iter().map(|(_, notice)| words(notice)).collect();
     let expected = format!("go on as mesh {} when all of them take part: waiting for {}", recovery.new, member(1));
-    assert!(words.iter().any(|notice| notice.contains(&expected)), "{words:?}");
+    let noticed = |s: &Status| s.notices.iter().any(|(_, notice)| words(notice).contains(&expected));
+    within(status.wait_for(noticed)).await.unwrap();
     assert!(serde_json::to_value(&recovery).unwrap()["new"] == recovery.new.to_string());
     let running = world.run(1, Some(bootstrap(3))).await;
     world.members.push(running);
