@@ -1,6 +1,8 @@
 //! Leases with real processes: one leader at a time, whoever is killed, stopped or ended.
 //!
-//! Every bound is twice what is promised, because tests share their machine with others.
+//! Every bound is twice what is promised, because tests share their machine with others, and leaders are seen by asking; that no
+//! two have led at once is judged by the members' own logs. The bounds themselves hold exactly in virtual time: see
+//! `proto/lease/tests.rs` and `netsim sim`.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! Every order in which a few members' messages can arrive: the production cores of ledger and lease under a model checker.
+//! Every order in which a few members' messages can arrive: the production cores of ledger, lease and operations under a model
+//! checker.
 //!
 //! Within the bounds that each test states, all interleavings of deliveries, losses, late and repeated messages, timers, and
 //! crashes with or without the last transaction are explored. Where the simulator looks far along few paths, this looks at
@@ -9,6 +10,8 @@
 mod lease;
 #[path = "model/ledger.rs"]
 mod ledger;
+#[path = "model/operation.rs"]
+mod operation;
 #[path = "model/table.rs"]
 mod table;
 
@@ -72,6 +75,12 @@ fn leases(name: &'static str, steps: u8, budget: lease::Budget) {
 
 fn leases_of(name: &'static str, setting: lease::Setting) {
     explore(name, lease::Leases::new(setting), None, &[], |model, state, actions| {
+        format!("{}\nafter\n{}", model.broken(state).unwrap_or_default(), model.told(actions))
+    });
+}
+
+fn operations(name: &str, depth: Option<usize>, beyond: &[&str], budget: operation::Budget) {
+    explore(name, operation::Operating::new(budget), depth, beyond, |model, state, actions| {
         format!("{}\nafter\n{}", model.broken(state).unwrap_or_default(), model.told(actions))
     });
 }
@@ -263,6 +272,19 @@ fn a_stale_order_is_refused() {
 }
 
 #[test]
+fn phases_never_go_back_whoever_leads() {
+    let budget = operation::Budget { leads: 2, repeats: 1, ..operation::Budget::default() };
+    operations("an operation, two leaders, a push repeated", None, &[], budget);
+}
+
+#[test]
+fn an_operation_is_gone_on_with_where_nobody_knows_what_was_written() {
+    let budget = operation::Budget { leads: 2, unknown: 1, ticks: 1, ..operation::Budget::default() };
+    let beyond = &["the operation is done, begun and ended by two leaders"];
+    operations("an operation, two leaders, one write unknown", Some(18), beyond, budget);
+}
+
+#[test]
 #[ignore = "minutes"]
 fn rivals_with_late_and_repeated_messages_to_the_end() {
     ledgers(
@@ -299,9 +321,9 @@ fn two_changes_of_one_member_and_a_rival_to_the_end() {
 #[test]
 #[ignore = "minutes"]
 fn leases_for_longer() {
-    leases("two members, three TTLs", 15, lease_budget());
-    leases("one crash, longer", 8, lease::Budget { crashes: 1, ..lease_budget() });
-    leases("signs, longer", 8, lease::Budget { signs: 1, gossip: 1, pushes: 1, ..lease_budget() });
-    leases("two requests held up, one unknown", 6, lease::Budget { unknown: 1, held: 2, ..lease_budget() });
-    leases("one release, two orders", 5, lease::Budget { releases: 1, orders: 2, ..lease_budget() });
+    leases("one crash, longer", 6, lease::Budget { crashes: 1, ..lease_budget() });
+    leases("signs, longer", 7, lease::Budget { signs: 1, gossip: 1, pushes: 1, ..lease_budget() });
+    leases("one release, two orders", 2, lease::Budget { releases: 1, orders: 2, ..lease_budget() });
+    leases("two members, longer", 12, lease_budget());
+    leases("two held up, one unknown", 5, lease::Budget { unknown: 1, held: 2, ..lease_budget() });
 }

@@ -453,7 +453,10 @@ impl World {
             return Ok(());
         }
         self.flips += 1;
-        for member in listed {
+        // Who was removed meanwhile is not waited for.
+        let present = self.mesh_record();
+        let present = |id: &MemberId| present.iter().any(|r| r.present().any(|m| m.id == *id));
+        for member in listed.into_iter().filter(present) {
             let known = self.flipped.entry(member).or_default();
             *known = names.max(*known);
         }
