@@ -1022,6 +1022,21 @@ async fn wait_members(gossip: &Gossip, what: &str, want: impl FnMut(&Members) ->
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_answers_again_is_called_at_once() {
+    let net = Net::new(&["m1", "m2"]);
+    let m1 = net.start("m1", 1, echo());
+    for start in 1..=6 {
+        let m2 = net.start("m2", start, echo());
+        wait_suspects(&m1, &[]).await;
+        // Its data connection may be made later than the one by which it is known to be there.
+        let answer = m1.call(&m("m2"), call_of(write(), vec![1; 100], LONG)).await;
+        assert_eq!(answer.unwrap().body.len(), 100, "start {start}");
+        m2.abort();
+        wait_suspects(&m1, &["m2"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn gossip_converges_and_a_restart_replaces_what_was_said() {
     let net = Net::new(&["m1", "m2", "m3"]);
     let meshes: Vec<_> = ["m1", "m2", "m3"].map(|id| net.start(id, 1, echo())).into();

@@ -3,7 +3,7 @@
 //! Rule: an error says `NotSent` only where the peer's handler can't have run: it runs only after it has read the whole
 //! request up to its end, and a request that is given up is reset, never finished. Must not know: what calls are for.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, WriteError};
@@ -19,6 +19,9 @@ use crate::types::limits::{CALL_BODY_MAX_BYTES, CALL_HEADER_MAX_BYTES};
 use crate::wire::codec;
 use crate::wire::frame::{ANSWER_HEAD_BYTES, AnswerHead, PROTOCOL_VERSION, RequestHead};
 use crate::wire::verbs::{Class, Reply, Request};
+
+/// How long a call waits for a data connection that is being made.
+const BEING_MADE: Duration = Duration::from_millis(500);
 
 /// Largest piece that is taken from a stream at once.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -176,6 +179,27 @@ pub(super) fn read_reason(error: &ReadError) -> String {
     }
 }
 
+/// The connection for calls of this kind. While the peer answers on the other one, a data connection that is only being made
+/// is waited for: a peer counts as there again as soon as its control connection is.
+async fn connection_of(peer: &Peer, kind: Kind, deadline: tokio::time::Instant) -> Result<Connection, String> {
+    let found = |state: &LinkState| match state {
+        LinkState::Up { connection, .. } => Ok(connection.clone()),
+        LinkState::Down(reason) => Err(reason.clone()),
+    };
+    let mut state = peer.link(kind).subscribe();
+    let now = found(&state.borrow());
+    let answers = || kind == Kind::Data && found(&peer.link(Kind::Control).borrow()).is_ok();
+    let Err(reason) = now else { return now };
+    if !answers() {
+        return Err(reason);
+    }
+    let until = deadline.min(tokio::time::Instant::now() + BEING_MADE);
+    match timeout_at(until, state.wait_for(|state| found(state).is_ok())).await {
+        Ok(Ok(state)) => found(&state),
+        _ => Err(reason),
+    }
+}
+
 /// Calls a peer. Dropping the future resets the stream.
 pub(super) async fn call(shared: &Shared, peer: &Peer, call: Call) -> Result<Answer, CallError> {
     let not_sent = |reason: String| CallError::NotSent { member: peer.id.clone(), reason };
@@ -195,10 +219,7 @@ pub(super) async fn call(shared: &Shared, peer: &Peer, call: Call) -> Result<Ans
 
     let gate = peer.calls.of(class).acquire();
     let _under_way = timeout_at(deadline, gate).await.map_err(|_| late())?.map_err(|e| not_sent(e.to_string()))?;
-    let connection = match &*peer.link(Kind::of(class)).borrow() {
-        LinkState::Up { connection, .. } => connection.clone(),
-        LinkState::Down(reason) => return Err(not_sent(reason.clone())),
-    };
+    let connection = connection_of(peer, Kind::of(class), deadline).await.map_err(not_sent)?;
     let (send, recv) = timeout_at(deadline, connection.open_bi())
         .await
         .map_err(|_| late())?
