@@ -133,6 +133,8 @@ pub struct World {
     orders: BTreeMap<(StoreId, Scope), Epoch>,
     // Until when each host's clock does not count as right.
     wrong_until: Vec<u64>,
+    // What was taken by a clock that was wrong: whoever held the scope before may believe so for a while longer.
+    taken_wrongly: BTreeSet<(Scope, Epoch)>,
     next_op: u64,
     // The version of each key that clients have heard of last.
     heard: BTreeMap<RecordKey, u64>,
@@ -172,6 +174,7 @@ impl World {
             flips: 0,
             orders: BTreeMap::new(),
             wrong_until: Vec::new(),
+            taken_wrongly: BTreeSet::new(),
             next_op: 0,
             heard: BTreeMap::new(),
             last_loss: None,
@@ -788,7 +791,13 @@ impl World {
         for scope in process.leading.shown.keys() {
             let Some(own) = believes(host, scope) else { continue };
             let others = (0..self.members.len()).filter(|other| *other != host);
-            if let Some((other, theirs)) = others.filter_map(|o| Some((o, believes(o, scope)?))).next() {
+            // Between the two epochs nobody took the scope too early.
+            let rightly = |theirs: &Epoch| {
+                let (low, high) = (own.min(*theirs), own.max(*theirs));
+                !self.taken_wrongly.iter().any(|(of, epoch)| of == scope && low < *epoch && *epoch <= high)
+            };
+            let rivals = others.filter_map(|o| Some((o, believes(o, scope)?)));
+            if let Some((other, theirs)) = rivals.filter(|(_, theirs)| rightly(theirs)).next() {
                 let what = format!("{scope}: {} under {own} and {} under {theirs}", name(host), name(other));
                 return Err(Broken::new("one_holder_at_a_time", what).into());
             }
@@ -801,6 +810,9 @@ impl World {
             Done::Effect(lease::Effect::Became { scope, epoch, .. }) => {
                 self.note(format_args!("{} holds {scope} under {epoch}", name(host)));
                 self.epoch_is_stored(host, &scope, epoch)?;
+                if !self.runs_right(host) {
+                    self.taken_wrongly.insert((scope.clone(), epoch));
+                }
                 let ledger = self.members[host].process.as_ref().map(|p| p.ledger.stored().start);
                 let holder = Holder { member: name(host), start: ledger.unwrap_or_default() };
                 self.leases.began(&scope, epoch, &holder)?;

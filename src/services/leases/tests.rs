@@ -11,11 +11,11 @@ use tokio::task::JoinHandle;
 
 use super::{Driver, Inputs, LeaseHandle, OrderError, Parts};
 use crate::net::{Answer, Call, CallError, Peers};
-use crate::proto::lease::{Config, OrderRefusal};
+use crate::proto::lease::{Config, OrderRefusal, rank};
 use crate::proto::ledger::{Bootstrap, BootstrapMember, Config as LedgerConfig};
 use crate::services::cluster::MemberState;
 use crate::services::ledger::{self, LedgerHandle, now};
-use crate::services::testing::{World, within};
+use crate::services::testing::{World, member, within};
 use crate::store::{LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{Epoch, GroupId, IndexUid, LeaseValue, MemberId, Order, RecordKey, Scope};
@@ -204,7 +204,16 @@ async fn the_sum_of_leaders_is_one_and_what_a_member_that_is_cut_off_loses_is_co
     };
     each_led(&world).await;
     let of = |world: &World| (0..3).find(|i| world.at(*i).leases.believes(&Scope::Membership).is_some());
-    let old = of(&world).expect("somebody leads");
+    // Whoever got it first may offer it to the member that ranks first; that one keeps it.
+    let members: Vec<MemberId> = (0..3).map(member).collect();
+    let first = rank::order(&Scope::Membership, &members.iter().collect::<Vec<_>>())[0].clone();
+    let old = members.iter().position(|m| *m == first).expect("it is one of them");
+    within("the first in rank to lead", async {
+        while of(&world) != Some(old) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     let acquired = |world: &World| (0..3).map(|i| world.at(i).metrics.leader_acquisitions.get()).sum::<u64>();
     let leaderless = |world: &World| {
         world.at(old).metrics.leaderless.with_label_values(&[Scope::Membership.to_string().as_str()]).get()
