@@ -31,6 +31,21 @@ pub fn needs_primary(state: &ShardState, sight: &Sight) -> bool {
     !same_store || alive.start > primary.start
 }
 
+/// Whether the primary is seen by others, though not by this member, and by as many of the shard's copies as this member
+/// reaches: then only the way between the two is cut, and the primary stays.
+fn is_seen_by_others(state: &ShardState, me: &MemberId, sight: &Sight, reach: &Reach) -> bool {
+    let Some(primary) = state.primary.as_ref().filter(|p| !sight.contains_key(&p.member)) else { return false };
+    let seen = reached(state, &primary.member, reach);
+    seen > 1 && seen >= reached(state, me, reach)
+}
+
+/// How many of the shard's full copies a member reaches and is reached by, its own included.
+fn reached(state: &ShardState, member: &MemberId, reach: &Reach) -> usize {
+    let tells = |a: &MemberId, b: &MemberId| reach.get(a).is_some_and(|all| all.contains(b));
+    let copies = state.replicas.iter().filter(|c| c.state != ReplicaState::Learner).map(|c| &c.id.member);
+    copies.filter(|other| *other == member || tells(member, other) && tells(other, member)).count()
+}
+
 /// The first live member of the in-sync set that is none of `except`.
 pub fn candidate(state: &ShardState, sight: &Sight, except: &BTreeSet<MemberId>) -> Option<Holder> {
     let may = |id: &&ReplicaId| lives(sight, id) && !except.contains(&id.member);
@@ -46,9 +61,16 @@ pub fn min_in_sync(state: &ShardState, configured: Option<usize>) -> usize {
 
 /// All elections that the index needs, by the shard's number. A member that was primary and lives again in a new process
 /// elects itself; otherwise it is the first live one of the set. Those not seen leave the set, as far as they may.
-pub fn plan(shards: &[ShardState], by: &Holder, sight: &Sight, configured: Option<usize>) -> Vec<(usize, Change)> {
+/// Nothing is done about a primary that as many copies reach as reach this member.
+pub fn plan(
+    shards: &[ShardState],
+    by: &Holder,
+    sight: &Sight,
+    reach: &Reach,
+    configured: Option<usize>,
+) -> Vec<(usize, Change)> {
     let one = |(i, state): (usize, &ShardState)| {
-        if !needs_primary(state, sight) {
+        if !needs_primary(state, sight) || is_seen_by_others(state, &by.member, sight, reach) {
             return None;
         }
         let away: BTreeSet<MemberId> =
@@ -96,16 +118,10 @@ pub fn hand_over(shards: &[ShardState], me: &Holder, sight: &Sight, configured: 
 /// The member that reaches most of the shard's copies among those that a primary wants to leave out, if that is more than
 /// the primary reaches: then the two can't reach each other, and it is the primary that should go.
 pub fn better_connected<'a>(state: &'a ShardState, out: &BTreeSet<&ReplicaId>, reach: &Reach) -> Option<&'a ReplicaId> {
-    let both = |a: &MemberId, b: &MemberId| {
-        let tells = |a: &MemberId, b: &MemberId| reach.get(a).is_some_and(|all| all.contains(b));
-        tells(a, b) && tells(b, a)
-    };
-    let copies = || state.replicas.iter().filter(|c| c.state != ReplicaState::Learner).map(|c| &c.id.member);
-    let reaches = |m: &MemberId| copies().filter(|other| *other == m || both(m, other)).count();
-    let primary = reaches(&state.primary.as_ref()?.member);
+    let primary = reached(state, &state.primary.as_ref()?.member, reach);
     let mut best: Option<(&ReplicaId, usize)> = None;
     for id in state.in_sync.iter().filter(|id| out.contains(id)) {
-        let count = reaches(&id.member);
+        let count = reached(state, &id.member, reach);
         if count > best.map_or(primary, |(_, most)| most) {
             best = Some((id, count));
         }
@@ -217,7 +233,7 @@ mod tests {
     #[test]
     fn one_write_elects_for_all_shards_of_an_index() {
         let shards = [shard(&[1, 2, 3], 1), shard(&[2, 3, 1], 2), shard(&[3, 1, 2], 1)];
-        let plan = plan(&shards, &holder(2, 5), &sight(&[(2, 5), (3, 5)]), None);
+        let plan = plan(&shards, &holder(2, 5), &sight(&[(2, 5), (3, 5)]), &Reach::new(), None);
         let primaries: Vec<_> = plan.iter().map(|(i, c)| (*i, c.after.primary.clone().unwrap())).collect();
         assert_eq!(primaries, [(0, holder(2, 5)), (2, holder(3, 5))]);
         assert!(plan.iter().all(|(_, c)| !c.after.is_in_sync(&id(1)) && c.after.in_sync.len() == 2));
@@ -228,7 +244,7 @@ mod tests {
         let mut state = shard(&[1, 2, 3], 1);
         state.in_sync = vec![id(1), id(3)];
         assert_eq!(candidate(&state, &sight(&[(2, 5)]), &[].into()), None);
-        assert!(plan(&[state.clone()], &holder(2, 5), &sight(&[(2, 5)]), None).is_empty());
+        assert!(plan(&[state.clone()], &holder(2, 5), &sight(&[(2, 5)]), &Reach::new(), None).is_empty());
         let mut other = sight(&[(2, 5), (3, 5)]);
         other.get_mut(&member(3)).unwrap().store = StoreId([9; 16]);
         assert_eq!(candidate(&state, &other, &[].into()), None, "in another store");
@@ -237,7 +253,7 @@ mod tests {
     #[test]
     fn a_member_that_starts_again_elects_itself() {
         let state = shard(&[2, 1, 3], 1);
-        let plan = plan(&[state], &holder(1, 6), &sight(&[(1, 6), (2, 5), (3, 5)]), None);
+        let plan = plan(&[state], &holder(1, 6), &sight(&[(1, 6), (2, 5), (3, 5)]), &Reach::new(), None);
         assert_eq!(plan[0].1.after.primary, Some(holder(1, 6)));
         assert_eq!(plan[0].1.after.in_sync.len(), 3);
     }
@@ -250,6 +266,16 @@ mod tests {
         assert_eq!([turn(3, false), turn(2, false)], [Some(TURN), Some(2 * TURN)]);
         assert_eq!((turn(4, false), turn(4, true)), (None, Some(Duration::ZERO)));
         assert_eq!(super::turn(&shards, &holder(1, 6), &seen, false), Some(Duration::ZERO), "for itself");
+    }
+
+    #[test]
+    fn a_primary_that_others_reach_is_not_replaced_by_one_that_does_not() {
+        let state = shard(&[1, 2, 3], 1);
+        let plan =
+            |pairs: &[(u8, u8)]| plan(&[state.clone()], &holder(3, 5), &sight(&[(2, 5), (3, 5)]), &reach(pairs), None);
+        assert!(plan(&[(1, 2), (2, 3)]).is_empty());
+        assert_eq!(plan(&[(2, 3)]).len(), 1);
+        assert!(!needs_primary(&state, &sight(&[(1, 5), (2, 5)])));
     }
 
     #[test]

@@ -45,11 +45,16 @@ impl Follower {
             Fit::Contradicts => return self.rebuild(base, now, primary),
             Fit::Broken => return base.broken(&primary.member, "two entries at one place of one reign"),
         };
+        let upto = prev.seq + entries.len() as u64;
+        if upto < base.log.floor().seq && upto > self.verified {
+            // Whether the journals are the same can be seen only from what is committed here on.
+            let have = base.log.position(base.log.commit()).unwrap_or(base.log.floor());
+            return base.send(&primary.member, primary.store, Said::Missing { have });
+        }
         if base.log.is_full() {
             // It is sent again.
             return;
         }
-        let upto = prev.seq + entries.len() as u64;
         entries.drain(..skip);
         if let Some(seq) = drop_from {
             base.log.drop_from(seq);

@@ -37,7 +37,8 @@ pub struct History {
     entries: BTreeMap<Position, Entry>,
     committed: BTreeMap<u64, Position>,
     parts: BTreeMap<TaskPart, u64>,
-    acknowledged: BTreeMap<u64, Position>,
+    /// With the first reign that acknowledged it.
+    acknowledged: BTreeMap<u64, (Position, Epoch)>,
     /// Reigns before this one may lose what they acknowledge.
     loss: Epoch,
 }
@@ -98,7 +99,8 @@ impl History {
         }
         match self.committed.get(&seq) {
             Some(at) if self.entries.get(at).is_some_and(|e| e.part == Some(part)) => {
-                self.acknowledged.insert(seq, *at);
+                let first = self.acknowledged.entry(seq).or_insert((*at, reign));
+                first.1 = first.1.min(reign);
                 Ok(())
             }
             seen => broken("acknowledged_is_committed", format!("{part} at {seq}, where {seen:?} is committed")),
@@ -114,7 +116,8 @@ impl History {
             return Ok(());
         }
         // What was dropped at the beginning was committed and applied before.
-        for (seq, at) in self.acknowledged.range(floor + 1..) {
+        let earlier = self.acknowledged.range(floor + 1..).filter(|(_, (_, reign))| *reign < epoch);
+        for (seq, (at, _)) in earlier {
             if has(*seq) != Some(*at) {
                 return broken("acknowledged_is_kept", format!("{at} is {:?} for the primary of {epoch}", has(*seq)));
             }
@@ -127,7 +130,7 @@ impl History {
         self.loss = epoch;
         let kept = |seq: u64, at: Position| seq <= floor || has(seq) == Some(at);
         self.committed.retain(|seq, at| kept(*seq, *at));
-        self.acknowledged.retain(|seq, at| kept(*seq, *at));
+        self.acknowledged.retain(|seq, (at, _)| kept(*seq, *at));
         let committed = &self.committed;
         self.parts.retain(|_, seq| committed.contains_key(seq));
     }

@@ -41,9 +41,9 @@ pub enum Said {
         /// Up to here nobody needs entries any more.
         free: u64,
     },
-    /// The primary: so much is missing that only a snapshot helps.
+    /// The primary: with a journal that is known to be committed only before this, only a snapshot helps.
     Behind {
-        /// The primary's journal begins behind this.
+        /// Where the primary's journal begins, or what it lacks.
         floor: u64,
     },
     /// The journal is the same as the primary's up to here, and durable.
@@ -55,9 +55,9 @@ pub enum Said {
         /// Up to here its node has applied them.
         applied: u64,
     },
-    /// `prev` is not there.
+    /// `prev` is not there, or was dropped at the beginning.
     Missing {
-        /// Where the two journals may meet.
+        /// Where the two journals may meet; behind `prev` only if it is known to be committed.
         have: Position,
     },
     /// The message's epoch is the higher one that the replica has seen; `seen` is what it refuses.

@@ -112,7 +112,7 @@ impl Peer {
     ) {
         if !relied_on && !base.lives(id) {
             (self.since, self.resend_at, self.tell_at) = (None, None, None);
-            return;
+            return self.go_back();
         }
         if self.resend_at.is_some_and(|at| at <= now) {
             self.resend_at = None;
@@ -258,6 +258,11 @@ impl Peer {
                 } else if news {
                     (self.since, self.resend_at) = (Some(now), Some(now.plus(base.config.resend)));
                 }
+            }
+            // It knows more to be committed than there is, since a loss was accepted.
+            Said::Missing { have } if have.seq > base.log.last().seq => {
+                self.needs_snapshot(base, id);
+                base.send(&id.member, id.store, Said::Behind { floor: have.seq + 1 });
             }
             Said::Missing { have } => match base.log.meet(*have) {
                 Some(at) => self.begin_behind(base, now, at.seq + 1),

@@ -82,7 +82,7 @@ impl Base {
     /// Who may be the primary.
     pub(super) fn hint(&self) -> Hint {
         let current = self.record.as_ref().filter(|r| r.epoch == self.epoch);
-        let primary = current.and_then(|r| r.primary.clone()).filter(|p| *p != self.me());
+        let primary = current.and_then(|r| r.primary.clone()).filter(|p| p.member != self.id.member);
         Hint { primary, epoch: self.epoch }
     }
 
@@ -323,10 +323,11 @@ impl Replica {
         if self.base.record.as_ref().is_some_and(|known| known.set >= record.set) {
             return;
         }
-        if record.epoch > self.base.epoch {
-            self.raise(record.epoch);
-        }
+        let epoch = record.epoch;
         let before = self.base.record.replace(Arc::new(record));
+        if epoch > self.base.epoch {
+            self.raise(epoch);
+        }
         match &mut self.role {
             Role::Primary(primary) => primary.record_changed(&mut self.base, env.now, before),
             Role::Follower(_) => self.reign(env.now, before, rest),

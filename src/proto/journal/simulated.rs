@@ -77,7 +77,7 @@ impl Disk {
         self.applied.last().map_or(0, |at| at.seq)
     }
 
-    fn apply(&mut self, rows: Rows, copy: Option<(Vec<Position>, BTreeMap<TaskPart, u64>)>) {
+    fn apply(&mut self, rows: Rows, copy: Option<Copied>) {
         if let Some(at) = rows.begin_at {
             let (applied, parts) = copy.expect("a snapshot was taken");
             *self = Self { floor: at, commit: at.seq, applied, parts, ..Self::default() };
@@ -119,18 +119,21 @@ impl Disk {
     }
 }
 
+/// What a node has applied and which parts that was: a snapshot.
+type Copied = (Vec<Position>, BTreeMap<TaskPart, u64>);
+
 #[derive(Debug)]
 struct Process {
     cores: Vec<Option<Replica>>,
     sight: Sight,
     missed: BTreeMap<MemberId, u32>,
-    stores: VecDeque<(usize, u64, Rows)>,
+    stores: VecDeque<(usize, u64, Rows, Option<Copied>)>,
     storing: bool,
     ticks_at: Vec<Option<Instant>>,
     /// Up to here what is committed was looked at.
     committed: Vec<u64>,
     applying: Vec<bool>,
-    copies: Vec<Option<(Vec<Position>, BTreeMap<TaskPart, u64>)>>,
+    copied: Option<Copied>,
     told_at: Option<Instant>,
 }
 
@@ -325,7 +328,7 @@ impl World {
             ticks_at: vec![None; shards],
             committed: node.disks.iter().map(|d| d.commit.max(d.applied_to())).collect(),
             applying: vec![false; shards],
-            copies: vec![None; shards],
+            copied: None,
             told_at: None,
         });
         let process = node.start;
@@ -341,8 +344,7 @@ impl World {
         let node = self.nodes.get_mut(member).unwrap();
         let Some(mut process) = node.process.take() else { return };
         let done = self.rng.usize(0..=process.stores.len());
-        for (shard, _, rows) in process.stores.drain(..done) {
-            let copy = rows.begin_at.and_then(|_| process.copies[shard].take());
+        for (shard, _, rows, copy) in process.stores.drain(..done) {
             node.disks[shard].apply(rows, copy);
         }
         self.count("crash");
@@ -412,7 +414,8 @@ impl World {
                     self.hold(checked);
                 }
                 let running = self.nodes.get_mut(member).and_then(|n| n.process.as_mut()).unwrap();
-                running.stores.push_back((shard, token, rows));
+                let copy = rows.begin_at.and_then(|_| running.copied.take());
+                running.stores.push_back((shard, token, rows, copy));
                 self.store_later(member);
             }
             Effect::Send { to, message } => {
@@ -549,9 +552,11 @@ impl World {
     fn committed(&mut self, member: &MemberId, shard: usize, epoch: Epoch, to: u64) {
         let node = self.nodes.get_mut(member).unwrap();
         let Some(process) = node.process.as_mut() else { return };
-        let from = std::mem::replace(&mut process.committed[shard], to);
+        let from = process.committed[shard].min(to);
+        process.committed[shard] = process.committed[shard].max(to);
         let disk = &node.disks[shard];
-        let entries: Vec<_> = disk.entries.range(from + 1..=to).map(|(_, e)| e.at).collect();
+        let entries: Vec<_> =
+            disk.entries.range(from..=to).filter(|(seq, _)| **seq > from).map(|(_, e)| e.at).collect();
         if disk.last() < to {
             self.fail(&format!("{member} shard {shard}: {to} is committed here and not durable"));
         }
@@ -579,19 +584,21 @@ impl World {
         let Some(core) = process.cores[shard].as_mut() else { return };
         let disk = &mut node.disks[shard];
         if disk.rebuild
-            || process.stores.iter().any(|(s, _, rows)| *s == shard && (rows.rebuild || rows.begin_at.is_some()))
+            || process.stores.iter().any(|(s, _, rows, _)| *s == shard && (rows.rebuild || rows.begin_at.is_some()))
         {
             return;
         }
-        let next = disk.applied_to() + 1;
+        let next = (disk.applied_to() + 1).min(process.committed[shard] + 1);
+        if next > process.committed[shard] {
+            return;
+        }
         let news: Vec<Position> =
             disk.entries.range(next..=process.committed[shard]).take(3).map(|(_, e)| e.at).collect();
-        let epoch = core.epoch();
         disk.applied.extend(&news);
         core.handle_applied(disk.applied_to());
         for at in news {
             let history = &self.histories[shard];
-            if epoch >= history.loss() && history.all_committed().get(&at.seq) != Some(&at) {
+            if at.epoch >= history.loss() && history.all_committed().get(&at.seq) != Some(&at) {
                 self.fail(&format!("{member} shard {shard}: {at} is applied and not committed"));
             }
         }
@@ -716,8 +723,7 @@ impl World {
         let Some(process) = node.process.as_mut() else { return };
         let mut tokens = BTreeMap::new();
         let many = some.min(process.stores.len());
-        for (shard, token, rows) in process.stores.drain(..many) {
-            let copy = rows.begin_at.and_then(|_| process.copies[shard].take());
+        for (shard, token, rows, copy) in process.stores.drain(..many) {
             node.disks[shard].apply(rows, copy);
             tokens.insert(shard, token);
         }
@@ -809,7 +815,8 @@ impl World {
             return;
         }
         process.told_at = None;
-        let plan = election::plan(&node.records, &me, sight, None);
+        let records = node.records.clone();
+        let plan = election::plan(&records, &me, sight, &self.all_reach(), None);
         self.ask(member, plan);
     }
 
@@ -867,7 +874,7 @@ impl World {
             let copy = (disk.applied.clone(), parts);
             assert_eq!(at.seq, seq, "what is applied is there, or the floor");
             let running = self.nodes.get_mut(member).and_then(|n| n.process.as_mut()).unwrap();
-            running.copies[shard] = Some(copy);
+            running.copied = Some(copy);
             running.committed[shard] = running.committed[shard].max(seq);
             self.call(member, shard, |core, env| taken = core.handle_snapshot(env, at, older));
         }
@@ -894,13 +901,13 @@ impl World {
         }
         let members: Vec<MemberId> = self.nodes.keys().cloned().collect();
         let any = members[self.rng.usize(0..members.len())].clone();
-        let lost = self.chance(self.faults.lost);
+        let (lost, elsewhere) = (self.chance(self.faults.lost), self.chance(300));
         self.next_op += 1;
         let op = OpId(self.next_op);
         let Some(pending) = &self.clients[client].pending else { return };
         let (shard, write) = (pending.shard, pending.write.clone());
         self.ops.insert(op, (client, write.part));
-        let to = self.clients[client].targets.get(&shard).cloned().unwrap_or(any);
+        let to = self.clients[client].targets.get(&shard).filter(|_| !elsewhere).cloned().unwrap_or(any);
         if !lost {
             let times = if self.chance(self.faults.twice) { 2 } else { 1 };
             for _ in 0..times {
@@ -959,6 +966,28 @@ impl World {
         }
     }
 
+    pub fn is_idle(&self) -> bool {
+        let cores = |n: &Node| n.process.iter().flat_map(|p| p.cores.iter().flatten()).all(Replica::is_idle);
+        self.nodes.values().all(cores)
+    }
+
+    pub fn primary(&self, shard: usize) -> MemberId {
+        self.record[shard].primary.as_ref().unwrap().member.clone()
+    }
+
+    pub fn acknowledged(&self) -> usize {
+        self.histories.iter().map(History::acknowledgements).sum()
+    }
+
+    /// Nobody reaches the member, and it nobody.
+    pub fn isolate(&mut self, member: &MemberId) {
+        for other in self.nodes.keys().filter(|m| *m != member) {
+            self.cut.insert((member.clone(), other.clone()));
+            self.cut.insert((other.clone(), member.clone()));
+        }
+        self.alone.insert(member.clone());
+    }
+
     /// Whether every store of the set is gone, so that nobody can help.
     fn is_gone(&self, shard: usize) -> bool {
         self.record[shard].in_sync.iter().all(|id| self.nodes[&id.member].store != id.store)
@@ -968,10 +997,9 @@ impl World {
     pub fn check_rest(&self) {
         for (i, client) in self.clients.iter().enumerate() {
             if let Some(p) = client.pending.as_ref().filter(|p| !self.is_gone(p.shard)) {
-                self.fail(&format!(
-                    "client {i} waits for {} on shard {}: {:?}",
-                    p.write.part, p.shard, self.record[p.shard]
-                ));
+                let state = &self.record[p.shard];
+                let core = state.primary.as_ref().and_then(|primary| self.core(&primary.member, p.shard));
+                self.fail(&format!("client {i} waits for {} on shard {}: {state:?}: {core:?}", p.write.part, p.shard));
             }
         }
         for (shard, state) in self.record.iter().enumerate().filter(|(shard, _)| !self.is_gone(*shard)) {
