@@ -271,8 +271,9 @@ mod tests {
     #[test]
     fn a_primary_that_others_reach_is_not_replaced_by_one_that_does_not() {
         let state = shard(&[1, 2, 3], 1);
-        let plan =
-            |pairs: &[(u8, u8)]| plan(&[state.clone()], &holder(3, 5), &sight(&[(2, 5), (3, 5)]), &reach(pairs), None);
+        let plan = |pairs: &[(u8, u8)]| {
+            plan(std::slice::from_ref(&state), &holder(3, 5), &sight(&[(2, 5), (3, 5)]), &reach(pairs), None)
+        };
         assert!(plan(&[(1, 2), (2, 3)]).is_empty());
         assert_eq!(plan(&[(2, 3)]).len(), 1);
         assert!(!needs_primary(&state, &sight(&[(1, 5), (2, 5)])));

@@ -66,7 +66,7 @@ fn disturb(world: &mut World, members: usize) {
                 world.lose_store(&member);
             }
         }
-        60..61 if world.seed % 4 == 0 => {
+        60..61 if world.seed.is_multiple_of(4) => {
             let shard = world.rng.usize(0..world.record.len());
             if world.is_up(&member) {
                 world.accept_loss(shard, &member);
@@ -84,7 +84,7 @@ fn disturb(world: &mut World, members: usize) {
 /// What one world goes through, until it is well again.
 fn live(seed: u64) -> World {
     let members = 3 + usize::try_from(seed % 3).unwrap();
-    let copies = 2 + usize::try_from(seed / 3 % 2).unwrap() + usize::from(seed % 7 == 0 && members == 5);
+    let copies = 2 + usize::try_from(seed / 3 % 2).unwrap() + usize::from(seed.is_multiple_of(7) && members == 5);
     let mut world = World::new(seed, members, 2, copies, 4);
     world.faults = faults(seed);
     for _ in 0..60 {
@@ -98,6 +98,8 @@ fn live(seed: u64) -> World {
 fn rest(world: &mut World) {
     world.heal();
     world.run(3 * SECOND);
+    world.operate();
+    world.run(SECOND);
     world.operate();
     world.run(6 * SECOND);
     world.writing = false;
@@ -454,6 +456,18 @@ fn a_newcomer_counts_from_before_it_is_asked_for_until_a_higher_set_leaves_it_ou
     assert_eq!(answers(&effects), [], "the newcomer has not stored it");
     let effects = one.step(|r, env| r.handle_record(env, state(&[0, 1], (0, 1), 1, 3)));
     assert_eq!(answers(&effects), [Answer::Committed { seq: 2, in_sync: 2, copies: 3 }]);
+}
+
+#[test]
+fn a_new_primary_lets_nobody_in_before_it_knows_what_is_committed() {
+    let mut one = One::new(0, 1, Stored::default(), state(&[0, 1], (0, 1), 1, 2), None);
+    one.effects();
+    one.stored(1);
+    one.stored(2);
+    let said = || Said::Stored { to: 1, commit: 0, applied: 0 };
+    let asks = |e: &Effect| matches!(e, Effect::Ask(_));
+    assert!(!one.hears(2, 0, 1, said()).iter().any(asks));
+    assert!(one.hears(1, 0, 1, said()).iter().any(asks));
 }
 
 #[test]
