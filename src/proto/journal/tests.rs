@@ -3,6 +3,7 @@
 //! Rule: a test looks at answers, records and what is durable, never into a core.
 
 use std::collections::BTreeMap;
+#[cfg(test)]
 use std::env;
 use std::time::Duration;
 
