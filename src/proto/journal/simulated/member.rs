@@ -416,8 +416,10 @@ impl World {
             assert_eq!(at.seq, seq, "what is applied is there, or the floor");
             let running = self.nodes.get_mut(member).and_then(|n| n.process.as_mut()).unwrap();
             running.copied = Some(copy);
-            running.committed[shard] = running.committed[shard].max(seq);
             self.call(member, shard, |core, env| taken = core.handle_snapshot(env, at, older));
+            if let Some(running) = self.nodes.get_mut(member).and_then(|n| n.process.as_mut()).filter(|_| taken) {
+                running.committed[shard] = seq;
+            }
         }
         if !taken && self.nodes[member].start == process {
             self.at_ms(50, 200, Event::Snapshot { member: member.clone(), process, shard });
