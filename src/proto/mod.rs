@@ -11,6 +11,7 @@
 //! | [`operation`] | phases, each recorded before the next begins; resuming, pausing, undoing |
 //! | [`lease`] | who leads a scope, until when, and which orders are too old |
 //! | [`search`] | which members for which shards, and one list out of many |
+//! | [`journal`] | the order of a shard's writes, who stores them, and who orders them next |
 //! | [`ledger`] | what is agreed on by majority |
 //!
 //! # State machines
@@ -35,6 +36,7 @@ pub mod document;
 pub mod env;
 pub mod invariant;
 pub mod jobs;
+pub mod journal;
 pub mod json;
 pub mod lease;
 pub mod ledger;
