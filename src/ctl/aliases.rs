@@ -14,7 +14,7 @@ pub enum AliasesCommand {
     /// Shows all aliases and what they stand for.
     List,
     /// Has an alias stand for an index: makes it, or flips it, and waits until every member has confirmed that. A member that
-    /// can't be reached is waited for until it must have found its own records old ([leader_election] lease_ttl_s and a
+    /// can't be reached is waited for until it must have found its own records old (`[leader_election]` lease_ttl_s and a
     /// twentieth); it is named then, writes nothing through the alias, and may still search the former index.
     Set {
         /// The alias.

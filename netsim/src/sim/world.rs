@@ -796,8 +796,8 @@ impl World {
                 let (low, high) = (own.min(*theirs), own.max(*theirs));
                 !self.taken_wrongly.iter().any(|(of, epoch)| of == scope && low < *epoch && *epoch <= high)
             };
-            let rivals = others.filter_map(|o| Some((o, believes(o, scope)?)));
-            if let Some((other, theirs)) = rivals.filter(|(_, theirs)| rightly(theirs)).next() {
+            let mut rivals = others.filter_map(|o| Some((o, believes(o, scope)?)));
+            if let Some((other, theirs)) = rivals.find(|(_, theirs)| rightly(theirs)) {
                 let what = format!("{scope}: {} under {own} and {} under {theirs}", name(host), name(other));
                 return Err(Broken::new("one_holder_at_a_time", what).into());
             }
