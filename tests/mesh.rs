@@ -1031,7 +1031,7 @@ async fn a_peer_that_answers_again_is_called_at_once() {
         // Its data connection may be made later than the one by which it is known to be there.
         let answer = m1.call(&m("m2"), call_of(write(), vec![1; 100], LONG)).await;
         assert_eq!(answer.unwrap().body.len(), 100, "start {start}");
-        m2.vanish_for_test().await;
+        m2.shutdown("restart").await;
         wait_suspects(&m1, &["m2"]).await;
     }
 }
