@@ -381,11 +381,11 @@ fn a_node_that_comes_back_empty_is_asked_for_nothing_and_takes_nothing() {
     assert!(error["message"].as_str().unwrap().contains("m3 no longer has the documents"), "{error}");
 
     // With the copies of another member away, too, what both held is missing, and said to be.
-    mesh.sidecar(1).kill();
-    wait_unserved(&mesh, 0, 1);
+    mesh.node(1).kill();
+    wait_node_down(&mesh, 0, 1);
     let coverage = mesh.topology(0)["indexes"][0]["coverage"].clone();
     assert!(coverage["served"].as_u64().unwrap() < 64 && coverage["missing"] != json!([]), "{coverage}");
-    mesh.start_sidecar(1);
+    mesh.start_node(1);
 
     // The remedy that the error names.
     mesh.wait_whole();
