@@ -33,9 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long live members may take to confirm a change; who is later hears of it all the same.
 const CONFIRM: Duration = Duration::from_secs(3);
 /// How long one member may take to confirm before it is asked again, where nobody may be passed over.
-const CONFIRM_ONE: Duration = Duration::from_secs(1);
+pub(super) const CONFIRM_ONE: Duration = Duration::from_secs(1);
 /// Between two rounds of asking those.
-const CONFIRM_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const CONFIRM_PAUSE: Duration = Duration::from_millis(100);
 /// How long a copy that is on its way is waited for before the voters are asked.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 
@@ -307,8 +307,14 @@ impl Records {
     /// one goes by. Returns who has not confirmed.
     pub async fn confirmed_or_stale(&self, record: &RecordAt, ttl_ms: u64, trace: TraceId) -> BTreeSet<MemberId> {
         let over = Instant::now() + Duration::from_micros(ttl_ms.saturating_mul(LeaseValue::PATIENCE_PER_MS));
+        // Read after the change: who is listed later than that compares its copies only once it is, and finds the change.
+        let mut listed = self.refresh(&RecordKey::mesh()).await.is_ok();
         let mut missing: BTreeSet<MemberId> = self.present().into_iter().collect();
-        while !missing.is_empty() && Instant::now() < over {
+        while !(listed && missing.is_empty()) && Instant::now() < over {
+            if !listed {
+                listed = self.refresh(&RecordKey::mesh()).await.is_ok();
+                missing.extend(self.present());
+            }
             let asks = missing.iter().map(|member| {
                 let deadline = (Instant::now() + CONFIRM_ONE).min(over);
                 let call = Call { request: Request::Confirm(record.clone()), body: Bytes::new(), deadline, trace };

@@ -59,6 +59,20 @@ pub struct Process {
     pub timer: Option<u64>,
 }
 
+impl Process {
+    /// Brings who belongs to the mesh up to date with the copy of its record.
+    fn look_at_mesh(&mut self) {
+        let record = self.ledger.copy(&RecordKey::mesh());
+        if let Some(copy) = record.filter(|copy| copy.version != self.members.0)
+            && let Ok(record) = MeshRecord::from_json(&copy.value)
+        {
+            let stays = |state| matches!(state, MemberState::Joining | MemberState::Active);
+            let members = record.members.into_iter().filter(|m| stays(m.state)).map(|m| m.id).collect();
+            self.members = (copy.version, members);
+        }
+    }
+}
+
 /// What a step leads to.
 #[derive(Debug)]
 pub enum Step {
@@ -181,14 +195,7 @@ impl Member {
     pub fn lead(&mut self, now: u64) -> leading::Step {
         let Some(process) = self.process.as_mut().filter(|_| !self.paused) else { return leading::Step::Idle };
         let at = Instant(self.clock.at(now));
-        let record = process.ledger.copy(&RecordKey::mesh());
-        if let Some(copy) = record.filter(|copy| copy.version != process.members.0)
-            && let Ok(record) = MeshRecord::from_json(&copy.value)
-        {
-            let stays = |state| matches!(state, MemberState::Joining | MemberState::Active);
-            let members = record.members.into_iter().filter(|m| stays(m.state)).map(|m| m.id).collect();
-            process.members = (copy.version, members);
-        }
+        process.look_at_mesh();
         let standing = Standing { members: process.members.1.clone(), fresh: process.ledger.fresh(at) };
         process.leading.step(at, &mut process.rng, &standing)
     }
@@ -196,6 +203,7 @@ impl Member {
     /// Takes one input of the operations core, if the process can.
     pub fn operate(&mut self, now: u64) -> Option<Vec<operating::Out>> {
         let process = self.process.as_mut().filter(|_| !self.paused)?;
+        process.look_at_mesh();
         let around = operating::Around {
             now: Instant(self.clock.at(now)),
             ledger: &process.ledger,

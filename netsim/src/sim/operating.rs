@@ -70,8 +70,8 @@ struct Run {
     guard: Guard,
     plan: FlipPlan,
     since: Instant,
-    /// It has begun with what a majority knows of names.
-    refreshed: bool,
+    /// What it still has to read from a majority before it begins, last first.
+    to_read: Vec<&'static str>,
     /// The names that members have confirmed to it.
     confirmed: BTreeMap<MemberId, RecordVersion>,
     /// What it has asked the ledger.
@@ -174,8 +174,10 @@ impl Operating {
                     outs.push(Out::Note(format!("runs {} of {} under {}", guard.phase, guard.operation, guard.epoch)));
                     let Ok(plan) = serde_json::from_value(extra) else { continue };
                     let (since, next) = (around.now, around.now);
-                    let (refreshed, confirmed) = (false, BTreeMap::new());
-                    let run = Run { guard, plan, since, refreshed, confirmed, asked: None, next };
+                    // Names that this member's copy lacks may be what an earlier leader has decided on; who is listed after
+                    // that compares its copies only once it is, and finds them there.
+                    let (to_read, confirmed) = (vec!["mesh", NAMES], BTreeMap::new());
+                    let run = Run { guard, plan, since, to_read, confirmed, asked: None, next };
                     self.runs.insert(run.guard.scope.clone(), run);
                 }
                 Effect::Stop { guard } => {
@@ -197,9 +199,7 @@ impl Operating {
             self.runs.remove(&guard.scope);
             let why = "no majority of the voters can be reached".to_owned();
             self.core.handle_finished(env, &guard, Outcome::Failed { why, retry: true }, "now");
-            return;
         }
-        run.refreshed = true;
     }
 
     /// Does what a run calls for.
@@ -210,12 +210,11 @@ impl Operating {
         if !self.core.permits(&run.guard, around.leading.believes(scope, around.now)) {
             return;
         }
-        if !run.refreshed {
-            // What this member's copy lacks may be what an earlier leader has decided on.
+        if let Some(key) = run.to_read.pop() {
             self.next_op += 1;
             let op = OpId(self.next_op);
             run.asked = Some(op);
-            outs.push(Out::Read(Asked::Run(op), Read { op, key: NAMES.to_owned() }));
+            outs.push(Out::Read(Asked::Run(op), Read { op, key: key.to_owned() }));
             return;
         }
         let (version, names) = names_of(around.ledger);

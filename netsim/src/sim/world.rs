@@ -125,8 +125,8 @@ pub struct World {
     requests: BTreeMap<OpId, (RecordKey, Asker)>,
     leases: Leases,
     steps: Steps,
-    // The version of names that each member must have, if it is fresh: flips up to it are done.
-    flipped: BTreeMap<MemberId, u64>,
+    // The version of names that every member must have, if it is fresh: flips up to it are done; 0 for none.
+    flipped: u64,
     /// Flips whose end was held against what all members know, for statistics.
     pub flips: u64,
     // Of each store, the highest epoch of the orders that its member has taken.
@@ -170,7 +170,7 @@ impl World {
             requests: BTreeMap::new(),
             leases: Leases::default(),
             steps: Steps::new(&ALIAS_FLIP),
-            flipped: BTreeMap::new(),
+            flipped: 0,
             flips: 0,
             orders: BTreeMap::new(),
             wrong_until: Vec::new(),
@@ -422,18 +422,11 @@ impl World {
         if let (Some(scope), Ok(value)) = (Scope::of_lease_key(key.as_str()), LeaseValue::parse(&record.value)) {
             self.leases.agreed(&scope, record.version, &value)?;
         }
-        if key.is_mesh()
-            && let Ok(mesh) = MeshRecord::from_json(&record.value)
-        {
-            self.flipped.retain(|id, _| mesh.present().any(|m| m.id == *id));
-        }
         let scope = key.as_str().strip_prefix(OPERATION).and_then(|scope| scope.parse::<Scope>().ok());
         if let (Some(scope), Ok(operations)) = (scope, serde_json::from_str(&record.value)) {
-            let members = &self.members;
-            let listed = || newest_mesh(members).iter().flat_map(|r| r.present().map(|m| m.id.clone())).collect();
-            self.steps.recorded(&scope, record.version, &operations, listed)?;
-            if let Some((names, listed)) = self.steps.newly_done(&operations) {
-                self.flip_is_done(names, listed)?;
+            self.steps.recorded(&scope, record.version, &operations)?;
+            if let Some(names) = self.steps.newly_done(&operations) {
+                self.flip_is_done(names)?;
             }
         }
         if key.as_str() == NAMES
@@ -449,27 +442,25 @@ impl World {
         !self.members[host].clock.is_stopped() && self.wrong_until[host] <= self.now
     }
 
-    /// A flip is done: from here on nobody of its members takes itself for fresh without these names. If a clock was wrong, it
-    /// may have been the leader's, which then has not waited for those that did not confirm.
-    fn flip_is_done(&mut self, names: u64, listed: BTreeSet<MemberId>) -> Result<(), Stopped> {
+    /// A flip is done: from here on no member takes itself for fresh without these names. If a clock was wrong, it may have been
+    /// the leader's, which then has not waited for those that did not confirm.
+    fn flip_is_done(&mut self, names: u64) -> Result<(), Stopped> {
         if !(0..self.members.len()).all(|host| self.runs_right(host)) {
             return Ok(());
         }
         self.flips += 1;
-        // Who was removed meanwhile is not waited for.
-        let present = self.mesh_record();
-        let present = |id: &MemberId| present.iter().any(|r| r.present().any(|m| m.id == *id));
-        for member in listed.into_iter().filter(present) {
-            let known = self.flipped.entry(member).or_default();
-            *known = names.max(*known);
-        }
+        self.flipped = names.max(self.flipped);
         (0..self.members.len()).try_for_each(|host| self.knows_flips(host))
     }
 
-    /// Whether a member that counts itself fresh knows every flip that is done, if it was one when the flip was to be
-    /// confirmed, and has been since: others take no writes.
+    /// Whether a member that counts itself fresh knows every flip that is done. Who was removed, and has not heard of it, is
+    /// not waited for.
     fn knows_flips(&self, host: Host) -> Result<(), Stopped> {
-        let Some(must) = self.flipped.get(&name(host)).copied() else { return Ok(()) };
+        let must = self.flipped;
+        let present = self.mesh_record().is_some_and(|r| r.present().any(|m| m.id == name(host)));
+        if must == 0 || !present {
+            return Ok(());
+        }
         let member = &self.members[host];
         let Some(process) = member.process.as_ref().filter(|_| self.runs_right(host)) else { return Ok(()) };
         let names = RecordKey::new(NAMES).expect("a word is a key");

@@ -6,7 +6,9 @@
 //! held by a majority, so by one of any majority of answers: once those are read, the copies are whole as of the sending.
 //!
 //! Rule: a copy comes from a proposer that saw the value chosen, or from a majority read; a list of keys only says what
-//! to read. An answer counts when everything it calls for has been read. Must not know: what the records mean.
+//! to read. An answer counts when everything it calls for has been read, and if the question was sent by a member that knew
+//! itself to be listed: whoever changes a record and waits for all who are listed afterwards knows of all others that they ask
+//! after the change. Must not know: what the records mean.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +21,7 @@ use super::message::{Item, PushBody, RoundId};
 use super::proposer::{Job, Origin, Proposer, Want};
 use crate::proto::env::{Env, Instant};
 use crate::types::limits::LEDGER_ITEMS_MAX;
-use crate::types::{MemberId, RecordKey, Versioned, Voter, VoterList};
+use crate::types::{MemberId, MeshRecord, RecordKey, Versioned, Voter, VoterList};
 
 /// One digest shown to one voter, and what came of it.
 #[derive(Debug, Clone)]
@@ -43,6 +45,8 @@ pub struct Copies {
     /// When the question was sent whose answer has counted.
     counted: BTreeMap<Voter, Instant>,
     list: u64,
+    /// The mesh's record lists this member.
+    listed: bool,
     /// Which version of a long record each member is known to have.
     known: BTreeMap<MemberId, BTreeMap<RecordKey, u64>>,
 }
@@ -63,7 +67,7 @@ impl Copies {
 
     /// Whether that is recent enough.
     pub fn fresh(&self, list: &VoterList, config: &Config, now: Instant) -> bool {
-        self.whole_as_of(list).is_some_and(|at| now.since(at) < horizon(config))
+        self.listed && self.whole_as_of(list).is_some_and(|at| now.since(at) < horizon(config))
     }
 
     /// When [`Copies::tick`] is due.
@@ -111,6 +115,17 @@ impl Copies {
             self.exchanges.clear();
         }
         self.list = list.number;
+    }
+
+    /// The mesh's record is another one, or was read from the store. Who has just been listed asks anew.
+    pub fn relisted(&mut self, base: &Base, record: &MeshRecord) {
+        let listed = record.present().any(|m| m.id == base.config.member);
+        if listed && !self.listed {
+            self.counted.clear();
+            self.exchanges.clear();
+            self.due = Instant::default();
+        }
+        self.listed = listed;
     }
 
     /// As a voter: what a member with this digest should look at.

@@ -48,11 +48,15 @@ impl Ledger {
         if base.stored.rolled_back {
             base.effects.push_back(rolled_back(&base));
         }
+        let mut copies = Copies::default();
+        if let Some((_, record)) = base.record() {
+            copies.relisted(&base, &record);
+        }
         Self {
             base,
             proposer: Proposer::default(),
             settle: Settle::new(env.now),
-            copies: Copies::default(),
+            copies,
             forming: Forming::new(env.now),
             recovering: Recovering::default(),
             showing: Showing::new(env.now),
@@ -445,6 +449,7 @@ impl Ledger {
     /// The copy of the mesh record is another one: it is made, and it names the voters.
     fn mesh_changed(&mut self, env: &mut Env) {
         let Some((_, record)) = self.base.record() else { return };
+        self.copies.relisted(&self.base, &record);
         let MeshRecord { mesh, voters, .. } = record;
         if self.base.mesh() != Some(mesh) || !voters.is_well_formed() {
             return;

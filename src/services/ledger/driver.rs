@@ -286,7 +286,10 @@ impl Driver {
             self.ledger.commit(rows).await?;
             self.metrics.ledger_commit.observe(now().since(began).as_secs_f64());
         }
+        // That the copies may be old is said before others are shown, that they are new after that.
+        self.tell_fresh(|old, new| new < old);
         self.publish(copied);
+        self.tell_fresh(|_, _| true);
         self.tell_status();
         for effect in rest {
             self.carry_out(effect);
@@ -319,15 +322,19 @@ impl Driver {
         self.shared.changed.send_modify(|n| *n += 1);
     }
 
-    /// Brings what others may know of the core up to date.
-    fn tell_status(&self) {
+    /// Says until when the copies are fresh, if that is news and `wanted`, which is given what was said and what is true.
+    fn tell_fresh(&self, wanted: impl Fn(Instant, Instant) -> bool) {
         let at = now();
         let margin = self.config.lease_ttl / 20;
         let until = match self.core.whole_for(at) {
             Some(age) if self.core.fresh(at) => at.minus(age).plus(self.config.lease_ttl.saturating_sub(margin)),
             _ => Instant::default(),
         };
-        self.shared.fresh_until.send_if_modified(|old| std::mem::replace(old, until) != until);
+        self.shared.fresh_until.send_if_modified(|old| wanted(*old, until) && std::mem::replace(old, until) != until);
+    }
+
+    /// Brings what else others may know of the core up to date.
+    fn tell_status(&self) {
         let (mesh, voters) = (self.core.mesh(), self.core.voters());
         let (waits_to_vote, recovering) = (self.core.waits_to_vote(), self.core.recovering().map(recovery));
         self.shared.status.send_if_modified(|status| {

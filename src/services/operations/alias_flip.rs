@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 
@@ -14,15 +14,10 @@ use crate::proto::alias::{ALIAS_FLIP, AliasError, AliasFlip, FlipAct, FlipPlan, 
 use crate::proto::operation::{Kind, Operation, Outcome, Step};
 use crate::rt::clock;
 use crate::services::ledger::now;
-use crate::services::records::{ChangeError, NAMES, Records, key_of};
+use crate::services::records::{CONFIRM_ONE, CONFIRM_PAUSE, ChangeError, NAMES, Records, key_of};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{MemberId, RecordVersion, Scope};
+use crate::types::{MemberId, RecordKey, RecordVersion, Scope};
 use crate::wire::verbs::{LeaderAct, RecordAt};
-
-/// How long one member may take to confirm before it is asked again.
-const CONFIRM: Duration = Duration::from_secs(1);
-/// Between two rounds of asking those that have not confirmed.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// The runner. Everybody whom the mesh's record does not call removed has to know of a flip: who drains or joins takes writes,
 /// too.
@@ -69,6 +64,8 @@ impl AliasFlips {
         let (since, began) = (now(), Instant::now());
         // What this member's copy lacks may be what an earlier leader has decided on.
         self.records.refresh(&key_of(NAMES)).await.map_err(again)?;
+        // After the names: who is listed later than that compares its copies only once it is, and finds them there.
+        self.records.refresh(&RecordKey::mesh()).await.map_err(again)?;
         let mut confirmed = BTreeMap::new();
         loop {
             let snapshot = self.records.snapshot();
@@ -140,7 +137,7 @@ impl AliasFlips {
     ) -> Result<(), Stopped> {
         let act = LeaderAct::Know(RecordAt { key: key_of(NAMES), version });
         let orders = to.iter().map(|member| {
-            let (act, deadline) = (act.clone(), Instant::now() + CONFIRM);
+            let (act, deadline) = (act.clone(), Instant::now() + CONFIRM_ONE);
             async move { (member, run.order(member, act, deadline).await) }
         });
         let mut missing = false;
@@ -155,7 +152,7 @@ impl AliasFlips {
             }
         }
         if missing {
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(CONFIRM_PAUSE).await;
         }
         Ok(())
     }

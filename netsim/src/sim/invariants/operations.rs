@@ -7,9 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use miroir::proto::alias::FlipPlan;
 use miroir::proto::operation::Kind;
-use miroir::types::{
-    AliasRecord, IndexUid, MemberId, NamesRecord, OperationRecord, OperationState, RecordVersion, Scope,
-};
+use miroir::types::{AliasRecord, IndexUid, NamesRecord, OperationRecord, OperationState, RecordVersion, Scope};
 
 use super::Broken;
 
@@ -21,8 +19,8 @@ pub struct Steps {
     names: BTreeMap<u64, NamesRecord>,
     // Which operation made which version of an alias.
     flips: BTreeMap<(IndexUid, String), u64>,
-    // The version of names that each flip has to have confirmed, and by whom; and those flips that are known to be done.
-    confirms: BTreeMap<String, (RecordVersion, BTreeSet<MemberId>)>,
+    // The version of names that each flip has to have confirmed, and those flips that are known to be done.
+    confirms: BTreeMap<String, RecordVersion>,
     done: BTreeSet<String>,
 }
 
@@ -39,17 +37,11 @@ impl Steps {
         }
     }
 
-    /// This record of a scope's operations was agreed on; `listed` are the members of the mesh.
+    /// This record of a scope's operations was agreed on.
     ///
     /// # Errors
     /// [`Broken`] if that can't be, beside the versions before and after it.
-    pub fn recorded(
-        &mut self,
-        scope: &Scope,
-        version: u64,
-        record: &OperationRecord,
-        listed: impl Fn() -> BTreeSet<MemberId>,
-    ) -> Result<(), Broken> {
+    pub fn recorded(&mut self, scope: &Scope, version: u64, record: &OperationRecord) -> Result<(), Broken> {
         let kind = self.kind;
         let records = self.records.entry(scope.clone()).or_default();
         let before = records.range(..version).next_back().map(|(_, r)| r);
@@ -63,17 +55,17 @@ impl Steps {
         if let Some(op) = record.current.as_ref().filter(|op| op.phase == "confirm")
             && let Ok(plan) = serde_json::from_value::<FlipPlan>(op.extra.clone())
         {
-            self.confirms.entry(op.id.clone()).or_insert_with(|| (plan.names, listed()));
+            self.confirms.entry(op.id.clone()).or_insert(plan.names);
         }
         Ok(())
     }
 
-    /// If a record says for the first time that a flip is done: the version of names that its members must have, if fresh.
-    pub fn newly_done(&mut self, record: &OperationRecord) -> Option<(RecordVersion, BTreeSet<MemberId>)> {
+    /// If a record says for the first time that a flip is done: the version of names that members must have, if fresh.
+    pub fn newly_done(&mut self, record: &OperationRecord) -> Option<RecordVersion> {
         let done = record.past.iter().filter(|op| op.state == OperationState::Done);
         let new: Vec<&String> = done.map(|op| &op.id).filter(|id| !self.done.contains(*id)).collect();
         self.done.extend(new.iter().map(|id| (*id).clone()));
-        new.into_iter().filter_map(|id| self.confirms.remove(id)).max_by_key(|(names, _)| *names)
+        new.into_iter().filter_map(|id| self.confirms.remove(id)).max()
     }
 
     /// This record of names was agreed on.
@@ -166,11 +158,11 @@ mod tests {
     #[test]
     fn a_phase_that_goes_back_is_found() {
         let mut steps = Steps::new(&ALIAS_FLIP);
-        steps.recorded(&Scope::Ilm, 1, &record("x", "prepare"), BTreeSet::new).unwrap();
-        steps.recorded(&Scope::Ilm, 5, &record("x", "confirm"), BTreeSet::new).unwrap();
-        steps.recorded(&Scope::Ilm, 3, &record("x", "flip"), BTreeSet::new).unwrap();
-        assert!(steps.recorded(&Scope::Ilm, 7, &record("x", "flip"), BTreeSet::new).is_err());
-        steps.recorded(&Scope::Ilm, 8, &record("y", "prepare"), BTreeSet::new).unwrap();
+        steps.recorded(&Scope::Ilm, 1, &record("x", "prepare")).unwrap();
+        steps.recorded(&Scope::Ilm, 5, &record("x", "confirm")).unwrap();
+        steps.recorded(&Scope::Ilm, 3, &record("x", "flip")).unwrap();
+        assert!(steps.recorded(&Scope::Ilm, 7, &record("x", "flip")).is_err());
+        steps.recorded(&Scope::Ilm, 8, &record("y", "prepare")).unwrap();
     }
 
     #[test]
