@@ -55,7 +55,7 @@ pub async fn status(State(api): State<Api>) -> ApiResult {
             // A vote is a store's: who comes back with another one is no voter before the list names that.
             let speaks_from = store.unwrap_or(m.store);
             let votes = status.voters.iter().flat_map(|list| &list.voters);
-            let votes = votes.filter(|v| v.member == m.id && v.store == speaks_from).count() > 0;
+            let votes = votes.into_iter().any(|v| v.member == m.id && v.store == speaks_from);
             json!({
                 "id": m.id, "group": m.group, "address": m.address, "state": m.state, "witness": m.witness,
                 "store": m.store, "newStore": store, "votes": votes,

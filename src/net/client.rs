@@ -113,11 +113,20 @@ pub(super) fn printable(text: &[u8]) -> String {
 }
 
 /// Why bytes did not come.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum ReadFailure {
     /// The stream or the connection ended.
+    #[error("{0}")]
     Ended(String),
-    /// More than allowed.
-    TooLarge,
+    /// More than may come at all.
+    #[error("a body over the limit of {limit} bytes")]
+    TooLarge {
+        /// In bytes.
+        limit: usize,
+    },
+    /// More than there is memory for now.
+    #[error("{ANSWERS_TOO_LARGE}")]
+    NoRoom,
 }
 
 /// Reads exactly `len` bytes; memory grows with what arrives, not with what was promised, and `grow` is asked as in
@@ -130,7 +139,7 @@ pub(super) async fn read_exactly(
     let mut bytes = BytesMut::new();
     while bytes.len() < len {
         match recv.read_chunk((len - bytes.len()).min(CHUNK_BYTES), true).await {
-            Ok(Some(chunk)) if !grow(bytes.len() + chunk.bytes.len()) => return Err(ReadFailure::TooLarge),
+            Ok(Some(chunk)) if !grow(bytes.len() + chunk.bytes.len()) => return Err(ReadFailure::NoRoom),
             Ok(Some(chunk)) => bytes.extend_from_slice(&chunk.bytes),
             Ok(None) => return Err(ReadFailure::Ended("the stream is cut short".to_owned())),
             Err(e) => return Err(ReadFailure::Ended(read_reason(&e))),
@@ -155,8 +164,11 @@ pub(super) async fn read_body(
             Err(e) => return Err(ReadFailure::Ended(read_reason(&e))),
         };
         let so_far = if bytes.is_empty() { first.len() } else { bytes.len() };
-        if so_far + chunk.len() > limit || !grow(so_far + chunk.len()) {
-            return Err(ReadFailure::TooLarge);
+        if so_far + chunk.len() > limit {
+            return Err(ReadFailure::TooLarge { limit });
+        }
+        if !grow(so_far + chunk.len()) {
+            return Err(ReadFailure::NoRoom);
         }
         if so_far == 0 {
             // A small body is one piece and is not copied.
@@ -290,25 +302,14 @@ async fn write_request(
 
 async fn read_answer(shared: &Shared, recv: &mut RecvStream) -> Result<Answer, String> {
     let mut held = Held::of(&shared.answer_memory);
-    let mut full = false;
-    let failed = |e: ReadFailure| match e {
-        ReadFailure::Ended(reason) => reason,
-        ReadFailure::TooLarge => "the answer is over the limit".to_owned(),
-    };
+    let failed = |e: ReadFailure| e.to_string();
     let mut head = [0; ANSWER_HEAD_BYTES];
     head.copy_from_slice(&read_exactly(recv, ANSWER_HEAD_BYTES, |_| true).await.map_err(failed)?);
     let head = AnswerHead::decode(&head).map_err(|e| e.to_string())?;
     let header = read_exactly(recv, head.header_len as usize, |_| true).await.map_err(failed)?;
     let reply = codec::decode::<Reply, CALL_HEADER_MAX_BYTES>("reply", &header).map_err(|e| e.to_string())?;
-    let grow = |size| {
-        full = !held.grow_answer(size);
-        !full
-    };
-    match read_body(recv, CALL_BODY_MAX_BYTES, grow).await {
-        Ok(body) => Ok(Answer { reply, body: held.keep(body) }),
-        Err(_) if full => Err(ANSWERS_TOO_LARGE.to_owned()),
-        Err(e) => Err(failed(e)),
-    }
+    let body = read_body(recv, CALL_BODY_MAX_BYTES, |size| held.grow_answer(size)).await.map_err(failed)?;
+    Ok(Answer { reply, body: held.keep(body) })
 }
 
 /// One probe; answered by the peer's mesh thread.

@@ -11,6 +11,12 @@ use bytes::Bytes;
 
 /// The unit in which memory is counted.
 const UNIT_BYTES: usize = 64 << 10;
+/// Answers up to this size are not counted: so many of them as there may be requests at once are no burden.
+const SMALL_ANSWER_BYTES: usize = 64 << 10;
+/// Bytes of all larger answers that are held at once, of peers and of the own node each.
+pub(super) const ANSWER_MEMORY_DEFAULT_BYTES: usize = 1 << 30;
+/// Why an answer was not read to its end.
+pub(super) const ANSWERS_TOO_LARGE: &str = "the answers held at this member are too large together";
 
 /// Room that peers share.
 pub(super) struct Room {
@@ -85,16 +91,7 @@ impl Held {
         self.units += more;
         true
     }
-}
 
-/// Answers up to this size are not counted: so many of them as there may be requests at once are no burden.
-const SMALL_ANSWER_BYTES: usize = 64 << 10;
-/// Bytes of all larger answers that are held at once, of peers and of the own node each.
-pub(super) const ANSWER_MEMORY_DEFAULT_BYTES: usize = 1 << 30;
-/// Why an answer was not read to its end.
-pub(super) const ANSWERS_TOO_LARGE: &str = "the answers held at this member are too large together";
-
-impl Held {
     /// Takes what an answer of so many bytes needs, as [`Self::grow`].
     pub(super) fn grow_answer(&mut self, bytes: usize) -> bool {
         bytes <= SMALL_ANSWER_BYTES || self.grow(bytes)
@@ -102,13 +99,16 @@ impl Held {
 
     /// The body, which holds its room until nobody refers to it any more.
     pub(super) fn keep(self, body: Bytes) -> Bytes {
-        struct Kept(Bytes, #[allow(dead_code, reason = "held, not read")] Held);
+        struct Kept {
+            body: Bytes,
+            _held: Held,
+        }
         impl AsRef<[u8]> for Kept {
             fn as_ref(&self) -> &[u8] {
-                &self.0
+                &self.body
             }
         }
-        if self.units == 0 { body } else { Bytes::from_owner(Kept(body, self)) }
+        if self.units == 0 { body } else { Bytes::from_owner(Kept { body, _held: self }) }
     }
 }
 

@@ -52,6 +52,11 @@ impl Answer {
     }
 }
 
+/// Why a member that does not belong to a mesh is refused; who is refused so by most has been removed.
+pub fn not_a_member(member: &MemberId) -> String {
+    format!("{member} is not a member of this mesh")
+}
+
 /// Why a call has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CallError {

@@ -240,7 +240,7 @@ impl NodeClient {
     async fn read_body(&self, mut body: Incoming) -> Result<Bytes, TalkError> {
         let (mut held, mut size, mut pieces) = (Held::of(&self.answer_memory), 0, Vec::new());
         while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(TalkError::from)?.into_data() else { continue };
+            let Ok(data) = frame?.into_data() else { continue };
             size += data.len();
             if size > CALL_BODY_MAX_BYTES {
                 return Err(TalkError::TooLarge);

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, VarInt};
 use rustls::pki_types::CertificateDer;
@@ -192,7 +192,7 @@ async fn hear_hello(shared: &Shared, connection: &Connection) -> Result<(Arc<Pee
     // The list may have changed since it was looked at; from here on a change finds the connection.
     if !shared.peer(&peer.id).is_some_and(|now| Arc::ptr_eq(&now, &peer)) {
         shared.inbound.leave(&peer.id, kind, connection);
-        return Err(format!("{} is not a member of this mesh any more", hello.member));
+        return Err(super::not_a_member(&peer.id));
     }
     peer.started(hello.start);
     let welcomed = welcome(shared, kind, connection, Streams::new(send, recv)).await;
@@ -239,7 +239,7 @@ fn check_hello(shared: &Shared, connection: &Connection, hello: &Hello) -> Resul
         return Err(format!("{} is this member itself", hello.member));
     }
     let known = shared.peer(&hello.member);
-    known.ok_or_else(|| format!("{} is not a member of this mesh", hello.member))
+    known.ok_or_else(|| super::not_a_member(&hello.member))
 }
 
 /// Serves a peer's connection until it ends.
@@ -264,9 +264,9 @@ async fn take_gossip(shared: Arc<Shared>, from: MemberId, mut recv: RecvStream) 
                 MeshCounters::add(&shared.counters.gossip_dropped);
             }
         }
-        Ok(Err(ReadFailure::TooLarge)) => MeshCounters::add(&shared.counters.gossip_malformed),
+        Ok(Err(ReadFailure::TooLarge { .. })) => MeshCounters::add(&shared.counters.gossip_malformed),
         // Gossip is repeated; what did not come is not missed.
-        Ok(Err(ReadFailure::Ended(_))) | Err(_) => {}
+        Ok(Err(_)) | Err(_) => {}
     }
     // A stream not read to its end is stopped by being dropped.
 }
@@ -351,9 +351,10 @@ async fn serve_call(
         Ok(Ok(answering)) => {
             let taken = streams.send.stopped();
             streams.ended();
-            // After the deadline, or without a connection, nobody waits for the answer.
-            let _ = tokio::time::timeout_at(deadline.into(), taken).await;
-            drop(answering);
+            if answering.is_some() {
+                // After the deadline, or without a connection, nobody waits for the answer.
+                let _ = tokio::time::timeout_at(deadline.into(), taken).await;
+            }
         }
         Ok(Err(reason)) => tracing::debug!(peer = %peer.id, reason, "a call came to no answer"),
         Err(_) => {
@@ -404,6 +405,16 @@ enum NotRead {
     Refused(Refusal),
 }
 
+impl From<ReadFailure> for NotRead {
+    fn from(failure: ReadFailure) -> Self {
+        match failure {
+            ReadFailure::Ended(_) => Self::GivenUp,
+            ReadFailure::NoRoom => Self::Refused(Refusal::Busy),
+            ReadFailure::TooLarge { .. } => Self::Refused(Refusal::Malformed(failure.to_string())),
+        }
+    }
+}
+
 type Read = (Arc<dyn Handler>, Call, OwnedSemaphorePermit);
 
 /// Reads the rest of a request, up to its end.
@@ -424,29 +435,13 @@ async fn read_call(
         return Err(NotRead::Refused(Refusal::Busy));
     };
     let header_len = head.header_len as usize;
-    let header = match read_exactly(&mut streams.recv, header_len, |size| held.grow(size)).await {
-        Ok(header) => header,
-        Err(ReadFailure::Ended(_)) => return Err(NotRead::GivenUp),
-        Err(ReadFailure::TooLarge) => return Err(NotRead::Refused(Refusal::Busy)),
-    };
+    let header = read_exactly(&mut streams.recv, header_len, |size| held.grow(size)).await?;
     let request = match Request::decode_payload(head.verb, &header) {
         Ok(Some(request)) => request,
         Ok(None) => return Err(NotRead::Refused(Refusal::UnknownVerb(head.verb))),
         Err(e) => return Err(NotRead::Refused(Refusal::Malformed(e.to_string()))),
     };
     let limit = if class == Class::Control { CONTROL_BODY_MAX_BYTES } else { CALL_BODY_MAX_BYTES };
-    let mut full = false;
-    let grow = |size: usize| {
-        full = !held.grow(header_len + size);
-        !full
-    };
-    let body: Bytes = match read_body(&mut streams.recv, limit, grow).await {
-        Ok(body) => body,
-        Err(ReadFailure::Ended(_)) => return Err(NotRead::GivenUp),
-        Err(ReadFailure::TooLarge) if full => return Err(NotRead::Refused(Refusal::Busy)),
-        Err(ReadFailure::TooLarge) => {
-            return Err(NotRead::Refused(Refusal::Malformed(format!("a body over the limit of {limit} bytes"))));
-        }
-    };
+    let body = read_body(&mut streams.recv, limit, |size| held.grow(header_len + size)).await?;
     Ok((handler, Call { request, body, deadline, trace: TraceId(head.trace) }, under_way))
 }

@@ -236,7 +236,8 @@ fn check_chain(
         return Err(of_no_use(path, format!("it does not name the member `{id}`")));
     }
     let verify = |at: u64, usage| {
-        let (algorithms, at) = (provider.signature_verification_algorithms.all, UnixTime::since_unix_epoch(secs(at)));
+        let (algorithms, at) =
+            (provider.signature_verification_algorithms.all, UnixTime::since_unix_epoch(Duration::from_secs(at)));
         cert.verify_for_usage(algorithms, roots, intermediates, at, usage, None, None).map(drop)
     };
     let now = UnixTime::now().as_secs();
@@ -263,10 +264,6 @@ fn check_chain(
         }
     }
     Ok(valid)
-}
-
-fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
 }
 
 #[cfg(test)]

@@ -202,7 +202,7 @@ impl Local {
         let kind = kind_of(read.kind);
         let filtered = !matches!(read.kind, ReadKind::Words { .. });
         // Not had while somebody waits to give the node another shard: then the filter is used.
-        let unfiltered = slot.holds_only(&read.shards).then(|| slot.unfiltered.try_read().ok()).flatten();
+        let unfiltered = filtered.then(|| slot.unfiltered.try_read().ok()).flatten();
         let running = unfiltered.filter(|_| slot.holds_only(&read.shards));
         if filtered && running.is_none() {
             request.body = search::with_shard_filter(&request.body, &read.shards, record.value.shard_count()).into();

@@ -116,9 +116,8 @@ impl Serve {
                 let (local, write, call) = (self.local.clone(), write.clone(), call.clone());
                 let under_way = self.under_way.begin();
                 let write = async move {
-                    let answer = local.write(&write, &call).await;
-                    drop(under_way);
-                    answer
+                    let _under_way = under_way;
+                    local.write(&write, &call).await
                 };
                 let write = tokio::spawn(write.in_current_span());
                 write.await.unwrap_or_else(|e| Answer::of(Reply::NodeUnknown(format!("the write failed inside: {e}"))))
@@ -142,30 +141,16 @@ mod tests {
 
     use super::*;
     use crate::net::node::NodeClient;
-    use crate::net::{CallError, Peers};
     use crate::services::cluster::{Cluster, NodeHealth};
-    use crate::services::members::Members;
+    use crate::services::members::{Members, NoPeers};
     use crate::services::testing::{LONG, World, member, within};
     use crate::types::{PhysicalIndex, ShardSet, TaskUid, TraceId};
     use crate::wire::verbs::{Read, ReadKind, Write, WriteKind};
 
-    struct Nobody;
-
-    #[async_trait]
-    impl Peers for Nobody {
-        async fn call(&self, to: &MemberId, _: Call) -> Result<Answer, CallError> {
-            Err(CallError::NotSent { member: to.clone(), reason: "nobody".into() })
-        }
-
-        fn is_suspect(&self, _: &MemberId) -> bool {
-            false
-        }
-    }
-
     async fn serve(world: &World) -> Serve {
         let me = world.at(0);
         let cluster = Cluster::new(world.topology(&member(0)));
-        let members = Members::new(member(0), Arc::new(Nobody), Arc::clone(&me.metrics));
+        let members = Members::new(member(0), Arc::new(NoPeers), Arc::clone(&me.metrics));
         let node = NodeClient::new("http://127.0.0.1:1", None).unwrap();
         let (_, health) = watch::channel(NodeHealth::default());
         let (records, metrics) = (me.records.clone(), Arc::clone(&me.metrics));

@@ -29,6 +29,8 @@ use crate::wire::verbs::{NodeQuestion, Reply, Request};
 const COUNTS: usize = 8;
 /// How long a node may take to answer a question.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long for what an answer can do without.
+const SHORT: Duration = Duration::from_secs(1);
 
 /// Questions to nodes; cheap to clone.
 #[derive(Debug, Clone)]
@@ -53,7 +55,7 @@ impl Nodes {
         let order = std::iter::once(own).chain(topology.others()).filter(|m| self.cluster.serving(m));
         let mut last = None;
         for member in order {
-            match self.ask(member, question.clone(), trace).await {
+            match self.ask(member, question.clone(), PATIENCE, trace).await {
                 Ok((200, body)) => return Ok(body),
                 Ok((status, body)) => last = Some(node_failure(status, &body, index)),
                 Err(reason) => tracing::debug!(%member, reason, "a node could not be asked"),
@@ -64,8 +66,14 @@ impl Nodes {
         }))
     }
 
-    async fn ask(&self, member: &MemberId, question: NodeQuestion, trace: TraceId) -> Result<(u16, Bytes), String> {
-        let deadline = Instant::now() + PATIENCE;
+    async fn ask(
+        &self,
+        member: &MemberId,
+        question: NodeQuestion,
+        patience: Duration,
+        trace: TraceId,
+    ) -> Result<(u16, Bytes), String> {
+        let deadline = Instant::now() + patience;
         let call = Call { request: Request::Node(question), body: Bytes::new(), deadline, trace };
         let answer = self.members.call(member, call).await.map_err(|e| e.to_string())?;
         match answer.reply {
@@ -75,10 +83,10 @@ impl Nodes {
     }
 
     /// The answers of all members that serve and answer with 200.
-    async fn ask_all(&self, question: NodeQuestion, trace: TraceId) -> BTreeMap<MemberId, Bytes> {
+    async fn ask_all(&self, question: NodeQuestion, patience: Duration, trace: TraceId) -> BTreeMap<MemberId, Bytes> {
         let topology = self.cluster.topology();
         let members: Vec<_> = topology.holders().filter(|m| self.cluster.serving(m)).collect();
-        let asks = members.iter().map(|m| async { (*m, self.ask(m, question.clone(), trace).await) });
+        let asks = members.iter().map(|m| async { (*m, self.ask(m, question.clone(), patience, trace).await) });
         let answers = futures_util::future::join_all(asks).await;
         answers.into_iter().filter_map(|(m, a)| Some((m.clone(), a.ok().filter(|(s, _)| *s == 200)?.1))).collect()
     }
@@ -128,7 +136,7 @@ impl Stats {
     pub async fn index(&self, uid: &IndexUid, internal: bool, trace: TraceId) -> Result<(Value, ShardSet), Failure> {
         let index = self.indexes.find(uid)?;
         let question = NodeQuestion::IndexStats { index: index.value.physical.clone(), internal };
-        let answers = self.nodes.ask_all(question, trace).await;
+        let answers = self.nodes.ask_all(question, PATIENCE, trace).await;
         let per_node = answers.into_values().map(|b| serde_json::from_slice(&b).unwrap_or_default()).collect();
         let (documents, missing) = self.reads.count(&index, trace).await?;
         Ok((sum(documents, per_node), missing))
@@ -139,7 +147,7 @@ impl Stats {
     /// # Errors
     /// `miroir_shards_unavailable`.
     pub async fn all(&self, internal: bool, trace: TraceId) -> Result<(Value, ShardSet), Failure> {
-        let answers = self.nodes.ask_all(NodeQuestion::Stats { internal }, trace).await;
+        let answers = self.nodes.ask_all(NodeQuestion::Stats { internal }, PATIENCE, trace).await;
         let mut nodes: Vec<NodeStats> =
             answers.into_values().map(|b| serde_json::from_slice(&b).unwrap_or_default()).collect();
         let snapshot = self.indexes.records().snapshot();
@@ -177,7 +185,7 @@ impl Stats {
         struct Page {
             total: u64,
         }
-        let answers = self.nodes.ask_all(NodeQuestion::Waiting(index.value.physical.clone()), trace).await;
+        let answers = self.nodes.ask_all(NodeQuestion::Waiting(index.value.physical.clone()), PATIENCE, trace).await;
         let idle = |body: &Bytes| serde_json::from_slice::<Page>(body).is_ok_and(|page| page.total == 0);
         let all = self.nodes.cluster.topology().holders().all(|m| answers.get(m).is_some_and(idle));
         // Counted after that: what was in a queue before is among the documents now.
@@ -201,7 +209,7 @@ impl Stats {
             None => NodeQuestion::Indexes,
         };
         let mut latest: BTreeMap<PhysicalIndex, String> = BTreeMap::new();
-        for body in self.nodes.ask_all(question, trace).await.into_values() {
+        for body in self.nodes.ask_all(question, SHORT, trace).await.into_values() {
             let one = |body| serde_json::from_slice::<OnNode>(body).map(|one| vec![one]);
             let all = |body| serde_json::from_slice::<Page>(body).map(|page| page.results);
             // Anything else is no answer, and counts as little as none.
@@ -237,6 +245,7 @@ fn sum(documents: u64, per_node: Vec<IndexStats>) -> Value {
     for (table, size) in per_node.iter().filter_map(|s| s.internal_database_sizes.as_ref()).flatten() {
         *internal.entry(table).or_default() += size.as_u64().unwrap_or(0);
     }
+    let no_tables = internal.is_empty();
     // The largest first, as on a node.
     let mut internal: Vec<_> = internal.into_iter().map(|(table, size)| (once(size), table)).collect();
     internal.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
@@ -250,9 +259,7 @@ fn sum(documents: u64, per_node: Vec<IndexStats>) -> Value {
         "numberOfEmbeddedDocuments": once(total(|s| s.number_of_embedded_documents)),
         "fieldDistribution": fields.into_iter().map(|(f, n)| (f.to_owned(), json!(once(n)))).collect::<Map<_, _>>(),
     });
-    if per_node.iter().all(|s| s.internal_database_sizes.is_none())
-        && let Some(map) = stats.as_object_mut()
-    {
+    if no_tables && let Some(map) = stats.as_object_mut() {
         map.shift_remove("internalDatabaseSizes");
     }
     stats

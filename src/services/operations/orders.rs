@@ -1,8 +1,8 @@
 //! The receiving end of a leader's orders.
 //!
-//! Rule: nothing is done before the order's epoch is the highest that was ever heard of its scope, the record that it names is
-//! known at its version or a newer one, and that record calls for it; nothing while this member's records may be old; before what can't be taken back the record is read from
-//! the majority. Must not know: who sends orders, how a kind goes about its phases.
+//! Rule: nothing is done before the order's epoch is the highest that was ever heard of its scope, the record that it names
+//! is known at its version or a newer one, and that record calls for it; nothing while this member's records may be old;
+//! before what can't be taken back the record is read from the majority. Must not know: who sends orders, how a kind goes about its phases.
 
 use std::sync::Arc;
 
