@@ -278,13 +278,20 @@ impl Base {
         self.dirty |= !self.further.is_empty();
     }
 
-    /// Takes in what a member has heard of other stores.
-    pub fn told(&mut self, known: &[Known]) {
+    /// Takes in what a member has heard of other stores. Whose transactions go on is at work, also if this member does not
+    /// hear it: where only the way between two is cut, neither is silent.
+    pub fn told(&mut self, known: &[Known], now: Instant) {
         let own = self.stored.store;
         for known in known.iter().filter(|k| k.store != own) {
             if let Some(seen) = stores::told(self.seen(known.store), known) {
-                let now = seen.rolled_back;
-                self.remember(seen, now);
+                if !seen.rolled_back {
+                    let voters = self.stored.list.iter().flat_map(|list| &list.voters);
+                    for voter in voters.filter(|v| v.store == seen.store) {
+                        self.heard.insert(voter.member.clone(), now);
+                    }
+                }
+                let at_once = seen.rolled_back;
+                self.remember(seen, at_once);
             }
         }
     }

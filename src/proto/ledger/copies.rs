@@ -42,9 +42,11 @@ struct Exchange {
 pub struct Copies {
     due: Instant,
     exchanges: BTreeMap<Voter, Exchange>,
-    /// When the question was sent whose answer has counted.
+    /// When the question was sent whose answer has counted, of those asked under `list`.
     counted: BTreeMap<Voter, Instant>,
-    list: u64,
+    list: Option<Arc<VoterList>>,
+    /// As of then they were whole by the answers under earlier lists, which stays true.
+    earlier: Option<Instant>,
     /// The mesh's record lists this member.
     listed: bool,
     /// Which version of a long record each member is known to have.
@@ -58,16 +60,17 @@ fn horizon(config: &Config) -> Duration {
 
 impl Copies {
     /// The instant as of which the copies are known to be whole.
-    pub fn whole_as_of(&self, list: &VoterList) -> Option<Instant> {
-        let mut sent: Vec<_> = list.voters.iter().filter_map(|v| self.counted.get(v).copied()).collect();
+    pub fn whole_as_of(&self) -> Option<Instant> {
+        let mut sent: Vec<_> = self.counted.values().copied().collect();
         sent.sort();
+        let majority = self.list.as_ref().map_or(usize::MAX, |list| list.majority());
         // Of the newest majority the oldest.
-        sent.len().checked_sub(list.majority()).map(|i| sent[i])
+        sent.len().checked_sub(majority).map(|i| sent[i]).max(self.earlier)
     }
 
     /// Whether that is recent enough.
-    pub fn fresh(&self, list: &VoterList, config: &Config, now: Instant) -> bool {
-        self.listed && self.whole_as_of(list).is_some_and(|at| now.since(at) < horizon(config))
+    pub fn fresh(&self, config: &Config, now: Instant) -> bool {
+        self.listed && self.whole_as_of().is_some_and(|at| now.since(at) < horizon(config))
     }
 
     /// When [`Copies::tick`] is due.
@@ -84,9 +87,9 @@ impl Copies {
         }
         // Until it has heard enough it asks again as soon as a question may be taken for lost.
         let lost_after = base.config.round_timeout.saturating_mul(2).min(base.config.renew_interval);
-        let fresh = self.fresh(&list, &base.config, env.now);
-        self.due = env.now.plus(if fresh { base.config.renew_interval } else { lost_after });
         self.relist(&list);
+        let fresh = self.fresh(&base.config, env.now);
+        self.due = env.now.plus(if fresh { base.config.renew_interval } else { lost_after });
         for voter in &list.voters {
             // One that is reading still counts from its sending; one without an answer is asked anew.
             let goes_on =
@@ -106,24 +109,31 @@ impl Copies {
         base.send(&to.member, Some(to.store), Some(Arc::clone(list)), item);
     }
 
-    /// A newer list: what was answered under the one right before counts on, for the two differ by one voter.
-    pub fn relist(&mut self, list: &VoterList) {
-        if list.number > self.list + 1 {
-            self.counted.clear();
+    /// Goes by this list. Answers under different lists are not counted together: a majority of one need not meet a majority
+    /// of another.
+    pub fn relist(&mut self, list: &Arc<VoterList>) {
+        if self.list.as_ref() == Some(list) {
+            return;
         }
-        if list.number > self.list {
-            self.exchanges.clear();
-        }
-        self.list = list.number;
+        // A lower number is another mesh's.
+        let newer = self.list.as_ref().is_some_and(|own| own.number < list.number);
+        self.earlier = self.whole_as_of().filter(|_| newer);
+        self.list = Some(Arc::clone(list));
+        self.ask_anew();
+    }
+
+    fn ask_anew(&mut self) {
+        self.counted.clear();
+        self.exchanges.clear();
+        self.due = Instant::default();
     }
 
     /// The mesh's record is another one, or was read from the store. Who has just been listed asks anew.
     pub fn relisted(&mut self, base: &Base, record: &MeshRecord) {
         let listed = record.present().any(|m| m.id == base.config.member);
         if listed && !self.listed {
-            self.counted.clear();
-            self.exchanges.clear();
-            self.due = Instant::default();
+            self.earlier = None;
+            self.ask_anew();
         }
         self.listed = listed;
     }
@@ -267,4 +277,35 @@ impl Copies {
 fn send_push(base: &mut Base, to: &MemberId, key: &RecordKey, record: &Versioned, body: PushBody) {
     let item = Item::Push { key: key.clone(), version: record.version, announced: record.announced, body };
     base.send(to, None, base.stored.list.clone(), item);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::StoreId;
+
+    fn voter(i: u8) -> Voter {
+        Voter { member: MemberId::new(format!("m{i}")).unwrap(), store: StoreId([i; 16]) }
+    }
+
+    fn list(number: u64, voters: &[u8]) -> Arc<VoterList> {
+        Arc::new(VoterList::new(number, voters.iter().map(|i| voter(*i)).collect()))
+    }
+
+    #[test]
+    fn answers_under_different_lists_are_not_counted_together() {
+        let mut copies = Copies::default();
+        copies.relist(&list(1, &[1, 2, 3, 4, 5]));
+        let (before, after) = (Instant(1_000), Instant(2_000));
+        copies.counted = (1..=5).map(|i| (voter(i), if i <= 2 { after } else { before })).collect();
+        assert_eq!(copies.whole_as_of(), Some(before));
+        // A change between the two may be known to 3, 4 and 5 alone when 5 and 4 go; 1 and 2 said nothing of it.
+        copies.relist(&list(2, &[1, 2, 3, 4]));
+        copies.relist(&list(3, &[1, 2, 3]));
+        assert_eq!(copies.whole_as_of(), Some(before), "what was known stays known, and no more");
+        copies.counted = [(voter(1), after), (voter(3), after)].into();
+        assert_eq!(copies.whole_as_of(), Some(after));
+        copies.relist(&list(1, &[1, 2, 3]));
+        assert_eq!(copies.whole_as_of(), None, "another mesh");
+    }
 }

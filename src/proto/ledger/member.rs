@@ -186,13 +186,12 @@ impl Ledger {
     /// Whether the copies hold everything that was announced a TTL less margin ago.
     pub fn fresh(&self, now: Instant) -> bool {
         let out = self.base.stored.recovering.is_some() || self.base.stored.rolled_back;
-        let list = self.base.stored.list.as_ref().filter(|_| !out);
-        list.is_some_and(|l| self.copies.fresh(l, &self.base.config, now))
+        !out && self.copies.fresh(&self.base.config, now)
     }
 
     /// How long ago the copies were known to be whole, counted from the question; `None`: never in this process.
     pub fn whole_for(&self, now: Instant) -> Option<Duration> {
-        self.copies.whole_as_of(self.base.stored.list.as_ref()?).map(|at| now.since(at))
+        self.copies.whole_as_of().map(|at| now.since(at))
     }
 
     /// The mesh to which this member belongs, once its record is known to be chosen.
@@ -271,7 +270,7 @@ impl Ledger {
             }
         };
         if refusal.is_none() && (base.heard.contains_key(from) || base.heard.len() < 2 * MEMBERS_MAX) {
-            base.told(&header.known);
+            base.told(&header.known, now);
             base.stores.insert(from.clone(), store);
             base.heard.insert(from.clone(), now);
         }
@@ -310,6 +309,10 @@ impl Ledger {
         let base = &mut self.base;
         if base.stored.list.as_ref().is_some_and(|own| own.number < list.number) {
             base.persist(Row::List(Arc::clone(list)));
+            // A new voter has as long to be heard as the others had when this process began.
+            for voter in &list.voters {
+                base.heard.entry(voter.member.clone()).or_insert(env.now);
+            }
             self.copies.relist(list);
             self.proposer.relist(base, env);
         }

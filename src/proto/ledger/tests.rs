@@ -478,6 +478,19 @@ fn a_new_member_votes_and_a_silent_one_is_replaced_until_it_is_heard_again() {
 }
 
 #[test]
+fn a_voter_that_only_one_member_does_not_hear_is_not_silent() {
+    let mut world = made(24, 5);
+    let before = world.truth().unwrap().voters;
+    world.cut.extend([(id(0), id(1)), (id(1), id(0))]);
+    // As renewals of leases do.
+    for version in 0..40 {
+        world.change(&id(2), &key(0), version, None, true);
+        world.run(SECOND / 2);
+    }
+    assert_eq!(world.truth().unwrap().voters, before);
+}
+
+#[test]
 fn members_of_two_meshes_say_so_and_exchange_nothing() {
     let mut world = made(23, 3);
     world.add(&id(4));
