@@ -136,8 +136,8 @@ fn renewal_keeps_every_scope_with_its_leader_and_a_clean_end_gives_it_away_at_on
         for (scope, leader) in STANDING.iter().zip(&before) {
             let lease = lease(&mesh, i, scope);
             assert_eq!(lease["holder"], mesh.members[*leader].id, "{lease}");
-            assert_eq!(lease["held_here"], *leader == i, "{lease}");
-            assert!(lease["expires_at"].is_string(), "{lease}");
+            assert_eq!(lease["heldHere"], *leader == i, "{lease}");
+            assert!(lease["expiresAt"].is_string(), "{lease}");
         }
         assert_eq!(lease(&mesh, i, &format!("alive:m{}", (i + 1) % 3 + 1))["holder"], format!("m{}", (i + 1) % 3 + 1));
     }
@@ -174,7 +174,7 @@ fn a_killed_leader_has_a_successor_and_a_stopped_one_does_not_believe_when_it_go
     }
     wait_until("the old leader to know of the new one", PATIENCE, || {
         let lease = lease(&mesh, stopped, scope);
-        lease["epoch"].as_u64().unwrap() > epoch && lease["held_here"] == false
+        lease["epoch"].as_u64().unwrap() > epoch && lease["heldHere"] == false
     });
     wait_led(&mesh, &[0, 1, 2], FAILOVER, "one leader again");
     assert_apart(&mut mesh);
@@ -189,7 +189,7 @@ fn a_member_that_may_not_lead_votes_and_holds_its_own_life() {
     let mesh = Mesh::start(plan);
     let alive = || {
         let all = mesh.admin(0).get("/_miroir/leases").expect(200);
-        all["leases"].as_array().is_some_and(|l| l.iter().any(|l| l["scope"] == "alive:m1" && l["held_here"] == true))
+        all["leases"].as_array().is_some_and(|l| l.iter().any(|l| l["scope"] == "alive:m1" && l["heldHere"] == true))
     };
     wait_until("it to hold its own life", PATIENCE, alive);
     std::thread::sleep(TTL);

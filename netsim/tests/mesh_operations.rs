@@ -1,19 +1,17 @@
 //! Operations with real processes: aliases flipped while they are used, leaders killed in the middle, stale orders refused.
 
 mod common;
+#[path = "../src/live/forged.rs"]
+mod forged;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use common::{ADMIN_KEY, Client, Dice, Engine, Mesh, Plan, say, wait_until};
 use miroir::ctl::{self, OperationsCommand, Target};
-use miroir::net::peers::{Mesh as Transport, MeshConfig, PeerAddress};
-use miroir::net::tls::TlsFiles;
-use miroir::net::{Answer, Call, CallError, Peers};
-use miroir::types::{Epoch, MemberId, MeshId, Order, RecordKey, Scope, TraceId};
-use miroir::wire::verbs::{LeaderAct, LeaderOrder, RecordAt, Refusal, Request};
+use miroir::net::CallError;
+use miroir::wire::verbs::Refusal;
 use serde_json::{Value, json};
 
 const TTL: Duration = Duration::from_secs(3);
@@ -216,7 +214,7 @@ fn flips_under_load_fail_no_request_and_are_seen_everywhere_once_confirmed() {
 /// The member that leads the scope, as member `i` knows.
 fn leader(mesh: &Mesh, i: usize, scope: &str) -> Option<usize> {
     let all = mesh.admin(i).get("/_miroir/leases").expect(200);
-    let lease = all["leases"].as_array()?.iter().find(|l| l["scope"] == scope && l["expires_at"].is_string())?;
+    let lease = all["leases"].as_array()?.iter().find(|l| l["scope"] == scope && l["expiresAt"].is_string())?;
     mesh.members.iter().position(|m| lease["holder"] == m.id)
 }
 
@@ -224,46 +222,6 @@ fn lease_epoch(mesh: &Mesh, i: usize, scope: &str) -> u64 {
     let all = mesh.admin(i).get("/_miroir/leases").expect(200);
     let lease = all["leases"].as_array().unwrap().iter().find(|l| l["scope"] == scope);
     lease.and_then(|l| l["epoch"].as_u64()).unwrap_or_else(|| panic!("no lease of {scope} in {all}"))
-}
-
-/// Sends an order with a member's own certificate, as a process of it would that has not heard that it leads no more.
-fn order_as(mesh: &Mesh, who: usize, to: &[usize], order: &LeaderOrder) -> Vec<Result<Answer, CallError>> {
-    let id = |i: usize| MemberId::new(&*mesh.members[i].id).unwrap();
-    let text = mesh.admin(to[0]).get("/_miroir/mesh").expect(200)["mesh"].as_str().unwrap().to_owned();
-    let mut mesh_id = [0; 16];
-    for (byte, hex) in mesh_id.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(hex).unwrap(), 16).unwrap();
-    }
-    let file = |name: &str| mesh.members[who].dir.join(name);
-    let tls = TlsFiles { ca: file("ca.pem"), cert: file("member.pem"), key: file("member-key.pem") };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let config = MeshConfig::new(id(who), MeshId(mesh_id), mesh.members[who].mesh, tls, [7; 64], 1_000);
-        let peers = to.iter().map(|i| PeerAddress { id: id(*i), address: mesh.members[*i].mesh.to_string() }).collect();
-        let transport = Transport::start(config, peers, None, tokio::runtime::Handle::current()).unwrap();
-        let mut answers = Vec::new();
-        for i in to {
-            let deadline = Instant::now() + PATIENCE;
-            let answer = loop {
-                let call = Call {
-                    request: Request::Order(order.clone()),
-                    body: Bytes::new(),
-                    deadline: Instant::now() + Duration::from_secs(5),
-                    trace: TraceId::default(),
-                };
-                match transport.call(&id(*i), call).await {
-                    // It is not connected yet.
-                    Err(CallError::NotSent { .. } | CallError::NoAnswer { .. }) if Instant::now() < deadline => {
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                    answer => break answer,
-                }
-            };
-            answers.push(answer);
-        }
-        transport.shutdown("the test is over").await;
-        answers
-    })
 }
 
 fn counted(mesh: &Mesh, i: usize, outcome: &str) -> u64 {
@@ -302,17 +260,16 @@ fn a_killed_leaders_flip_goes_on_and_its_orders_are_refused() {
     assert!(epochs[3] > epoch && epochs[2] == epoch, "another leader ended what this one had begun: {epochs:?}");
 
     // The killed leader's last order, as if it had been on its way: nobody carries it out.
-    let scope: Scope = SCOPE.parse().unwrap();
-    let order = LeaderOrder {
-        head: Order { scope, epoch: Epoch::new(epoch).unwrap(), record: format!("operation:{SCOPE}"), version: 1 },
-        operation: id.clone(),
-        phase: "confirm".into(),
-        undo: false,
-        act: LeaderAct::Know(RecordAt { key: RecordKey::new("names").unwrap(), version: 1 }),
-    };
+    let order = forged::confirm("live", epoch, &id).unwrap();
     let others: Vec<usize> = (0..5).filter(|i| *i != leader && *i != slow).collect();
     let before: Vec<u64> = others.iter().map(|i| counted(&mesh, *i, "stale")).collect();
-    for (answer, i) in order_as(&mesh, leader, &others, &order).into_iter().zip(&others) {
+    let former = &mesh.members[leader];
+    let id = mesh.admin(asked).get("/_miroir/mesh").expect(200)["mesh"].as_str().unwrap().to_owned();
+    let former = forged::Former { id: &former.id, dir: &former.dir, bind: former.mesh, mesh: &id };
+    let to: Vec<_> = others.iter().map(|i| (&*mesh.members[*i].id, mesh.members[*i].mesh)).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let answers = runtime.block_on(forged::send(former, &to, &order)).unwrap();
+    for (answer, i) in answers.into_iter().zip(&others) {
         let refused = matches!(&answer, Err(CallError::Refused { refusal: Refusal::StaleOrder(_), .. }));
         assert!(refused, "member {i}: {answer:?}");
     }
@@ -367,7 +324,7 @@ fn an_operator_pauses_resumes_and_cancels_an_operation_and_sees_leases() {
     assert!(leases.lines().any(|line| line.starts_with("alive:m1") && line.ends_with("yes")), "{leases}");
 
     let id = flip(&mesh, 0, "two");
-    let told = |command: OperationsCommand| ctl::operations(&client, &command, false);
+    let told = |command: OperationsCommand| ctl::operations(&client, Some(&command), false);
     let shown = |state: &str| {
         let all = told(OperationsCommand::List).unwrap();
         assert!(all.contains(&id) && all.contains(state), "{all}");

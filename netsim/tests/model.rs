@@ -285,6 +285,18 @@ fn an_operation_is_gone_on_with_where_nobody_knows_what_was_written() {
 }
 
 #[test]
+fn phases_never_go_back_whoever_dies() {
+    let budget = operation::Budget { leads: 2, crashes: 1, ..operation::Budget::default() };
+    operations("an operation, two leaders, a process ends", None, &[], budget);
+}
+
+#[test]
+fn an_undoing_is_gone_on_with_whoever_leads() {
+    let budget = operation::Budget { leads: 2, cancels: 1, ..operation::Budget::default() };
+    operations("an operation, two leaders, undone", None, &[], budget);
+}
+
+#[test]
 #[ignore = "minutes"]
 fn rivals_with_late_and_repeated_messages_to_the_end() {
     ledgers(

@@ -16,8 +16,8 @@ pub async fn list(State(api): State<Api>) -> ApiResult {
             "scope": row.scope,
             "holder": row.holder.as_ref().map(|holder| &holder.member),
             "epoch": row.epoch,
-            "expires_at": row.expires_in(now).map(clock::rfc3339_after),
-            "held_here": view.believes(&row.scope, now).is_some(),
+            "expiresAt": row.expires_in(now).map(clock::rfc3339_after),
+            "heldHere": view.believes(&row.scope, now).is_some(),
         })
     };
     let leases: Vec<Value> = view.rows().iter().map(lease).collect();

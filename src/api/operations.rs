@@ -45,7 +45,7 @@ pub async fn list(State(api): State<Api>) -> ApiResult {
 
 /// `GET /_miroir/operations/{id}`
 pub async fn get(State(api): State<Api>, Path(id): Path<String>) -> ApiResult {
-    let known = api.operations.view();
+    let known = api.operations.known(&id).await;
     match known.find(&id) {
         Some((scope, op)) => json_value(StatusCode::OK, &view(&api, scope, op)),
         None => Err(ApiError(operation_failed(&RequestError::NotFound { id }.into()))),

@@ -27,8 +27,11 @@ enum Command {
     /// Shows who leads what: every lease with its holder and epoch.
     Leases,
     /// Work that one member leads at a time: shown, watched, paused, resumed, cancelled.
-    #[command(subcommand)]
-    Operations(ctl::OperationsCommand),
+    Operations {
+        /// Shows all of them if nothing is said.
+        #[command(subcommand)]
+        command: Option<ctl::OperationsCommand>,
+    },
     /// Names that stand for an index: made, pointed elsewhere, deleted.
     #[command(subcommand)]
     Aliases(ctl::AliasesCommand),
@@ -46,8 +49,8 @@ fn main() -> ExitCode {
         Command::Mesh(command) => Client::new(&cli.target)
             .and_then(|client| ctl::mesh(&client, command, cli.target.json))
             .map_err(|e| e.to_string()),
-        Command::Operations(command) => Client::new(&cli.target)
-            .and_then(|client| ctl::operations(&client, command, cli.target.json))
+        Command::Operations { command } => Client::new(&cli.target)
+            .and_then(|client| ctl::operations(&client, command.as_ref(), cli.target.json))
             .map_err(|e| e.to_string()),
         Command::Aliases(command) => Client::new(&cli.target)
             .and_then(|client| ctl::aliases(&client, command, cli.target.json))

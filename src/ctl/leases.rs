@@ -23,12 +23,12 @@ fn for_people(leases: &Value) -> String {
             Value::Null => absent.to_owned(),
             other => other.to_string(),
         };
-        let here = if lease["held_here"] == true { "yes" } else { "no" };
+        let here = if lease["heldHere"] == true { "yes" } else { "no" };
         table.row([
             text("scope", "-"),
             text("holder", "nobody"),
             text("epoch", "-"),
-            text("expires_at", "over"),
+            text("expiresAt", "over"),
             here.to_owned(),
         ]);
     }
@@ -44,8 +44,8 @@ mod tests {
     #[test]
     fn a_lease_without_a_holder_is_shown_as_over() {
         let shown = for_people(&json!({"leases": [
-            {"scope": "task_ids", "holder": "m1", "epoch": 4, "expires_at": "2026-01-01T00:00:00Z", "held_here": true},
-            {"scope": "membership", "holder": null, "epoch": 2, "expires_at": null, "held_here": false},
+            {"scope": "task_ids", "holder": "m1", "epoch": 4, "expiresAt": "2026-01-01T00:00:00Z", "heldHere": true},
+            {"scope": "membership", "holder": null, "epoch": 2, "expiresAt": null, "heldHere": false},
         ]}));
         let lines: Vec<Vec<&str>> = shown.lines().map(|l| l.split_whitespace().collect()).collect();
         assert_eq!(lines[1], ["task_ids", "m1", "4", "2026-01-01T00:00:00Z", "yes"]);

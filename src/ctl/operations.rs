@@ -48,13 +48,13 @@ pub enum OperationsCommand {
 ///
 /// # Errors
 /// [`ClientError`].
-pub fn operations(client: &Client, command: &OperationsCommand, as_json: bool) -> Result<String, ClientError> {
+pub fn operations(client: &Client, command: Option<&OperationsCommand>, as_json: bool) -> Result<String, ClientError> {
     let change = |id: &str, wish: &str| {
         let path = format!("/_miroir/operations/{}/{wish}", step_of(id)?);
         let operation = client.ask(Method::POST, &path, Some(&json!({})))?;
         Ok(if as_json { format!("{operation}\n") } else { line(&operation) })
     };
-    match command {
+    match command.unwrap_or(&OperationsCommand::List) {
         OperationsCommand::List => {
             let all = client.ask(Method::GET, "/_miroir/operations", None)?;
             Ok(if as_json { format!("{all}\n") } else { for_people(&all) })

@@ -80,6 +80,7 @@ impl Aliases {
     /// # Errors
     /// `miroir_alias_conflict`, `index_not_found`, or as for every change of names.
     pub async fn create(&self, name: &IndexUid, target: &IndexUid, trace: TraceId) -> Result<(), Failure> {
+        self.records.refresh(&key_of(NAMES)).await.map_err(|e| change_failed(&e))?;
         self.change(trace, |names| alias::create(names, name, target)).await
     }
 

@@ -172,11 +172,11 @@ impl Jobs {
             // Those that only seem to be over have been asked about.
             let Pick::Claim { id, queue: claimed } = picked else { return Ok(None) };
             match self.write(queue, version, &claimed).await? {
-                None => {
+                Written::Done => {
                     let job = claimed.jobs.into_iter().find(|job| job.id == id);
                     return Ok(job.map(|job| (job, me, Here::enter(self, queue, &id))));
                 }
-                Some(other) => copy = other,
+                Written::Not { current, .. } => copy = current,
             }
         }
         Err(JobsError::Unavailable { queue: queue.to_owned() })
@@ -309,35 +309,32 @@ impl Jobs {
                 Err(error) => return Err(error.into()),
             };
             match self.write(queue, version, &new).await? {
-                None => return Ok(()),
-                Some(other) => (copy, perhaps_done) = (other, true),
+                Written::Done => return Ok(()),
+                Written::Not { current, perhaps } => {
+                    copy = current;
+                    perhaps_done |= perhaps;
+                }
             }
         }
         Err(JobsError::Unavailable { queue: queue.to_owned() })
     }
 
-    /// Writes the queue; what stands there instead if it was not written.
-    async fn write(
-        &self,
-        queue: &str,
-        expected: u64,
-        record: &JobsRecord,
-    ) -> Result<Option<Option<Versioned>>, JobsError> {
+    async fn write(&self, queue: &str, expected: u64, record: &JobsRecord) -> Result<Written, JobsError> {
         let unavailable = || JobsError::Unavailable { queue: queue.to_owned() };
         let (key, value) = (record_key(queue)?, serde_json::to_string(record).expect("jobs are always JSON").into());
         let change = ChangeRequest { key: key.clone(), expected, value: Arc::clone(&value), quiet: false };
-        let current = match self.ledger.change(change, PATIENCE).await {
-            Answer::Changed { .. } => return Ok(None),
-            Answer::Conflict { current, .. } => current,
+        let (current, perhaps) = match self.ledger.change(change, PATIENCE).await {
+            Answer::Changed { .. } => return Ok(Written::Done),
+            Answer::Conflict { current, maybe_own } => (current, maybe_own),
             // Read before anything else is done: it may have been this change's own success.
             Answer::Unknown => match self.ledger.read(key, PATIENCE).await {
-                Answer::Read { current } => current,
+                Answer::Read { current } => (current, true),
                 _ => return Err(unavailable()),
             },
             _ => return Err(unavailable()),
         };
-        let own = current.as_ref().is_some_and(|now| now.version == expected + 1 && now.value == value);
-        Ok(if own { None } else { Some(current) })
+        let own = perhaps && current.as_ref().is_some_and(|now| now.version == expected + 1 && now.value == value);
+        Ok(if own { Written::Done } else { Written::Not { current, perhaps } })
     }
 
     fn copy(&self, queue: &str) -> Result<Option<Versioned>, JobsError> {
@@ -391,6 +388,17 @@ fn read(queue: &str, copy: Option<&Versioned>) -> Result<(u64, JobsRecord), Jobs
     let record = serde_json::from_str(&copy.value);
     let record = record.map_err(|e| JobsError::Queue { queue: queue.to_owned(), reason: e.to_string() })?;
     Ok((copy.version, record))
+}
+
+/// What became of a change of a queue.
+enum Written {
+    Done,
+    /// It was not made; `current` stands there.
+    Not {
+        current: Option<Versioned>,
+        /// It may have been made before that.
+        perhaps: bool,
+    },
 }
 
 #[cfg(test)]

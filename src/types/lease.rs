@@ -54,6 +54,11 @@ impl Scope {
         Self::STANDING.contains(self)
     }
 
+    /// Whether its holder leads something: the lease of a member's life says only that it lives.
+    pub fn is_led(&self) -> bool {
+        !matches!(self, Self::Alive(_))
+    }
+
     /// The ledger's key of the scope's lease.
     pub fn lease_key(&self) -> String {
         format!("lease:{self}")

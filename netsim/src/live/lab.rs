@@ -55,6 +55,11 @@ impl Lab {
         Ok(Self { hosts })
     }
 
+    /// A socket address of this process, from which every host is reached; the system chooses the port.
+    pub fn outside(&self) -> SocketAddr {
+        SocketAddr::from(([10, 77, 0, 254], 0))
+    }
+
     /// How many hosts there are.
     pub fn count(&self) -> usize {
         self.hosts.len()

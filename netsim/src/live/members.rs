@@ -10,10 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use hyper::Method;
+use miroir::net::CallError;
+use miroir::wire::verbs::LeaderOrder;
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::faults::{Faults, Picture};
+use super::forged::{self, Former};
 use super::lab::Lab;
 use crate::mesh::{Answer, Client, Documents, Mesh, MeshOptions, NodeChoice, create_index, load};
 
@@ -97,6 +100,20 @@ impl Members {
         let mut client = self.client(0);
         create_index(&mut client, INDEX, &Documents::Sample).await?;
         load(&mut client, INDEX, &Documents::Sample, &mut |_| {}).await
+    }
+
+    /// Sends an order as `former`, which must be stopped or gone; what each of `to` answers.
+    pub async fn send_as(
+        &self,
+        former: usize,
+        mesh: &str,
+        to: &[usize],
+        order: &LeaderOrder,
+    ) -> anyhow::Result<Vec<Result<miroir::net::Answer, CallError>>> {
+        let (former, of) = (&self.mesh.members[former], |i: &usize| &self.mesh.members[*i]);
+        let former = Former { id: &former.id, dir: &former.dir, bind: self.lab.outside(), mesh };
+        let to: Vec<_> = to.iter().map(of).map(|m| (&*m.id, m.mesh)).collect();
+        forged::send(former, &to, order).await
     }
 
     /// How many members there are.

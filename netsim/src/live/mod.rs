@@ -4,6 +4,7 @@
 //! Must not know: the members' insides. They are judged by what anybody could ask them, and by their logs.
 
 mod faults;
+mod forged;
 mod holdings;
 mod lab;
 mod leaders;

@@ -271,7 +271,7 @@ async fn pause(t: &mut Trial) -> anyhow::Result<()> {
 }
 
 /// The leader of a flip is stopped while it waits for a member that can't confirm, and goes on when another has finished the
-/// flip. What it had ordered may still be on its way then.
+/// flip. What it had ordered comes to the others only then, and is refused.
 async fn stale_leader(t: &mut Trial) -> anyhow::Result<()> {
     t.watch_leaders().await?;
     t.make_alias().await?;
@@ -283,7 +283,7 @@ async fn stale_leader(t: &mut Trial) -> anyhow::Result<()> {
 
     t.gap(FAILOVER)?;
     let flip = t.flip_alias(0).await?;
-    let leader = t.leader_of_flip(0, &flip).await?;
+    let (leader, epoch) = t.leader_of_flip(0, &flip).await?;
     anyhow::ensure!(leader != away, "{} leads although it is paused", t.members.name(leader));
     let others = t.others(&[away, leader]);
     let began = Instant::now();
@@ -294,6 +294,7 @@ async fn stale_leader(t: &mut Trial) -> anyhow::Result<()> {
     t.measure("paused: another has finished the flip", began.elapsed());
     t.one_leader_each(&others, FAILOVER).await?;
     sleep((TTL * 2).saturating_sub(began.elapsed())).await;
+    t.is_refused(leader, epoch, &flip, &others).await?;
 
     t.step("both go on", &others)?;
     t.members.resume(leader)?;

@@ -14,7 +14,7 @@ use miroir::proto::lease;
 use miroir::proto::ledger::{
     Answer, Bootstrap, BootstrapMember, Change, Command, Config, Effect, Message, OpId, Read, Row, Seen,
 };
-use miroir::proto::operation::{Guard, Request};
+use miroir::proto::operation::{Guard, Request, record_key, scope_of_record};
 use miroir::proto::register;
 use miroir::types::{
     Epoch, GroupId, Holder, IndexUid, LeaseSign, LeaseValue, MemberId, MeshId, MeshRecord, NamesRecord,
@@ -45,7 +45,6 @@ const WRONG_FOR: u64 = 13_500_000;
 /// microseconds.
 const PATIENT_FOR: u64 = 9_000_000;
 /// Keys of operations' records begin so.
-const OPERATION: &str = "operation:";
 /// Between two rounds of gossip.
 const GOSSIP_EVERY: u64 = 1_000_000;
 
@@ -411,7 +410,7 @@ impl World {
         self.agreed(key, record)?;
         if Scope::of_lease_key(key.as_str()).is_some() {
             self.lead(host, leading::Input::Chosen(key.as_str().to_owned(), chosen(record)));
-        } else if key.as_str().starts_with(OPERATION) {
+        } else if scope_of_record(key.as_str()).is_some() {
             self.operate(host, operating::Input::Chosen(key.as_str().to_owned(), chosen(record)));
         }
         Ok(())
@@ -422,7 +421,7 @@ impl World {
         if let (Some(scope), Ok(value)) = (Scope::of_lease_key(key.as_str()), LeaseValue::parse(&record.value)) {
             self.leases.agreed(&scope, record.version, &value)?;
         }
-        let scope = key.as_str().strip_prefix(OPERATION).and_then(|scope| scope.parse::<Scope>().ok());
+        let scope = scope_of_record(key.as_str());
         if let (Some(scope), Ok(operations)) = (scope, serde_json::from_str(&record.value)) {
             self.steps.recorded(&scope, record.version, &operations)?;
             if let Some(names) = self.steps.newly_done(&operations) {
@@ -588,7 +587,7 @@ impl World {
 
     /// The operation that is under way, if somebody has to go on with it.
     pub fn unfinished(&self) -> Option<String> {
-        let key = RecordKey::new(format!("{OPERATION}{}", Scope::AliasFlip(uid("a")))).expect("a scope is a key");
+        let key = RecordKey::new(record_key(&Scope::AliasFlip(uid("a")))).expect("a scope is a key");
         let copies = self.members.iter().filter_map(|m| m.disk.ledger().copies.get(&key));
         let record: OperationRecord = serde_json::from_str(&copies.max_by_key(|c| c.version)?.value).ok()?;
         record.current.filter(|op| op.state.is_active()).map(|op| format!("{} stands in {}", op.id, op.phase))

@@ -232,6 +232,13 @@ impl LeaseCore {
         self.run(env);
     }
 
+    /// A record shows that the scope was led under this epoch. Where survivors have put their records together, a lease may
+    /// be older than what was written under it.
+    pub fn handle_epoch(&mut self, env: &mut Env, scope: &Scope, epoch: Epoch) {
+        self.raise(env.now, scope, epoch);
+        self.run(env);
+    }
+
     /// A value that this member, as a voter, has accepted: a sign of life that may never take effect.
     pub fn handle_accepted(&mut self, env: &mut Env, key: &str, value: &str) {
         if let (Some(scope), Ok(v)) = (Scope::of_lease_key(key), LeaseValue::parse(value))
@@ -349,7 +356,7 @@ impl LeaseCore {
     fn lose(&mut self, now: Instant, scope: &Scope, why: LostWhy) {
         let Some(hold) = self.scopes.get_mut(scope).and_then(|s| s.own.end()) else { return };
         self.gossip_due = true;
-        self.counts.losses += u64::from(why != LostWhy::Released);
+        self.counts.losses += u64::from(why != LostWhy::Released && scope.is_led());
         let at = now.min(hold.until);
         self.effects.push_back(Effect::Lost { scope: scope.clone(), epoch: hold.epoch, at, why });
     }
@@ -400,14 +407,14 @@ impl LeaseCore {
         }
         match scoped.own.prove(now, &me, &v) {
             Proof::Began(hold) if hold.epoch >= fence => {
-                self.counts.acquisitions += 1;
+                self.counts.acquisitions += u64::from(scope.is_led());
                 self.gossip_due = true;
                 let (scope, epoch, until) = (scope.clone(), hold.epoch, hold.until);
                 self.effects.push_back(Effect::Became { scope, epoch, at: now, until });
             }
             Proof::Began(_) => drop(scoped.own.end()),
             Proof::Renewed => {
-                self.counts.renewals += 1;
+                self.counts.renewals += u64::from(scope.is_led());
                 self.gossip_due = true;
             }
             Proof::None => {}

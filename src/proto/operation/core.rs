@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::kind::{Guard, Kind, Outcome, record_key};
+use super::kind::{Guard, Kind, Outcome, record_key, scope_of_record};
 use super::record::{self, Request, RequestError};
 use crate::proto::env::{Env, Instant};
 use crate::proto::register::{Answer, Change, Chosen, OpId, Read};
@@ -337,7 +337,7 @@ impl Operations {
 
     /// A value that the members have agreed on: from the member's copies at the start, a push or a read.
     pub fn handle_chosen(&mut self, env: &mut Env, key: &str, chosen: &Chosen) {
-        let Some(scope) = key.strip_prefix("operation:").and_then(|s| s.parse::<Scope>().ok()) else { return };
+        let Some(scope) = scope_of_record(key) else { return };
         if self.scopes.len() < LEASE_SCOPES_MAX || self.scopes.contains_key(&scope) {
             self.learn(&scope, Some(chosen));
             self.drive(env, &scope);
@@ -496,7 +496,9 @@ impl Operations {
         }
         if let Some((guard, Some((outcome, at)))) = &led.run {
             let run = (guard.operation.as_str(), guard.phase.as_str(), guard.undo);
-            match record::finish_run(record, kind, run, outcome, at) {
+            let (op, phase) = (run.0, run.1);
+            let came_to = led.progress.as_ref().and_then(|(progress, _)| record::progress(record, op, phase, progress));
+            match record::finish_run(came_to.as_ref().unwrap_or(record), kind, run, outcome, at) {
                 Some(new) => return self.write(now, scope, version, new, false, None),
                 None => led.run = None,
             }

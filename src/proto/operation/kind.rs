@@ -163,3 +163,8 @@ impl Guard {
 pub fn record_key(scope: &Scope) -> String {
     format!("operation:{scope}")
 }
+
+/// The scope whose operations the ledger keeps under `key`, if it is one.
+pub fn scope_of_record(key: &str) -> Option<Scope> {
+    key.strip_prefix("operation:")?.parse().ok()
+}

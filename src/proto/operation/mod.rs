@@ -20,5 +20,5 @@ mod record;
 mod tests;
 
 pub use core::{Effect, Operations, RequestId};
-pub use kind::{Guard, Kind, Operation, Outcome, Step, record_key};
+pub use kind::{Guard, Kind, Operation, Outcome, Step, record_key, scope_of_record};
 pub use record::{Request, RequestError};

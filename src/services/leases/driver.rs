@@ -15,15 +15,20 @@ use super::handle::{Input, LeaseHandle, Shared};
 use super::view::{Row, View};
 use crate::proto::env::{Env, Instant};
 use crate::proto::lease::{Config, Effect, Fences, Lapse, LeaseCore, LostWhy, rank};
+use crate::proto::operation::scope_of_record;
 use crate::proto::register::{Answer, Change, OpId, Read};
 use crate::rt::clock;
 use crate::services::cluster::MemberState;
 use crate::services::ledger::registers::{self, chosen};
 use crate::services::ledger::{LedgerHandle, Sighting, driver::seed, nap, now};
+use crate::services::records::NAMES;
 use crate::store::leases::LeaseLine;
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{Epoch, Holder, LeaseSign, MemberId, MemberState as Recorded, RecordKey, Scope};
+use crate::types::{
+    Epoch, Holder, LeaseSign, MemberId, MemberState as Recorded, NamesRecord, OperationRecord, RecordKey, Scope,
+    Versioned,
+};
 use crate::wire::gossip::MemberGossip;
 
 /// Where holdings are logged, with instants that all members of one machine share.
@@ -245,8 +250,19 @@ impl Driver {
     /// Everything that the ledger's copies say of leases.
     async fn hear_copies(&mut self) -> Result<(), StoreError> {
         let copies = self.ledger.copies();
-        for (key, record) in copies.iter().filter(|(key, _)| is_lease(key)) {
+        for (key, record) in copies.iter() {
+            self.hear_record(key, record).await?;
+        }
+        Ok(())
+    }
+
+    async fn hear_record(&mut self, key: &RecordKey, record: &Versioned) -> Result<(), StoreError> {
+        if is_lease(key) {
             self.call(|core, env| core.handle_chosen(env, key.as_str(), &chosen(record)));
+            self.step().await?;
+        }
+        for (scope, epoch) in led_under(key, record) {
+            self.call(|core, env| core.handle_epoch(env, &scope, epoch));
             self.step().await?;
         }
         Ok(())
@@ -254,9 +270,7 @@ impl Driver {
 
     async fn hear_sighting(&mut self, sighting: Result<Sighting, RecvError>) -> Result<(), StoreError> {
         match sighting {
-            Ok(Sighting::Copied(key, record)) if is_lease(&key) => {
-                self.call(|core, env| core.handle_chosen(env, key.as_str(), &chosen(&record)));
-            }
+            Ok(Sighting::Copied(key, record)) => return self.hear_record(&key, &record).await,
             Ok(Sighting::Accepted(key, record)) if is_lease(&key) => {
                 self.call(|core, env| core.handle_accepted(env, key.as_str(), &record.value));
             }
@@ -493,6 +507,20 @@ fn line(row: &Row, at: Instant) -> LeaseLine {
 
 fn is_lease(key: &RecordKey) -> bool {
     key.as_str().starts_with("lease:")
+}
+
+/// Under which epochs a record says that scopes were led. What is no such record says nothing.
+fn led_under(key: &RecordKey, record: &Versioned) -> Vec<(Scope, Epoch)> {
+    if let Some(scope) = scope_of_record(key.as_str()) {
+        let read = serde_json::from_str::<OperationRecord>(&record.value);
+        return read.map(|r| (scope, r.epoch)).into_iter().collect();
+    }
+    let names = (key.as_str() == NAMES).then(|| serde_json::from_str::<NamesRecord>(&record.value).ok()).flatten();
+    let aliases = names.into_iter().flat_map(|names| names.aliases);
+    aliases
+        .map(|(name, alias)| (Scope::AliasFlip(name), alias.epoch))
+        .filter(|(_, epoch)| *epoch > Epoch::ZERO)
+        .collect()
 }
 
 fn words(why: LostWhy) -> &'static str {

@@ -60,6 +60,8 @@ pub struct Driver {
     waiting: BTreeMap<OpId, Waiting>,
     groups: BTreeMap<u64, Group>,
     next: u64,
+    // The newest round that was counted.
+    last_round: u64,
     metrics: Arc<Metrics>,
 }
 
@@ -124,6 +126,7 @@ impl Driver {
             waiting: BTreeMap::new(),
             groups: BTreeMap::new(),
             next: 0,
+            last_round: 0,
             metrics,
         };
         (driver, handle)
@@ -413,16 +416,17 @@ impl Driver {
         }
     }
 
-    fn count_rounds(&self, message: &Message) {
+    fn count_rounds(&mut self, message: &Message) {
         let asks = |item: &Item| match item {
             Item::Prepare { round, .. } | Item::Accept { round, .. } | Item::Query { round, .. } => Some(*round),
             _ => None,
         };
-        let highest = message.items.iter().filter_map(asks).map(|round| round.number).max();
-        // Rounds are numbered; each goes to several voters and has one or two steps.
-        if let Some(highest) = highest {
-            let rounds = &self.metrics.ledger_rounds;
-            rounds.inc_by(highest.saturating_sub(rounds.get()));
+        let begun: BTreeSet<u64> =
+            message.items.iter().filter_map(asks).map(|round| round.number).filter(|n| *n > self.last_round).collect();
+        // Rounds are numbered as they begin; each goes to several voters and has one or two steps.
+        if let Some(last) = begun.last() {
+            self.metrics.ledger_rounds.inc_by(begun.len() as u64);
+            self.last_round = *last;
         }
     }
 

@@ -14,6 +14,7 @@ use super::{ChangeRequest, Copies, Driver, Follower, LedgerHandle, Parts, Status
 use crate::net::{Answer as CallAnswer, Call, CallError, Peers};
 use crate::proto::ledger::{Answer, Bootstrap, BootstrapMember, Config};
 use crate::store::{LedgerStore, Store, StoreError, identity};
+use crate::telemetry::metrics::Metrics;
 use crate::types::{GroupId, MemberId, RecordKey, Versioned};
 use crate::wire::verbs::Reply;
 
@@ -81,6 +82,7 @@ struct Running {
     handle: LedgerHandle,
     driving: JoinHandle<Result<(), StoreError>>,
     ledger: LedgerStore,
+    metrics: Arc<Metrics>,
 }
 
 impl World {
@@ -167,11 +169,12 @@ async fn run(
         bootstrap,
     };
     let peers: Arc<dyn Peers> = Arc::new(End { own: member(i), net: Arc::clone(net) });
-    let parts = Parts { config, stored, ledger: ledger.clone(), store, peers, metrics: Arc::default() };
+    let metrics: Arc<Metrics> = Arc::default();
+    let parts = Parts { config, stored, ledger: ledger.clone(), store, peers, metrics: Arc::clone(&metrics) };
     let (mut driver, handle) = Driver::new(parts);
     follower.into_iter().for_each(|follower| driver.follow(follower));
     net.handles.lock().unwrap().insert(member(i), handle.clone());
-    Running { handle, driving: tokio::spawn(driver.run()), ledger }
+    Running { handle, driving: tokio::spawn(driver.run()), ledger, metrics }
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
@@ -195,6 +198,8 @@ async fn three_make_one_mesh_and_agree() {
     assert!(matches!(late, Answer::Conflict { current: Some(Versioned { version: 1, .. }), .. }), "{late:?}");
     let Answer::Read { current: Some(read) } = world.handle(0).read(key("a"), PATIENCE).await else { panic!() };
     assert_eq!((&*read.value, read.version), ("1", 1));
+    let rounds = world.members[1].metrics.ledger_rounds.get();
+    assert!((1..1_000).contains(&rounds), "{rounds} rounds so far");
     world.equal().await;
     let many: Vec<_> = (0..40).map(|i| change(&format!("k{i}"), 0, "{}")).collect();
     let answers = world.handle(0).change_many(many, PATIENCE).await;

@@ -116,7 +116,13 @@ impl Driver {
                     self.call(|core, env| core.handle_answer(env, op, answer));
                     self.step(scope.as_ref()).await?;
                 }
-                Some(ended) = self.runs.join_next_with_id() => self.hear_ended(ended).await?,
+                Some(ended) = self.runs.join_next_with_id() => {
+                    // How far it came was said before.
+                    while let Ok(input) = self.inputs.1.try_recv() {
+                        self.hear(input).await?;
+                    }
+                    self.hear_ended(ended).await?;
+                }
                 sighting = sightings.recv() => self.hear_sighting(sighting).await?,
                 changed = leases.changed() => if changed.is_err() { return Ok(()) },
                 () = tokio::time::sleep(nap) => {

@@ -16,6 +16,9 @@ use crate::types::{OperationEntry, OperationRecord, Scope};
 /// How long a request waits for the ledger.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long news of an operation that is not known here is waited for.
+const ON_ITS_WAY: Duration = Duration::from_millis(300);
+
 /// What the driver is told by this process.
 #[derive(Debug)]
 pub(super) enum Input {
@@ -112,10 +115,11 @@ impl OperationsHandle {
     /// Dropping the future does not undo it.
     ///
     /// # Errors
-    /// [`OperationError`]; `NotFound` also if this member has not heard of the operation yet.
+    /// [`OperationError`]; `NotFound` also if this member does not hear of the operation in time.
     pub async fn change(&self, id: &str, wish: Wish) -> Result<(), OperationError> {
         let name = id.to_owned();
-        let Some(scope) = self.view().find(id).map(|(scope, _)| scope.clone()) else {
+        let known = self.known(id).await;
+        let Some(scope) = known.find(id).map(|(scope, _)| scope.clone()) else {
             return Err(RequestError::NotFound { id: name }.into());
         };
         let request = match wish {
@@ -138,6 +142,15 @@ impl OperationsHandle {
             })
         };
         tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| Err(unknown()))
+    }
+
+    /// What is known once this operation is, or when news of it should have come: another member may just have begun it.
+    ///
+    /// Cancel-safe.
+    pub async fn known(&self, id: &str) -> Arc<View> {
+        let mut views = self.watch();
+        let heard = tokio::time::timeout(ON_ITS_WAY, views.wait_for(|view| view.find(id).is_some())).await;
+        heard.map_or_else(|_| self.view(), |view| view.map_or_else(|_| self.view(), |view| Arc::clone(&view)))
     }
 
     /// What is known at this instant.

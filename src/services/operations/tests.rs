@@ -137,6 +137,7 @@ async fn goes_on_where_its_leader_was_killed(kind: &'static Kind, phase: &'stati
     stage.go_on();
     let (heir, _) = world.alive().next().unwrap();
     let done = known(&world, heir, &id, |op| op.state == OperationState::Done).await;
+    assert_eq!((done.progress.done, done.progress.total), (1, 4), "how far the last phase came");
 
     let recorded: Vec<&str> = done.history.iter().map(|h| h.phase.as_str()).collect();
     let all: Vec<&str> = kind.phases.iter().copied().chain(["done"]).collect();
