@@ -237,6 +237,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION").into(),
         protocol: PROTOCOL_VERSION,
         started_at: clock::now_rfc3339(),
+        store: Some(identity.store),
+        start: Some(identity.start),
         lease_ttl_ms: Some(lease_config(&config).ttl_ms),
         ..MemberGossip::default()
     };
@@ -475,13 +477,12 @@ async fn follow_mesh(mesh: Arc<Mesh>, mut heard: watch::Receiver<BTreeMap<Member
     let mut suspects = mesh.suspects();
     loop {
         let (suspects_now, heard_now) = (suspects.borrow_and_update().clone(), heard.borrow_and_update().clone());
-        let own = cluster.own().clone();
+        let (own, connected) = (cluster.own().clone(), mesh.status());
         cluster.update(|seen| {
             for (id, s) in seen.iter_mut().filter(|(id, _)| **id != own) {
-                *s = match heard_now.get(id) {
-                    Some(g) => seen_of(g, suspects_now.contains(id)),
-                    None => Seen::unknown(),
-                };
+                let at_work = connected.get(id).and_then(|peer| peer.start);
+                let said = heard_now.get(id).filter(|g| is_of(g, at_work));
+                *s = said.map_or_else(Seen::unknown, |g| seen_of(g, suspects_now.contains(id)));
             }
         });
         tokio::select! {
@@ -489,6 +490,12 @@ async fn follow_mesh(mesh: Arc<Mesh>, mut heard: watch::Receiver<BTreeMap<Member
             changed = heard.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Whether gossip is of the member's process that is connected: what an earlier one said is over, what a later one says is
+/// not proved yet. Of one that is not connected the last word stands, as a suspect's.
+fn is_of(g: &MemberGossip, at_work: Option<u64>) -> bool {
+    g.start.is_none() || at_work.is_none() || g.start == at_work
 }
 
 fn seen_of(g: &MemberGossip, suspect: bool) -> Seen {
@@ -635,5 +642,14 @@ mod tests {
         assert_eq!(LastSteps::within(ms(10_000)), LastSteps { draining: ms(8_500), released: ms(9_250) });
         assert_eq!(LastSteps::within(ms(1_000)), LastSteps { draining: ms(500), released: ms(750) });
         assert_eq!(LastSteps::within(ms(0)), LastSteps { draining: ms(0), released: ms(0) });
+    }
+
+    #[test]
+    fn what_a_former_process_gossiped_is_not_believed_of_the_one_at_work() {
+        let gossip = MemberGossip { start: Some(7), ..MemberGossip::default() };
+        assert!(is_of(&gossip, Some(7)) && is_of(&gossip, None));
+        assert!(!is_of(&gossip, Some(8)), "a former process");
+        assert!(!is_of(&gossip, Some(6)), "its connection is about to end");
+        assert!(is_of(&MemberGossip::default(), Some(8)), "it says nothing of its process");
     }
 }

@@ -37,6 +37,21 @@ impl fmt::Debug for StoreId {
     }
 }
 
+/// Why a text names no store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected 32 hexadecimal digits")]
+pub struct StoreIdError;
+
+impl FromStr for StoreId {
+    type Err = StoreIdError;
+
+    fn from_str(text: &str) -> Result<Self, StoreIdError> {
+        let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let id = u128::from_str_radix(text, 16).ok().filter(|_| digits);
+        id.map(|id| Self(id.to_be_bytes())).ok_or(StoreIdError)
+    }
+}
+
 impl Serialize for StoreId {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         hex16::serialize(&self.0, s)

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::types::limits::{GOSSIP_OWN_MAX_BYTES, LEASE_SIGNS_MAX, LEASE_TTL_MAX_MS, NAMES_MAX, SHARDS_MAX};
-use crate::types::{Epoch, GroupId, LeaseSign, PhysicalIndex, ShardId, ShardSet};
+use crate::types::{Epoch, GroupId, LeaseSign, PhysicalIndex, ShardId, ShardSet, StoreId};
 
 /// Longest text for people that is gossiped.
 const TEXT_MAX_CHARS: usize = 300;
@@ -85,6 +85,10 @@ pub struct MemberGossip {
     pub records_digest: String,
     /// When its process began, RFC 3339.
     pub started_at: String,
+    /// The store that its process works on.
+    pub store: Option<StoreId>,
+    /// The number of that process.
+    pub start: Option<u64>,
     /// The leases that it holds, with the newest renewal of each.
     pub leases: Vec<LeaseSign>,
     /// The TTL of leases by which it goes, in milliseconds.
@@ -138,6 +142,12 @@ impl MemberGossip {
         if !self.unserved.is_empty() {
             pairs.insert("unserved", unserved_text(&self.unserved));
         }
+        if let Some(store) = self.store {
+            pairs.insert("store", store.to_string());
+        }
+        if let Some(start) = self.start {
+            pairs.insert("start", start.to_string());
+        }
         if let Some(ttl_ms) = self.lease_ttl_ms {
             pairs.insert("lease.ttl", ttl_ms.to_string());
         }
@@ -180,6 +190,8 @@ impl MemberGossip {
             "load" => self.load = value.parse().ok()?,
             "records" => self.records_digest = text().filter(|t| t.bytes().all(|b| b.is_ascii_hexdigit()))?,
             "started" => self.started_at = text()?,
+            "store" => self.store = Some(value.parse().ok()?),
+            "start" => self.start = Some(value.parse().ok()?),
             "lease.ttl" => self.lease_ttl_ms = Some(value.parse().ok().filter(|ms| *ms <= LEASE_TTL_MAX_MS)?),
             "leases" => self.leases = parse_leases(value)?,
             _ => {}
@@ -298,6 +310,7 @@ mod tests {
             state in prop::sample::select(vec![MemberState::Joining, MemberState::Active, MemberState::Draining, MemberState::Removed]),
             unserved in prop::collection::btree_map(0_u32..9, prop::collection::btree_set(0..SHARDS_MAX, 0..60), 0..5),
             lease_ttl_ms in prop::option::of(0..=LEASE_TTL_MAX_MS),
+            process in prop::option::of((any::<[u8; 16]>(), any::<u64>())),
             leases in prop::collection::vec((0_usize..6, 0_u64..=1 << 53, any::<u64>(), any::<u64>()), 0..9),
         ) {
             let sign = |(scope, epoch, start, renewal): (usize, u64, u64, u64)| {
@@ -311,6 +324,7 @@ mod tests {
                 http: text.clone(), mesh: text.clone(), group: Some(GroupId::new("g1").unwrap()), version: text.clone(),
                 protocol, state, node_healthy, node_version: optional.clone(), node_error: optional, unserved, load,
                 records_digest: "00ff".into(), started_at: text, leases, lease_ttl_ms,
+                store: process.map(|p| StoreId(p.0)), start: process.map(|p| p.1),
             };
             prop_assert_eq!(read(&gossip.to_pairs().unwrap()), (gossip, 0));
         }
@@ -328,7 +342,9 @@ mod tests {
         let mut pairs = known.to_pairs().unwrap();
         pairs.insert("of tomorrow", "x".into());
         assert_eq!(read(&pairs), (known.clone(), 0));
-        for (key, value) in [("state", "asleep"), ("protocol", "-1"), ("unserved", "p__m00000001=5-2"), ("group", "")] {
+        for (key, value) in
+            [("state", "asleep"), ("protocol", "-1"), ("unserved", "p__m00000001=5-2"), ("group", ""), ("store", "0g")]
+        {
             let mut pairs = known.to_pairs().unwrap();
             pairs.insert(key, value.into());
             let (gossip, malformed) = read(&pairs);
