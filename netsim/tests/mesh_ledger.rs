@@ -119,6 +119,33 @@ fn a_member_whose_disk_was_lost_joins_its_mesh_and_votes_again() {
 }
 
 #[test]
+fn a_voter_that_is_gone_for_long_is_replaced_so_that_another_may_go() {
+    let plan = Plan::of(4, 2)
+        .env("MIROIR_MESH__VOTER_REPLACE_AFTER_S", "10")
+        .env("MIROIR_LEADER_ELECTION__LEASE_TTL_S", "3")
+        .env("MIROIR_LEADER_ELECTION__RENEW_INTERVAL_S", "1");
+    let mut mesh = Mesh::start(plan);
+    create(&mesh.client(0), "movies").expect(202);
+    mesh.sidecar(3).kill();
+    let began = Instant::now();
+    let settled = |mesh: &Mesh, i: usize, who: &[&str]| {
+        let status = status(mesh, i);
+        voters(&status) == who && status["ledger"]["settled"] == true
+    };
+    wait_until("a list without the dead voter", PATIENCE, || settled(&mesh, 0, &["m1", "m2", "m3"]));
+    say(&format!("replaced {:?} after its death", began.elapsed()));
+    assert!(began.elapsed() >= Duration::from_secs(9), "it was silent for {:?} only", began.elapsed());
+    // Two of four would be no majority.
+    mesh.sidecar(2).kill();
+    mesh.admin(0).json("POST", "/_miroir/aliases", &json!({"name": "films", "index": "movies"})).expect(201);
+    start_sidecars(&mut mesh, [2, 3]);
+    for i in 0..4 {
+        wait_until("all to vote again", PATIENCE, || settled(&mesh, i, &["m1", "m2", "m3", "m4"]));
+    }
+    assert_eq!(mesh.admin(3).get("/_miroir/aliases/films").expect(200)["index"], "movies");
+}
+
+#[test]
 fn files_that_were_put_back_are_refused_with_what_to_do() {
     let mut mesh = Mesh::start(Plan::of(3, 2));
     let dir = mesh.members[2].dir.clone();

@@ -165,7 +165,7 @@ sections! {
         bootstrap: Vec<BootstrapMember> = Value("[]"),
             "a list such as [{ id = \"m1\", group = \"g1\", address = \"10.0.0.1:7781\" }]",
             |v: &Vec<BootstrapMember>| v.iter().all(|m| m.address.is_reachable());
-        /// Seconds of silence after which a voter is replaced, if there is another member to take its place.
+        /// Seconds of silence after which a voter is replaced by another member, or left out while more than three vote.
         voter_replace_after_s: u64 = Value("600"), "a number of seconds from 10 to 604800",
             |v| (10..=604_800).contains(v);
         /// Copies of each shard inside one group.
