@@ -13,6 +13,7 @@
 //! | [`search`] | which members for which shards, and one list out of many |
 //! | [`journal`] | the order of a shard's writes, who stores them, and who orders them next |
 //! | [`ledger`] | what is agreed on by majority |
+//! | [`task_ids`] | which number a task gets |
 //!
 //! # State machines
 //!
@@ -45,3 +46,4 @@ pub mod placement;
 pub mod register;
 pub mod search;
 pub mod settings;
+pub mod task_ids;
