@@ -17,6 +17,7 @@
 //! | [`documents`] | adds and deletes documents |
 //! | [`writes`] | sends a write to all replicas |
 //! | [`tasks`] | mesh tasks: ids, parts, state |
+//! | [`task_ids`] | ids from ranges of the ledger; not used by the binary yet |
 //! | [`reads`] | documents by id, listings |
 //! | [`search`] | plans, scatters, merges |
 //! | [`settings`] | settings, to all nodes and back |
@@ -44,6 +45,7 @@ pub mod search;
 pub mod serve;
 pub mod settings;
 pub mod stats;
+pub mod task_ids;
 pub mod tasks;
 #[cfg(test)]
 mod testing;

@@ -17,6 +17,7 @@ use crate::services::ledger::{self, LedgerHandle};
 use crate::services::members::Members;
 use crate::services::operations::{self, OperationsHandle, Orders, Runner};
 use crate::services::records::Records;
+use crate::services::task_ids::{self, TaskIdsHandle};
 use crate::store::{LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{GroupId, MemberId, MeshId};
@@ -74,6 +75,7 @@ impl Peers for End {
 struct Serving {
     records: Records,
     orders: Orders,
+    task_ids: TaskIdsHandle,
 }
 
 #[async_trait]
@@ -88,6 +90,7 @@ impl Handler for Serving {
             }
             Request::Confirm(record) => refused(self.records.confirm(record).await),
             Request::Order(order) => refused(self.orders.receive(from, order).await),
+            Request::TaskIds(count) => Answer::of(Reply::TaskIds(self.task_ids.answer(*count).await)),
             other => panic!("nobody asks {other:?} here"),
         }
     }
@@ -98,6 +101,7 @@ pub(super) struct Running {
     pub(super) ledger: LedgerHandle,
     pub(super) leases: LeaseHandle,
     pub(super) operations: OperationsHandle,
+    pub(super) task_ids: TaskIdsHandle,
     pub(super) records: Records,
     pub(super) metrics: Arc<Metrics>,
     pub(super) store: Store,
@@ -208,7 +212,14 @@ impl World {
             store: store.clone(),
             metrics: Arc::clone(&metrics),
         });
-        let serving = Arc::new(Serving { records: records.clone(), orders });
+        let (ids_driver, task_ids) = task_ids::Driver::new(
+            task_ids::Config::default(),
+            identity.start,
+            ledger.clone(),
+            leases.clone(),
+            members.clone(),
+        );
+        let serving = Arc::new(Serving { records: records.clone(), orders, task_ids: task_ids.clone() });
         members.set_local(Arc::clone(&serving) as Arc<dyn Handler>);
         self.net.up.lock().unwrap().insert(me, Arc::clone(&serving));
         let (state, gossip) = (watch::Sender::new(MemberState::Active), watch::Sender::new(BTreeMap::new()));
@@ -217,8 +228,24 @@ impl World {
             tokio::spawn(driver.run()),
             tokio::spawn(lease_driver.run(watched)),
             tokio::spawn(operations_driver.run()),
+            tokio::spawn(async move {
+                ids_driver.run().await;
+                Ok(())
+            }),
         ];
-        Running { ledger, leases, operations, records, metrics, store, serving, drivers, _state: state, gossip }
+        Running {
+            ledger,
+            leases,
+            operations,
+            task_ids,
+            records,
+            metrics,
+            store,
+            serving,
+            drivers,
+            _state: state,
+            gossip,
+        }
     }
 
     fn ledger_config(&self, me: &MemberId) -> LedgerConfig {

@@ -150,6 +150,8 @@ pub enum Request {
     Ledger,
     /// Answered when your copy of the record is at that version or a newer one.
     Confirm(RecordAt),
+    /// So many task ids, of the member that hands them out.
+    TaskIds(u32),
     /// What the leader of an operation wants done. Refused before anything is done unless the operation's record calls for it.
     Order(LeaderOrder),
 }
@@ -260,6 +262,8 @@ pub enum Reply {
     NoTask,
     /// Refused, nothing was done.
     Refused(Refusal),
+    /// Task ids, as many as were asked for; none: this member can't say now.
+    TaskIds(Vec<TaskUid>),
 }
 
 macro_rules! verbs {
@@ -329,6 +333,7 @@ verbs! {
     10 Control Ledger,
     11 Control Confirm(payload),
     12 Control Order(payload),
+    15 Control TaskIds(payload),
 }
 
 /// The number of [`Request::Read`].
@@ -368,6 +373,7 @@ mod tests {
             }),
             Request::Node(NodeQuestion::Tasks(vec![1, 2])),
             Request::Task(TaskUid(9)),
+            Request::TaskIds(64),
             Request::Order(LeaderOrder {
                 head: Order { scope: Scope::Ilm, epoch: Epoch::ZERO, record: "operation:ilm".into(), version: 4 },
                 operation: "op".into(),

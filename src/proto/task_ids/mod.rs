@@ -39,8 +39,12 @@ pub struct Config {
     pub ask_within: Duration,
     /// How long the ledger may take.
     pub draw_within: Duration,
-    /// After a failure the holder, or the ledger, is not waited for again for so long.
+    /// After it could not be reached the holder is not asked again for so long.
     pub pause: Duration,
+    /// After a failure the ledger is tried again after so long, or up to half as much again.
+    pub retry: Duration,
+    /// How long somebody here waits where there is no spare id either.
+    pub take_within: Duration,
     /// Most that wait here for an id.
     pub waiting: usize,
     /// Most ids of one question.
@@ -55,6 +59,8 @@ impl Default for Config {
             ask_within: Duration::from_millis(200),
             draw_within: Duration::from_millis(1_000),
             pause: Duration::from_millis(1_000),
+            retry: Duration::from_millis(250),
+            take_within: Duration::from_millis(5_000),
             waiting: 4_096,
             question: 64,
         }
@@ -143,7 +149,7 @@ struct Drawing {
 /// Who waits for ids of this process's own range.
 #[derive(Debug, Clone)]
 enum Waits {
-    Here(TakeId),
+    Here(TakeId, Instant),
     Peer { question: QuestionId, count: u32, ids: Vec<TaskUid> },
 }
 
@@ -159,7 +165,7 @@ pub struct TaskIds {
     spare: Range<u32>,
     holder: Option<MemberId>,
     /// Wait for the holder's answer, or to be asked of it.
-    asks: VecDeque<TakeId>,
+    asks: VecDeque<(TakeId, Instant)>,
     asking: Option<Asking>,
     queue: VecDeque<Waits>,
     drawing: Option<Drawing>,
@@ -199,7 +205,7 @@ impl TaskIds {
         if self.asks.len() + self.queue.len() >= self.config.waiting {
             self.effects.push_back(Effect::Given { take, id: Err(NoId::Busy) });
         } else {
-            self.asks.push_back(take);
+            self.asks.push_back((take, env.now));
         }
         self.run(env);
     }
@@ -223,7 +229,7 @@ impl TaskIds {
         }
         for id in ids {
             // What nobody waits for any more is a hole.
-            let Some(take) = self.asks.pop_front() else { break };
+            let Some((take, _)) = self.asks.pop_front() else { break };
             self.effects.push_back(Effect::Given { take, id: Ok(id) });
         }
         self.run(env);
@@ -279,8 +285,13 @@ impl TaskIds {
     pub fn next_wake(&self) -> Option<Instant> {
         let asked = self.asking.as_ref().map(|a| a.until);
         let drawn = self.drawing.as_ref().map(|d| d.until);
-        let spare = (self.drawing.is_none() && self.needs_spare()).then_some(self.ledger_away);
-        [asked, drawn, spare].into_iter().flatten().min()
+        let draws = self.drawing.is_none() && (self.needs_spare() || !self.queue.is_empty());
+        let draws = (draws && !self.used_up).then_some(self.ledger_away);
+        let late = self.queue.iter().find_map(|waits| match waits {
+            Waits::Here(_, since) => Some(since.plus(self.config.take_within)),
+            Waits::Peer { .. } => None,
+        });
+        [asked, drawn, draws, late].into_iter().flatten().min()
     }
 
     fn leads(&self) -> bool {
@@ -288,7 +299,7 @@ impl TaskIds {
     }
 
     fn needs_spare(&self) -> bool {
-        self.spare.is_empty() && !self.used_up
+        self.spare.is_empty()
     }
 
     /// Takes in a version of the record; whether it is news.
@@ -325,7 +336,7 @@ impl TaskIds {
         let elsewhere = self.holder.clone().filter(|h| *h != self.me.member && env.now >= self.holder_away);
         let Some(to) = elsewhere else {
             self.asking = None;
-            self.queue.extend(self.asks.drain(..).map(Waits::Here));
+            self.queue.extend(self.asks.drain(..).map(|(take, since)| Waits::Here(take, since)));
             return;
         };
         if self.asking.as_ref().is_some_and(|a| a.to == to) || self.asks.is_empty() {
@@ -342,11 +353,11 @@ impl TaskIds {
     fn give(&mut self, env: &Env) {
         while let Some(mut waits) = self.queue.pop_front() {
             match &mut waits {
-                Waits::Here(take) => {
-                    let away = env.now < self.ledger_away;
-                    let id = match self.line_id() {
+                Waits::Here(take, since) => {
+                    let late = env.now >= since.plus(self.config.take_within);
+                    let id = match self.line_id().or_else(|| self.spare_id(env.now)) {
                         None if self.used_up => Some(Err(NoId::UsedUp)),
-                        None if away => Some(self.spare_id().ok_or(NoId::NoMajority)),
+                        None if late => Some(Err(NoId::NoMajority)),
                         id => id.map(Ok),
                     };
                     let Some(id) = id else { return self.queue.push_front(waits) };
@@ -403,8 +414,9 @@ impl TaskIds {
         self.line.front_mut().and_then(Iterator::next).map(TaskUid)
     }
 
-    fn spare_id(&mut self) -> Option<TaskUid> {
-        self.spare.next().map(TaskUid)
+    fn spare_id(&mut self, now: Instant) -> Option<TaskUid> {
+        // Only while the ledger does not answer.
+        if now < self.ledger_away { self.spare.next().map(TaskUid) } else { None }
     }
 
     fn give_up_on(&mut self, env: &Env, holder: &MemberId) {
@@ -414,7 +426,6 @@ impl TaskIds {
     }
 
     fn ledger_fails(&mut self, env: &mut Env) {
-        let pause = self.config.pause;
-        self.ledger_away = env.now.plus(pause / 2).plus(env.jitter(pause));
+        self.ledger_away = env.now.plus(self.config.retry / 2).plus(env.jitter(self.config.retry));
     }
 }

@@ -210,8 +210,10 @@ fn without_a_majority_spare_ids_are_given_until_they_are_used_up() {
     world.majority = false;
     for _ in 0..40 {
         world.take(0);
-        world.pass(config().pause * 2);
+        world.pass(config().retry / 4);
     }
+    assert_eq!(world.given.iter().filter(|(.., id)| id.is_err()).count(), 0, "nobody has waited for long");
+    world.pass(config().take_within);
     let ids = world.ids();
     assert_eq!(BTreeSet::from_iter(&ids).len(), ids.len(), "each once");
     assert!(ids.len() >= 8 && ids.len() < 40, "{}", ids.len());
