@@ -17,7 +17,7 @@ use crate::services::ledger::{self, LedgerHandle};
 use crate::services::members::Members;
 use crate::services::operations::{self, OperationsHandle, Orders, Runner};
 use crate::services::records::Records;
-use crate::store::{LedgerStore, Store, StoreError, identity};
+use crate::store::{JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{GroupId, MemberId, MeshId};
 use crate::wire::gossip::MemberGossip;
@@ -176,7 +176,8 @@ impl World {
     async fn run(&self, i: usize, runners: &impl Fn(usize, &Records) -> Vec<Arc<dyn Runner>>) -> Running {
         let (me, dir) = (member(i), self.dirs[i].path());
         let (ledger_store, store) = (LedgerStore::open(dir).unwrap(), Store::open(dir).unwrap());
-        let (identity, stored) = identity::begin(&store, &ledger_store, &me).await.unwrap();
+        let journals = JournalStore::open(dir, &ledger_store).unwrap();
+        let (identity, stored) = identity::begin(&store, &ledger_store, &journals, &me).await.unwrap();
         let (peers, metrics) =
             (Arc::new(End { own: me.clone(), net: Arc::clone(&self.net) }), Arc::<Metrics>::default());
         let (mut driver, ledger) = ledger::Driver::new(ledger::Parts {
@@ -184,6 +185,7 @@ impl World {
             stored,
             ledger: ledger_store,
             store: store.clone(),
+            journals,
             peers: Arc::clone(&peers) as Arc<dyn Peers>,
             metrics: Arc::clone(&metrics),
         });

@@ -6,10 +6,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{MemberId, TaskUid};
+use super::ids::{MemberId, PhysicalIndex, TaskUid};
 use super::lease::{Epoch, Holder};
 use super::ledger::StoreId;
 use super::records::ReplicaState;
+use super::shards::ShardId;
 
 /// A place in a journal: an entry's epoch and sequence number. Later ones are greater.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,6 +24,21 @@ pub struct Position {
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.epoch, self.seq)
+    }
+}
+
+/// Names one journal in a member's store.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct JournalKey {
+    /// The physical index.
+    pub index: PhysicalIndex,
+    /// The shard.
+    pub shard: ShardId,
+}
+
+impl fmt::Display for JournalKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} shard {}", self.index, self.shard)
     }
 }
 
