@@ -110,6 +110,10 @@ impl Serve {
                 Ok(()) => Reply::Done,
                 Err(refusal) => Reply::Refused(refusal),
             }),
+            // Nothing here drives journals.
+            Request::Journal | Request::Append(_) => {
+                Answer::of(Reply::Refused(Refusal::UnknownVerb(call.request.verb())))
+            }
             Request::Read(read) => self.local.read(read, &call).await,
             Request::Write(write) => {
                 // A write runs to its end even if the caller goes: it may have reached the node.

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{MemberId, PhysicalIndex, TaskUid};
 use super::lease::{Epoch, Holder};
-use super::ledger::StoreId;
+use super::ledger::{RecordKey, StoreId};
+use super::limits::SHARDS_MAX;
 use super::records::ReplicaState;
 use super::shards::ShardId;
 
@@ -54,6 +55,42 @@ pub struct TaskPart {
 impl fmt::Display for TaskPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.task, self.part)
+    }
+}
+
+/// What an entry does to the documents of its shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryKind {
+    /// Replaces documents whole.
+    Set {
+        /// Only those that exist already.
+        skip_creation: bool,
+    },
+    /// Merges fields into documents.
+    Merge {
+        /// Only into those that exist already.
+        skip_creation: bool,
+    },
+    /// Deletes documents by id.
+    Delete,
+    /// Deletes the documents that a filter finds.
+    DeleteByFilter,
+    /// Edits documents by a function.
+    Edit,
+    /// Deletes all documents.
+    Clear,
+    /// Nothing: a new primary's first entry.
+    Empty,
+}
+
+impl EntryKind {
+    /// Whether the effect depends on what a document was, so that doing it twice may differ from doing it once.
+    pub fn is_conditional(self) -> bool {
+        match self {
+            Self::Set { skip_creation } | Self::Merge { skip_creation } => skip_creation,
+            Self::DeleteByFilter | Self::Edit => true,
+            Self::Delete | Self::Clear | Self::Empty => false,
+        }
     }
 }
 
@@ -117,5 +154,49 @@ impl ShardState {
     pub fn is_led_by(&self, id: &ReplicaId, start: u64) -> bool {
         let named = self.primary.as_ref().is_some_and(|p| p.member == id.member && p.start == start);
         named && self.is_in_sync(id)
+    }
+}
+
+/// The states of all shards of one physical index, in one record of the ledger beside the index's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalRecord {
+    /// By the shard's number; empty: the index is gone.
+    pub shards: Vec<ShardState>,
+}
+
+impl JournalRecord {
+    /// What the keys of these records begin with.
+    pub const PREFIX: &str = "journal:";
+
+    /// The ledger's key of an index's record.
+    pub fn key(index: &PhysicalIndex) -> RecordKey {
+        RecordKey::new(format!("{}{index}", Self::PREFIX)).expect("an index's bounded name behind a prefix is a key")
+    }
+
+    /// The index whose record the ledger keeps under `key`, if it is one.
+    pub fn of_key(key: &RecordKey) -> Option<PhysicalIndex> {
+        PhysicalIndex::new(key.as_str().strip_prefix(Self::PREFIX)?).ok()
+    }
+
+    /// One shard's state.
+    pub fn shard(&self, shard: ShardId) -> Option<&ShardState> {
+        self.shards.get(usize::from(shard.0))
+    }
+
+    /// From the ledger's value.
+    ///
+    /// # Errors
+    /// What is wrong with the JSON, or that there are more shards than an index may have.
+    pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
+        let record: Self = serde_json::from_str(text)?;
+        if record.shards.len() > usize::from(SHARDS_MAX) {
+            return Err(serde::de::Error::custom("more shards than an index may have"));
+        }
+        Ok(record)
+    }
+
+    /// As the ledger's value.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a struct of texts and numbers has a JSON form")
     }
 }
