@@ -52,7 +52,8 @@ fn journal_config() -> journal::Config {
         ask_again: Duration::from_millis(300),
         ..JournalConfig::default()
     };
-    journal::Config { core, linger: Duration::from_millis(300), give_back_pause: Duration::from_secs(1) }
+    let (linger, give_back_pause) = (Duration::from_millis(300), Duration::from_secs(1));
+    journal::Config { core, linger, give_back_pause, ..journal::Config::default() }
 }
 
 pub(super) fn member(i: usize) -> MemberId {

@@ -2,6 +2,7 @@
 //!
 //! Must not know: which changes of them are allowed (`proto::journal::record`).
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -158,10 +159,84 @@ impl ShardState {
 }
 
 /// The states of all shards of one physical index, in one record of the ledger beside the index's own.
+///
+/// It is written anew with every change of any shard, so its JSON names each replica once and refers to it by number.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Packed", try_from = "Packed")]
 pub struct JournalRecord {
     /// By the shard's number; empty: the index is gone.
     pub shards: Vec<ShardState>,
+}
+
+/// The form of a [`JournalRecord`] in the ledger.
+#[derive(Serialize, Deserialize)]
+struct Packed {
+    replicas: Vec<ReplicaId>,
+    shards: Vec<PackedShard>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PackedShard {
+    copies: Vec<(usize, ReplicaState)>,
+    in_sync: Vec<usize>,
+    /// A replica of the member, and the start of its process.
+    primary: Option<(usize, u64)>,
+    epoch: Epoch,
+    set: u64,
+}
+
+impl From<JournalRecord> for Packed {
+    fn from(record: JournalRecord) -> Self {
+        let mut replicas: Vec<ReplicaId> = Vec::new();
+        let mut numbers: BTreeMap<ReplicaId, usize> = BTreeMap::new();
+        let mut number = |id: ReplicaId| {
+            *numbers.entry(id).or_insert_with_key(|id| {
+                replicas.push(id.clone());
+                replicas.len() - 1
+            })
+        };
+        let mut pack = |state: ShardState| {
+            let ShardState { replicas, in_sync, primary, epoch, set } = state;
+            // A primary is in sync, so its member is there with the store that counts.
+            let store = |member: &MemberId| in_sync.iter().find(|id| id.member == *member).map(|id| id.store);
+            let primary = primary.map(|p| {
+                let store = store(&p.member).unwrap_or(StoreId([0; 16]));
+                (number(ReplicaId { member: p.member, store }), p.start)
+            });
+            let copies = replicas.into_iter().map(|copy| (number(copy.id), copy.state)).collect();
+            let in_sync = in_sync.into_iter().map(&mut number).collect();
+            PackedShard { copies, in_sync, primary, epoch, set }
+        };
+        let shards = record.shards.into_iter().map(&mut pack).collect();
+        Self { replicas, shards }
+    }
+}
+
+impl TryFrom<Packed> for JournalRecord {
+    type Error = &'static str;
+
+    fn try_from(packed: Packed) -> Result<Self, Self::Error> {
+        let Packed { replicas, shards } = packed;
+        let named = |n: usize| replicas.get(n).cloned().ok_or("a number that no replica has");
+        let unpack = |shard: PackedShard| -> Result<ShardState, Self::Error> {
+            let PackedShard { copies, in_sync, primary, epoch, set } = shard;
+            let copy = |(n, state)| Ok::<_, Self::Error>(ShardCopy { id: named(n)?, state });
+            Ok(ShardState {
+                replicas: copies.into_iter().map(copy).collect::<Result<_, _>>()?,
+                in_sync: in_sync.into_iter().map(named).collect::<Result<_, _>>()?,
+                primary: match primary {
+                    Some((n, start)) => Some(Holder { member: named(n)?.member, start }),
+                    None => None,
+                },
+                epoch,
+                set,
+            })
+        };
+        if shards.len() > usize::from(SHARDS_MAX) {
+            return Err("more shards than an index may have");
+        }
+        Ok(Self { shards: shards.into_iter().map(unpack).collect::<Result<_, _>>()? })
+    }
 }
 
 impl JournalRecord {
@@ -188,15 +263,65 @@ impl JournalRecord {
     /// # Errors
     /// What is wrong with the JSON, or that there are more shards than an index may have.
     pub fn from_json(text: &str) -> Result<Self, serde_json::Error> {
-        let record: Self = serde_json::from_str(text)?;
-        if record.shards.len() > usize::from(SHARDS_MAX) {
-            return Err(serde::de::Error::custom("more shards than an index may have"));
-        }
-        Ok(record)
+        serde_json::from_str(text)
     }
 
     /// As the ledger's value.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a struct of texts and numbers has a JSON form")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::limits::{MEMBERS_MAX, RECORD_MAX_BYTES};
+    use super::*;
+
+    fn id(n: usize) -> ReplicaId {
+        let store = [u8::try_from(n % 251).unwrap(); 16];
+        ReplicaId { member: MemberId::new(format!("m{n:0>62}")).unwrap(), store: StoreId(store) }
+    }
+
+    /// Shards of six copies, spread over the members.
+    fn record(shards: usize, members: usize) -> JournalRecord {
+        let state = |shard: usize| {
+            let ids: Vec<ReplicaId> = (0..6).map(|i| id((shard * 7 + i) % members)).collect();
+            let copy = |id: &ReplicaId| ShardCopy { id: id.clone(), state: ReplicaState::Replica };
+            ShardState {
+                replicas: ids.iter().map(copy).collect(),
+                primary: (shard % 9 > 0).then(|| Holder { member: ids[1].member.clone(), start: 1 << 52 }),
+                in_sync: ids,
+                epoch: Epoch::new(1 << 40).unwrap(),
+                set: 1 << 40,
+            }
+        };
+        JournalRecord { shards: (0..shards).map(state).collect() }
+    }
+
+    #[test]
+    fn the_largest_record_fits_and_comes_back() {
+        for record in [JournalRecord::default(), record(3, 6), record(usize::from(SHARDS_MAX), MEMBERS_MAX)] {
+            let text = record.to_json();
+            assert!(text.len() < RECORD_MAX_BYTES / 3, "{} bytes", text.len());
+            assert_eq!(JournalRecord::from_json(&text).unwrap(), record);
+        }
+        assert!(JournalRecord::from_json(&record(usize::from(SHARDS_MAX) + 1, 6).to_json()).is_err());
+    }
+
+    #[test]
+    fn a_record_that_names_nobody_is_none() {
+        let text = record(1, 6).to_json();
+        let bad = text.replacen("[5,\"replica\"]", "[6,\"replica\"]", 1);
+        assert_ne!(bad, text);
+        assert!(JournalRecord::from_json(&bad).is_err());
+    }
+
+    #[test]
+    fn a_key_names_its_index() {
+        let index = PhysicalIndex::new("movies__m00000001").unwrap();
+        let key = JournalRecord::key(&index);
+        assert_eq!(key.as_str(), "journal:movies__m00000001");
+        assert_eq!(JournalRecord::of_key(&key), Some(index));
+        assert_eq!(JournalRecord::of_key(&RecordKey::mesh()), None);
     }
 }

@@ -23,6 +23,7 @@ use super::slots::{Slot, Told};
 use super::storing::Storing;
 use crate::net::Peers;
 use crate::proto::env::Instant;
+use crate::proto::journal::log::Bounds;
 use crate::proto::journal::{Answer, Config as CoreConfig, Entry, Rest, Said, Stored};
 use crate::rt::clock;
 use crate::services::leases::LeaseHandle;
@@ -38,6 +39,8 @@ const INPUTS: usize = 256;
 pub struct Config {
     /// Of each replica.
     pub core: CoreConfig,
+    /// What is read of a replica's newest entries when it is touched, and checked: small, for many may be touched at once.
+    pub tail: Bounds,
     /// An idle replica stays in memory for so long.
     pub linger: Duration,
     /// Between two shards of an index whose preferred primaries return.
@@ -46,7 +49,12 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { core: CoreConfig::default(), linger: Duration::from_secs(30), give_back_pause: Duration::from_secs(10) }
+        Self {
+            core: CoreConfig::default(),
+            tail: Bounds { entries: 64, bytes: 256 << 10 },
+            linger: Duration::from_secs(30),
+            give_back_pause: Duration::from_secs(10),
+        }
     }
 }
 
@@ -98,6 +106,8 @@ pub struct Driver {
     pub(super) shared: Arc<Shared>,
     pub(super) indexes: BTreeMap<PhysicalIndex, Index>,
     pub(super) slots: BTreeMap<JournalKey, Slot>,
+    // Copies that are to be made anew.
+    pub(super) broken: BTreeSet<JournalKey>,
     // Reigns that are at rest, with their epochs.
     pub(super) rests: BTreeMap<JournalKey, (Epoch, Rest)>,
     // When replicas want to be looked at.
@@ -152,6 +162,7 @@ impl Driver {
             shared,
             indexes: BTreeMap::new(),
             slots: BTreeMap::new(),
+            broken: BTreeSet::new(),
             rests: BTreeMap::new(),
             due: BTreeSet::new(),
             generation: 0,

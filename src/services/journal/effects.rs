@@ -70,6 +70,8 @@ impl Driver {
             Effect::Rebuild => {
                 tracing::warn!(journal = %key, "the copy of a shard must be made anew");
                 self.shared.tell(Event::Rebuild(key.clone()));
+                self.broken.insert(key.clone());
+                self.look_at(&key.index);
             }
             Effect::Broken { member, what } => {
                 tracing::error!(journal = %key, %member, what, "a replica breaks the rules; nothing was done");

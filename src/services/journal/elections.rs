@@ -4,14 +4,15 @@
 //! member waits for its turn, and writes. Rule: the record keeps two elections apart, so a turn that comes too early costs a
 //! write that is refused. Must not know: how the record is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::driver::Driver;
 use crate::proto::env::Instant;
-use crate::proto::journal::election;
+use crate::proto::journal::record::Change;
+use crate::proto::journal::{election, record};
 use crate::services::ledger::now;
-use crate::types::{Holder, JournalKey, PhysicalIndex, ReplicaState, Scope, ShardId};
+use crate::types::{Holder, JournalKey, MemberId, PhysicalIndex, ReplicaState, Scope, ShardId};
 
 /// When an election that was written, and did not come, is written again.
 const AGAIN: Duration = Duration::from_millis(1_000);
@@ -45,12 +46,13 @@ impl Driver {
     pub(super) fn look_at(&mut self, index: &PhysicalIndex) {
         let Some(known) = self.indexes.get(index) else { return };
         let (shards, sight) = (&known.record.shards, &self.seen_now.sight);
-        if !shards.iter().any(|state| election::needs_primary(state, sight)) {
+        let gives_up = self.gives_up(index).next().is_some();
+        if !gives_up && !shards.iter().any(|state| election::needs_primary(state, sight)) {
             self.elections.told.remove(index);
             self.plan_give_back();
             return;
         }
-        let turn = election::turn(shards, &self.holder(), sight, self.leads());
+        let turn = election::turn(shards, &self.holder(), sight, self.leads() || gives_up);
         let now = now();
         let (since, due) = self.elections.told.entry(index.clone()).or_insert((now, None));
         // A turn that has come nearer counts from the same moment.
@@ -59,6 +61,18 @@ impl Driver {
             (Some(due), Some(new)) => Some(due.min(new).max(now)),
             (due, new) => new.or(due),
         };
+    }
+
+    /// Shards that the record gives to this process, whose copies here are to be made anew: somebody else is to lead them.
+    fn gives_up(&self, index: &PhysicalIndex) -> impl Iterator<Item = (ShardId, Change)> {
+        let own: BTreeSet<MemberId> = [self.me.member.clone()].into();
+        let broken = self.broken.iter().filter(move |key| key.index == *index);
+        broken.filter_map(move |key| {
+            let state = self.state(key).filter(|state| state.primary.as_ref() == Some(&self.holder()))?;
+            let to = election::candidate(state, &self.seen_now.sight, &own)?;
+            let min = election::min_in_sync(state, self.config.core.min_in_sync);
+            Some((key.shard, record::elect(state, &self.holder(), &to, &own, min)?))
+        })
     }
 
     /// Other members are seen, or others are not seen any more.
@@ -103,11 +117,13 @@ impl Driver {
             let Some(known) = self.indexes.get(&index) else { continue };
             let (seen, min) = (&self.seen_now, self.config.core.min_in_sync);
             let plan = election::plan(&known.record.shards, &self.holder(), &seen.sight, &seen.reach, min);
+            let shard = |i: usize| u16::try_from(i).ok().map(ShardId);
+            let plan = plan.into_iter().filter_map(|(i, change)| Some((shard(i)?, change)));
+            let plan: Vec<(ShardId, Change)> = plan.chain(self.gives_up(&index)).collect();
             self.elections.told.insert(index.clone(), (now, Some(now.plus(AGAIN))));
             for (shard, change) in plan {
-                let Ok(shard) = u16::try_from(shard) else { continue };
-                tracing::info!(%index, shard, primary = ?change.after.primary, "a primary is being elected");
-                self.asks.ask(JournalKey { index: index.clone(), shard: ShardId(shard) }, change);
+                tracing::info!(%index, %shard, primary = ?change.after.primary, "a primary is being elected");
+                self.asks.ask(JournalKey { index: index.clone(), shard }, change);
             }
         }
         if self.elections.look_again.is_some_and(|at| at <= now) {

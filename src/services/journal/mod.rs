@@ -12,6 +12,7 @@
 //! | `elections` | who becomes primary, and who writes it |
 //! | [`sight`] | who is seen to live, and who reaches whom |
 //! | [`inbox`], [`outbox`] | messages of peers, bounded for each |
+//! | [`retention`] | how long entries are kept |
 //! | [`sender`] | parts of a request on their way to their primaries, until each is committed |
 //!
 //! A message may be dropped on any of its ways: the cores repeat what matters. An idle shard has no replica in memory, no
@@ -25,6 +26,7 @@ pub mod handle;
 pub mod inbox;
 pub mod outbox;
 mod records;
+pub mod retention;
 pub mod sender;
 pub mod sight;
 mod slots;
@@ -35,5 +37,6 @@ mod tests;
 pub use driver::{Config, Driver, Parts};
 pub use handle::{Event, JournalHandle, ShardStatus};
 pub use inbox::Envelope;
+pub use retention::Retention;
 pub use sender::Sender;
 pub use sight::Seen;

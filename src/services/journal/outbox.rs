@@ -28,7 +28,8 @@ const WAITING_BYTES: usize = 64 << 20;
 const TOGETHER_BYTES: usize = 4 << 20;
 /// What a message weighs beside its entries, roughly.
 const MESSAGE_BYTES: usize = 256;
-/// How long a call may take; what did not arrive by then is repeated by the cores.
+/// How long a call may take, and so much longer for each [`TOGETHER_BYTES`]; what did not arrive by then is repeated by the
+/// cores.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 fn weight(message: &Envelope) -> usize {
@@ -120,7 +121,8 @@ async fn serve(
         bytes.fetch_sub(sum, Ordering::Relaxed);
         match codec::encode("journal messages", &together, JOURNAL_ENCODED_MAX_BYTES) {
             Ok(body) => {
-                let deadline = Instant::now() + PATIENCE;
+                let times = u32::try_from(1 + sum / TOGETHER_BYTES).unwrap_or(u32::MAX);
+                let deadline = Instant::now() + PATIENCE * times;
                 let (request, trace) = (Request::Journal, TraceId::default());
                 let call = Call { request, body: Bytes::from(body), deadline, trace };
                 if let Err(error) = peers.call(&to, call).await {

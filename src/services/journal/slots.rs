@@ -72,7 +72,7 @@ impl Driver {
     }
 
     fn read_stored(&mut self, key: &JournalKey, damaged: Option<String>) {
-        let (store, key, tail) = (self.store.clone(), key.clone(), self.config.core.memory);
+        let (store, key, tail) = (self.store.clone(), key.clone(), self.config.tail);
         self.done.spawn(async move {
             if let Some(reason) = damaged {
                 store.repair(&key, &reason).await?;
@@ -84,7 +84,11 @@ impl Driver {
 
     /// Tells a replica something; one that is not in memory hears it when it is.
     pub(super) fn tell(&mut self, key: &JournalKey, told: Told) {
-        self.touch(key);
+        // Nothing is read only to say who is primary.
+        let led = self.state(key).is_some_and(|state| state.is_led_by(&self.me, self.start));
+        if led || !matches!(told, Told::Write(..)) {
+            self.touch(key);
+        }
         match self.slots.get_mut(key) {
             Some(Slot::Open(_)) => self.tell_open(key, told),
             Some(Slot::Opening(waiting)) if waiting.len() < WAITING => waiting.push_back(told),
@@ -132,6 +136,9 @@ impl Driver {
                 if let Some(Slot::Open(open)) = self.slots.get_mut(key) {
                     open.parts.clear();
                 }
+                if taken {
+                    self.broken.remove(key);
+                }
                 // Whoever asked may have gone.
                 let _ = tell.send(taken);
             }
@@ -155,6 +162,10 @@ impl Driver {
     pub(super) fn opened(&mut self, key: &JournalKey, stored: Stored) {
         let Some(Slot::Opening(waiting)) = self.slots.remove(key) else { return };
         self.generation += 1;
+        let broken = stored.rebuild;
+        if broken {
+            self.broken.insert(key.clone());
+        }
         let (commit, has_commit) = (stored.log.commit, stored.log.commit > 0);
         let (state, rest) = (self.state(key).cloned(), self.rests.remove(key).map(|(_, rest)| rest));
         let mut env = Env { now: now(), rng: &mut self.rng };
@@ -175,6 +186,9 @@ impl Driver {
             self.shared.tell(Event::Committed(key.clone(), commit));
         }
         self.drain(key);
+        if broken {
+            self.look_at(&key.index);
+        }
         waiting.into_iter().for_each(|told| self.tell(key, told));
     }
 
@@ -234,13 +248,14 @@ impl Driver {
             self.due.remove(&(due, key.clone()));
         }
         self.rests.remove(key);
+        self.broken.remove(key);
         self.storing.forget(key);
         self.shared.forget(key);
     }
 
     /// A journal is damaged: it is repaired, and its replica begins anew with what is left.
     pub(super) fn repair(&mut self, key: &JournalKey, reason: String) {
-        if matches!(self.slots.get(key), Some(Slot::Opening(_))) {
+        if matches!(self.slots.get(key), Some(Slot::Opening(_))) || !self.holds(key) {
             return;
         }
         self.give_up(key);
