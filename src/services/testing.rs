@@ -1,6 +1,7 @@
 //! Several members in one process: ledger, leases, operations and journals with their stores, over a network that can be cut.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -66,6 +67,9 @@ struct Net {
     up: Mutex<BTreeMap<MemberId, Arc<Serving>>>,
     cut: Mutex<BTreeSet<MemberId>>,
     processes: Mutex<BTreeMap<MemberId, Alive>>,
+    /// So many of a hundred messages of journals are lost.
+    loss: AtomicU32,
+    messages: AtomicU32,
 }
 
 impl Net {
@@ -93,6 +97,14 @@ struct End {
 impl Peers for End {
     async fn call(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
         let gone = || CallError::NoAnswer { member: to.clone(), reason: "lost".into() };
+        let loss = self.net.loss.load(Ordering::SeqCst);
+        if call.request == Request::Journal {
+            // Spread evenly.
+            let nth = self.net.messages.fetch_add(1, Ordering::SeqCst);
+            if nth.wrapping_mul(37) % 100 < loss {
+                return Err(gone());
+            }
+        }
         let apart = {
             let cut = self.net.cut.lock().unwrap();
             cut.contains(to) || cut.contains(&self.own)
@@ -230,6 +242,11 @@ impl World {
     pub(super) fn cut(&self, i: usize) {
         self.net.cut.lock().unwrap().insert(member(i));
         self.look();
+    }
+
+    /// From now on so many of a hundred messages of journals are lost.
+    pub(super) fn lose(&self, of_a_hundred: u32) {
+        self.net.loss.store(of_a_hundred, Ordering::SeqCst);
     }
 
     pub(super) fn heal(&self) {

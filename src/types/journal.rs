@@ -289,7 +289,7 @@ mod tests {
             let copy = |id: &ReplicaId| ShardCopy { id: id.clone(), state: ReplicaState::Replica };
             ShardState {
                 replicas: ids.iter().map(copy).collect(),
-                primary: (shard % 9 > 0).then(|| Holder { member: ids[1].member.clone(), start: 1 << 52 }),
+                primary: (!shard.is_multiple_of(9)).then(|| Holder { member: ids[1].member.clone(), start: 1 << 52 }),
                 in_sync: ids,
                 epoch: Epoch::new(1 << 40).unwrap(),
                 set: 1 << 40,
