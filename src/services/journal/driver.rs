@@ -295,13 +295,7 @@ impl Driver {
         match done {
             Done::Stored => {
                 for (key, stored) in self.storing.done() {
-                    if let Some(Slot::Open(open)) = self.slots.get_mut(&key)
-                        && open.generation == stored.generation
-                    {
-                        open.storing -= stored.count;
-                        let token = stored.token;
-                        self.call(&key, |replica, env| replica.handle_stored(env, token));
-                    }
+                    self.was_stored(&key, stored);
                 }
                 if std::mem::take(&mut self.replaced) {
                     self.purge();

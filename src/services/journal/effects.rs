@@ -7,8 +7,9 @@ use super::driver::{Done, Driver};
 use super::handle::Event;
 use super::inbox::Envelope;
 use super::slots::Slot;
+use super::storing::StoredNow;
 use crate::proto::journal::{Effect, election};
-use crate::types::JournalKey;
+use crate::types::{Epoch, JournalKey, TaskPart};
 
 impl Driver {
     /// Carries out everything that a replica wants.
@@ -27,6 +28,9 @@ impl Driver {
                 let Some(Slot::Open(open)) = self.slots.get_mut(key) else { return };
                 open.storing += 1;
                 open.commit_stored = open.commit_stored.max(rows.commit);
+                if rows.drop_from.is_some() || rows.begin_at.is_some() {
+                    open.dropping = Some(token);
+                }
                 let parts = if rows.begin_at.is_some() { std::mem::take(&mut open.parts) } else { Vec::new() };
                 if let Some(at) = rows.begin_at {
                     self.replaced = true;
@@ -59,13 +63,7 @@ impl Driver {
                     Ok(Done::Loaded(key, generation, member, read))
                 });
             }
-            Effect::Find { epoch, part } => {
-                let (generation, store, key) = (self.reads(key), self.store.clone(), key.clone());
-                self.done.spawn(async move {
-                    let read = store.find(&key, part).await;
-                    Ok(Done::Found(key, generation, (epoch, part), read))
-                });
-            }
+            Effect::Find { epoch, part } => self.find(key, epoch, part),
             Effect::NeedsSnapshot { replica } => self.shared.tell(Event::NeedsSnapshot(key.clone(), replica)),
             Effect::Rebuild => {
                 tracing::warn!(journal = %key, "the copy of a shard must be made anew");
@@ -77,6 +75,38 @@ impl Driver {
                 tracing::error!(journal = %key, %member, what, "a replica breaks the rules; nothing was done");
             }
         }
+    }
+
+    /// Looks for a part, after the stores that drop others are durable: where a part stood that was dropped, another entry may
+    /// stand now.
+    fn find(&mut self, key: &JournalKey, epoch: Epoch, part: TaskPart) {
+        if let Some(Slot::Open(open)) = self.slots.get_mut(key)
+            && open.dropping.is_some()
+        {
+            open.finds.push((epoch, part));
+            return;
+        }
+        let (generation, store, key) = (self.reads(key), self.store.clone(), key.clone());
+        self.done.spawn(async move {
+            let read = store.find(&key, part).await;
+            Ok(Done::Found(key, generation, (epoch, part), read))
+        });
+    }
+
+    /// Stores up to `token` are durable.
+    pub(super) fn was_stored(&mut self, key: &JournalKey, stored: StoredNow) {
+        let Some(Slot::Open(open)) = self.slots.get_mut(key) else { return };
+        if open.generation != stored.generation {
+            return;
+        }
+        open.storing -= stored.count;
+        if open.dropping.is_some_and(|token| token <= stored.token) {
+            open.dropping = None;
+            for (epoch, part) in std::mem::take(&mut open.finds) {
+                self.find(key, epoch, part);
+            }
+        }
+        self.call(key, |replica, env| replica.handle_stored(env, stored.token));
     }
 
     /// A read of the store begins; gives the replica's generation.

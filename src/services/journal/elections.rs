@@ -79,6 +79,7 @@ impl Driver {
     pub(super) fn see(&mut self) {
         let seen = std::sync::Arc::clone(&self.seen.borrow_and_update());
         let before = std::mem::replace(&mut self.seen_now, std::sync::Arc::clone(&seen));
+        self.outbox.keep(|member| seen.known.contains_key(member));
         if seen.sight != before.sight {
             for key in self.open_keys() {
                 let sight = seen.sight.clone();

@@ -36,6 +36,10 @@ pub(super) struct Open {
     pub(super) storing: usize,
     /// Reads of the store under way.
     pub(super) reading: usize,
+    /// The last store on its way that drops entries: before it is durable the store still remembers their parts.
+    pub(super) dropping: Option<u64>,
+    /// Parts that are to be looked for when it is.
+    pub(super) finds: Vec<(Epoch, TaskPart)>,
     /// What came with the snapshot that it has taken.
     pub(super) parts: Vec<(TaskPart, u64)>,
     /// The commit position that was last stored.
@@ -176,6 +180,8 @@ impl Driver {
             generation: self.generation,
             storing: 0,
             reading: 0,
+            dropping: None,
+            finds: Vec::new(),
             parts: Vec::new(),
             commit_stored: commit,
             idle_since: None,
@@ -196,7 +202,8 @@ impl Driver {
     pub(super) fn settle(&mut self, key: &JournalKey) {
         let Some(Slot::Open(open)) = self.slots.get_mut(key) else { return };
         let (now, wake) = (now(), open.replica.next_wake());
-        let idle = wake.is_none() && open.storing == 0 && open.reading == 0 && open.replica.is_idle();
+        let rests = open.storing == 0 && open.reading == 0 && open.finds.is_empty();
+        let idle = wake.is_none() && rests && open.replica.is_idle();
         open.idle_since = if idle { open.idle_since.or(Some(now)) } else { None };
         let due = wake.or(open.idle_since.map(|since| since.plus(self.config.linger)));
         if open.due != due {
