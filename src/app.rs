@@ -38,7 +38,7 @@ use crate::services::settings::Settings;
 use crate::services::stats::{Nodes, Stats};
 use crate::services::tasks::Tasks;
 use crate::services::writes::Writes;
-use crate::store::{Identity, LedgerStore, Store, StoreError, identity};
+use crate::store::{Identity, JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{LeaseSign, MemberId, MeshId, MeshRecord, OperationState, RecordKey, Scope};
 use crate::wire::frame::PROTOCOL_VERSION;
@@ -155,7 +155,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     check_files(&config).map_err(|e| anyhow!(e))?;
     let ledger_store = LedgerStore::open(&config.node.data_dir)?;
     let store = Store::open(&config.node.data_dir)?;
-    let (identity, stored) = identity::begin(&store, &ledger_store, &config.node.id).await?;
+    let journals = JournalStore::open(&config.node.data_dir, &ledger_store)?;
+    let (identity, stored) = identity::begin(&store, &ledger_store, &journals, &config.node.id).await?;
     let bootstrap = bootstrap(&config, &ledger_store).await?;
     let began = Instant::now();
     let http = api::server::bind(config.http.listen, "[http] listen").await?;
@@ -175,6 +176,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         stored,
         ledger: ledger_store.clone(),
         store: store.clone(),
+        journals: journals.clone(),
         peers: Arc::clone(&mesh) as Arc<dyn Peers>,
         metrics: Arc::clone(&metrics),
     });
@@ -288,7 +290,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     );
     let entering = enter_service(mesh_service.clone(), own_state.clone(), began);
 
-    let stores = (config.node.data_dir.as_path(), [store.fatal(), ledger_store.fatal()]);
+    let stores = (config.node.data_dir.as_path(), [store.fatal(), ledger_store.fatal(), journals.fatal()]);
     let ended = wait_for_end(&mut signals, &mesh, stores, &essential, entering).await;
     // All that follows is over by then, whatever hangs.
     let (told, ending) = (tokio::time::Instant::now(), LastSteps::within(drain));
@@ -345,11 +347,11 @@ fn witness_health() -> NodeHealth {
 async fn wait_for_end(
     signals: &mut Signals,
     mesh: &Mesh,
-    stores: (&Path, [watch::Receiver<Option<StoreError>>; 2]),
+    stores: (&Path, [watch::Receiver<Option<StoreError>>; 3]),
     essential: &Essential,
     entering: impl Future<Output = Result<(), StoreError>>,
 ) -> anyhow::Result<()> {
-    let (dir, [mut own, mut ledger]) = stores;
+    let (dir, [mut own, mut ledger, mut journals]) = stores;
     let in_dir = |reason| format!("{reason} (in {})", dir.display());
     let mut entering = std::pin::pin!(entering);
     let mut entered = false;
@@ -370,6 +372,7 @@ async fn wait_for_end(
             // First: a failed store ends tasks as well.
             reason = failed(&mut own) => break in_dir(reason),
             reason = failed(&mut ledger) => break in_dir(reason),
+            reason = failed(&mut journals) => break in_dir(reason),
             reason = essential.failed() => break reason,
         }
     };

@@ -28,9 +28,10 @@ const ROOMS: [(&str, &[&str], bool); 15] = [
 ];
 
 /// Crates that only some rooms may name, so that each can be replaced in one place.
-const OWNED: [(&str, &[&str]); 8] = [
+const OWNED: [(&str, &[&str]); 9] = [
     ("bincode", &["wire/codec.rs"]),
     ("rusqlite", &["store/"]),
+    ("lz4_flex", &["store/"]),
     ("quinn", &["net/"]),
     ("chitchat", &["net/"]),
     ("hickory_resolver", &["names"]),

@@ -33,6 +33,7 @@ pub mod failure;
 pub mod health;
 pub mod indexes;
 pub mod jobs;
+pub mod journal;
 pub mod leases;
 pub mod ledger;
 pub mod local;

@@ -112,6 +112,10 @@ impl Serve {
             }),
             // Nothing here hands out ids.
             Request::TaskIds(_) => Answer::of(Reply::Refused(Refusal::UnknownVerb(call.request.verb()))),
+            // Nothing here drives journals.
+            Request::Journal | Request::Append(_) => {
+                Answer::of(Reply::Refused(Refusal::UnknownVerb(call.request.verb())))
+            }
             Request::Read(read) => self.local.read(read, &call).await,
             Request::Write(write) => {
                 // A write runs to its end even if the caller goes: it may have reached the node.

@@ -1,26 +1,29 @@
-//! Several members in one process: ledger, leases and operations with their stores, over a network that can be cut.
+//! Several members in one process: ledger, leases, operations and journals with their stores, over a network that can be cut.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::net::{Answer, Call, CallError, Handler, Peers};
+use crate::proto::journal::{Alive, Config as JournalConfig};
 use crate::proto::lease::Config as LeaseConfig;
 use crate::proto::ledger::{Bootstrap, BootstrapMember, Config as LedgerConfig};
 use crate::services::cluster::{Cluster, Listed, MemberState, Topology};
+use crate::services::journal::{self, JournalHandle, Seen, Sender};
 use crate::services::leases::{self, LeaseHandle};
 use crate::services::ledger::{self, LedgerHandle};
 use crate::services::members::Members;
 use crate::services::operations::{self, OperationsHandle, Orders, Runner};
 use crate::services::records::Records;
 use crate::services::task_ids::{self, TaskIdsHandle};
-use crate::store::{LedgerStore, Store, StoreError, identity};
+use crate::store::{JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{GroupId, MemberId, MeshId};
+use crate::types::{GroupId, MemberId, MeshId, ReplicaId};
 use crate::wire::gossip::MemberGossip;
 use crate::wire::verbs::{Reply, Request};
 
@@ -33,6 +36,28 @@ pub(super) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T 
     tokio::time::timeout(LONG, future).await.unwrap_or_else(|_| panic!("never happened: {what}"))
 }
 
+/// A process that was ended; its journals' driver may have failed before.
+fn ended(driver: Result<Result<(), StoreError>, JoinError>) {
+    match driver {
+        Ok(ended) => assert!(ended.is_err_and(|e| e.is_fatal()), "no driver ends by itself"),
+        Err(error) => assert!(error.is_cancelled(), "{error}"),
+    }
+}
+
+/// Journals that notice everything soon.
+fn journal_config() -> journal::Config {
+    let core = JournalConfig {
+        in_sync_lag: Duration::from_millis(1_500),
+        suspect_lag: Duration::from_millis(200),
+        quiet_time: Duration::from_millis(300),
+        resend: Duration::from_millis(100),
+        ask_again: Duration::from_millis(300),
+        ..JournalConfig::default()
+    };
+    let (linger, give_back_pause) = (Duration::from_millis(300), Duration::from_secs(1));
+    journal::Config { core, linger, give_back_pause, ..journal::Config::default() }
+}
+
 pub(super) fn member(i: usize) -> MemberId {
     MemberId::new(format!("m{i}")).unwrap()
 }
@@ -42,6 +67,25 @@ pub(super) fn member(i: usize) -> MemberId {
 struct Net {
     up: Mutex<BTreeMap<MemberId, Arc<Serving>>>,
     cut: Mutex<BTreeSet<MemberId>>,
+    processes: Mutex<BTreeMap<MemberId, Alive>>,
+    /// So many of a hundred messages of journals are lost.
+    loss: AtomicU32,
+    messages: AtomicU32,
+}
+
+impl Net {
+    /// What the members that `own` reaches would say, and what of them is seen.
+    fn seen_by(&self, own: &MemberId) -> Seen {
+        let (up, cut, processes) = (self.up.lock().unwrap(), self.cut.lock().unwrap(), self.processes.lock().unwrap());
+        let reach = |a: &MemberId, b: &MemberId| a == b || (!cut.contains(a) && !cut.contains(b));
+        let all = || up.keys().filter_map(|m| Some((m.clone(), *processes.get(m)?)));
+        let reached = |a: &MemberId| up.keys().filter(|b| reach(a, b)).cloned().collect();
+        Seen {
+            sight: all().filter(|(m, _)| reach(own, m)).collect(),
+            known: all().collect(),
+            reach: up.keys().map(|a| (a.clone(), reached(a))).collect(),
+        }
+    }
 }
 
 /// One member's end of it.
@@ -54,6 +98,14 @@ struct End {
 impl Peers for End {
     async fn call(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
         let gone = || CallError::NoAnswer { member: to.clone(), reason: "lost".into() };
+        let loss = self.net.loss.load(Ordering::SeqCst);
+        if call.request == Request::Journal {
+            // Spread evenly.
+            let nth = self.net.messages.fetch_add(1, Ordering::SeqCst);
+            if nth.wrapping_mul(37) % 100 < loss {
+                return Err(gone());
+            }
+        }
         let apart = {
             let cut = self.net.cut.lock().unwrap();
             cut.contains(to) || cut.contains(&self.own)
@@ -76,6 +128,7 @@ struct Serving {
     records: Records,
     orders: Orders,
     task_ids: TaskIdsHandle,
+    journals: JournalHandle,
 }
 
 #[async_trait]
@@ -88,6 +141,16 @@ impl Handler for Serving {
                 self.records.ledger().deliver(from, &call.body).ok();
                 Answer::of(Reply::Done)
             }
+            Request::Journal => {
+                self.journals.deliver(from, &call.body).ok();
+                Answer::of(Reply::Done)
+            }
+            Request::Append(append) => Answer::of(
+                self.journals
+                    .receive(append, &call.body, call.deadline)
+                    .await
+                    .map_or_else(Reply::Refused, Reply::Appended),
+            ),
             Request::Confirm(record) => refused(self.records.confirm(record).await),
             Request::Order(order) => refused(self.orders.receive(from, order).await),
             Request::TaskIds(count) => Answer::of(Reply::TaskIds(self.task_ids.answer(*count).await)),
@@ -105,6 +168,10 @@ pub(super) struct Running {
     pub(super) records: Records,
     pub(super) metrics: Arc<Metrics>,
     pub(super) store: Store,
+    pub(super) journals: JournalHandle,
+    pub(super) journal_store: JournalStore,
+    pub(super) sender: Sender,
+    seen: watch::Sender<Arc<Seen>>,
     serving: Arc<Serving>,
     drivers: Vec<JoinHandle<Result<(), StoreError>>>,
     _state: watch::Sender<MemberState>,
@@ -138,6 +205,7 @@ impl World {
             let running = world.run(i, &runners).await;
             world.members.push(Some(running));
         }
+        world.look();
         for running in world.members.iter().flatten() {
             let mut status = running.ledger.status();
             within("a mesh", status.wait_for(|s| s.record.is_some())).await.unwrap();
@@ -157,30 +225,50 @@ impl World {
     /// Ends a process wherever it is.
     pub(super) async fn kill(&mut self, i: usize) {
         self.net.up.lock().unwrap().remove(&member(i));
-        for driver in self.members[i].take().expect("it was not killed").drivers {
+        let mut running = self.members[i].take().expect("it was not killed");
+        for driver in std::mem::take(&mut running.drivers) {
             driver.abort();
-            assert!(driver.await.unwrap_err().is_cancelled());
+            ended(driver.await);
+        }
+        // What the process had given to its store is done or not before another begins.
+        running.journal_store.set_applied(Vec::new()).await.ok();
+        self.look();
+    }
+
+    /// Everybody sees who is up and not cut off.
+    fn look(&self) {
+        for (i, running) in self.alive() {
+            running.seen.send_replace(Arc::new(self.net.seen_by(&member(i))));
         }
     }
 
     /// Nothing reaches the member, and nothing of it anybody.
     pub(super) fn cut(&self, i: usize) {
         self.net.cut.lock().unwrap().insert(member(i));
+        self.look();
+    }
+
+    /// From now on so many of a hundred messages of journals are lost.
+    pub(super) fn lose(&self, of_a_hundred: u32) {
+        self.net.loss.store(of_a_hundred, Ordering::SeqCst);
     }
 
     pub(super) fn heal(&self) {
         self.net.cut.lock().unwrap().clear();
+        self.look();
     }
 
     /// Starts a killed member again.
     pub(super) async fn restart(&mut self, i: usize, runners: impl Fn(usize, &Records) -> Vec<Arc<dyn Runner>>) {
         self.members[i] = Some(self.run(i, &runners).await);
+        self.look();
     }
 
     async fn run(&self, i: usize, runners: &impl Fn(usize, &Records) -> Vec<Arc<dyn Runner>>) -> Running {
         let (me, dir) = (member(i), self.dirs[i].path());
         let (ledger_store, store) = (LedgerStore::open(dir).unwrap(), Store::open(dir).unwrap());
-        let (identity, stored) = identity::begin(&store, &ledger_store, &me).await.unwrap();
+        let journals = JournalStore::open(dir, &ledger_store).unwrap();
+        let (identity, stored) = identity::begin(&store, &ledger_store, &journals, &me).await.unwrap();
         let (peers, metrics) =
             (Arc::new(End { own: me.clone(), net: Arc::clone(&self.net) }), Arc::<Metrics>::default());
         let (mut driver, ledger) = ledger::Driver::new(ledger::Parts {
@@ -188,6 +276,7 @@ impl World {
             stored,
             ledger: ledger_store,
             store: store.clone(),
+            journals: journals.clone(),
             peers: Arc::clone(&peers) as Arc<dyn Peers>,
             metrics: Arc::clone(&metrics),
         });
@@ -199,6 +288,21 @@ impl World {
             store: store.clone(),
             metrics: Arc::clone(&metrics),
         });
+        let id = ReplicaId { member: me.clone(), store: identity.store };
+        let alive = Alive { store: identity.store, start: identity.start };
+        self.net.processes.lock().unwrap().insert(me.clone(), alive);
+        let seen = watch::Sender::new(Arc::new(self.net.seen_by(&me)));
+        let (journal_driver, journal_handle) = journal::Driver::new(journal::Parts {
+            config: journal_config(),
+            me: id,
+            start: identity.start,
+            ledger: ledger.clone(),
+            leases: leases.clone(),
+            store: journals.clone(),
+            peers: Arc::clone(&peers) as Arc<dyn Peers>,
+            seen: seen.subscribe(),
+        });
+        let sender = Sender::new(journal_handle.clone(), Arc::clone(&peers) as Arc<dyn Peers>);
         let members = Members::new(me.clone(), peers, Arc::clone(&metrics));
         let records = Records::new(ledger.clone(), Cluster::new(self.topology(&me)), members.clone());
         driver.follow(records.follower());
@@ -219,7 +323,12 @@ impl World {
             leases.clone(),
             members.clone(),
         );
-        let serving = Arc::new(Serving { records: records.clone(), orders, task_ids: task_ids.clone() });
+        let serving = Arc::new(Serving {
+            records: records.clone(),
+            orders,
+            task_ids: task_ids.clone(),
+            journals: journal_handle.clone(),
+        });
         members.set_local(Arc::clone(&serving) as Arc<dyn Handler>);
         self.net.up.lock().unwrap().insert(me, Arc::clone(&serving));
         let (state, gossip) = (watch::Sender::new(MemberState::Active), watch::Sender::new(BTreeMap::new()));
@@ -232,6 +341,7 @@ impl World {
                 ids_driver.run().await;
                 Ok(())
             }),
+            tokio::spawn(journal_driver.run()),
         ];
         Running {
             ledger,
@@ -241,6 +351,10 @@ impl World {
             records,
             metrics,
             store,
+            journals: journal_handle,
+            journal_store: journals,
+            sender,
+            seen,
             serving,
             drivers,
             _state: state,

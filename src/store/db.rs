@@ -19,6 +19,8 @@ use super::error::StoreError;
 const QUEUE: usize = 256;
 /// Jobs of one transaction at most.
 const GROUP: usize = 64;
+/// Bytes of one transaction at most, as far as its jobs say how much they write; one job may be larger.
+pub(super) const GROUP_BYTES: usize = 4 << 20;
 /// How long the process before may take to let go of a file that only one may have.
 const EXCLUSIVE_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -38,7 +40,13 @@ pub(super) struct Schema {
 /// Told how the transaction ended.
 type Tell = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 /// An error says that the whole transaction is lost, not the job alone.
-type Job = Box<dyn FnOnce(&Transaction<'_>) -> (Result<(), StoreError>, Tell) + Send>;
+type Work = Box<dyn FnOnce(&Transaction<'_>) -> (Result<(), StoreError>, Tell) + Send>;
+
+struct Job {
+    /// How many bytes it writes, roughly.
+    weight: usize,
+    work: Work,
+}
 
 /// A handle of one file; cheap to clone.
 #[derive(Clone)]
@@ -91,8 +99,23 @@ impl Db {
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
     {
+        self.run_weighing(0, job).await
+    }
+
+    /// The same for a job that writes so many bytes: jobs share a transaction only while they are no more than
+    /// [`GROUP_BYTES`] together.
+    ///
+    /// Not cancel-safe in the sense that the job may still run after the future is dropped; it is all or nothing.
+    ///
+    /// # Errors
+    /// What the job or the commit failed with.
+    pub(super) async fn run_weighing<T, F>(&self, weight: usize, job: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Transaction<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
         let (answer, wait) = oneshot::channel();
-        let job: Job = Box::new(move |tx| {
+        let work: Work = Box::new(move |tx| {
             let (lost, done) = match in_savepoint(tx, job) {
                 Ok(done) => (Ok(()), done),
                 Err(lost) => (Err(lost.clone()), Err(lost)),
@@ -103,7 +126,7 @@ impl Db {
             });
             (lost, tell)
         });
-        self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
+        self.jobs.send(Job { weight, work }).await.map_err(|_| StoreError::Closed)?;
         wait.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -212,9 +235,10 @@ fn prepare(conn: Connection, path: &Path, schema: &Schema) -> Result<Connection,
 }
 
 fn write_loop(mut conn: Connection, mut inbox: mpsc::Receiver<Job>, fatal: &watch::Sender<Option<StoreError>>) {
-    while let Some(first) = inbox.blocking_recv() {
+    let mut left = None;
+    while let Some(first) = left.take().or_else(|| inbox.blocking_recv()) {
         let mut answers = Vec::new();
-        let committed = run_group(&mut conn, first, &mut inbox, &mut answers);
+        let committed = run_group(&mut conn, first, &mut inbox, &mut left, &mut answers);
         if let Err(e) = &committed
             && e.is_fatal()
         {
@@ -226,21 +250,28 @@ fn write_loop(mut conn: Connection, mut inbox: mpsc::Receiver<Job>, fatal: &watc
     }
 }
 
+/// Runs `first` and what waits behind it, as much as one transaction may hold; what was taken and did not fit is `left`.
 fn run_group(
     conn: &mut Connection,
     first: Job,
     inbox: &mut mpsc::Receiver<Job>,
+    left: &mut Option<Job>,
     answers: &mut Vec<Tell>,
 ) -> Result<(), StoreError> {
     // If it can't be begun, the job is dropped with its answer channel, and its caller sees the store closed.
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut weight = first.weight;
     let mut next = Some(first);
     while let Some(job) = next {
-        let (lost, tell) = job(&tx);
+        let (lost, tell) = (job.work)(&tx);
         answers.push(tell);
         // None of the group is stored then.
         lost?;
         next = if answers.len() < GROUP { inbox.try_recv().ok() } else { None };
+        weight = weight.saturating_add(next.as_ref().map_or(0, |job| job.weight));
+        if weight > GROUP_BYTES {
+            *left = next.take();
+        }
     }
     tx.commit()?;
     Ok(())
@@ -295,6 +326,28 @@ mod tests {
         let conn = Connection::open(dir.path().join(NOTES.file)).unwrap();
         let large: i64 = conn.query_row("SELECT count(*) FROM meta WHERE key = 'b'", [], |r| r.get(0)).unwrap();
         assert_eq!(large, 0);
+    }
+
+    #[tokio::test]
+    async fn jobs_that_are_too_large_together_are_stored_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).unwrap();
+        // The writer is held up, so that all wait together.
+        let (go, wait) = std::sync::mpsc::sync_channel::<()>(0);
+        let held = store.run(move |_| Ok(wait.recv().is_ok()));
+        let put = |key: &'static str| {
+            store.run_weighing(GROUP_BYTES / 2 + 1, move |tx| {
+                Ok(tx.execute("INSERT INTO meta VALUES (?1, x'')", [key])?)
+            })
+        };
+        let fails = store.run_weighing(GROUP_BYTES / 2 + 1, |tx| {
+            tx.query_row("PRAGMA max_page_count = 1", [], |r| r.get::<_, i64>(0))?;
+            Ok(tx.execute("INSERT INTO meta VALUES ('b', zeroblob(1 << 20))", [])?)
+        });
+        let release = async { tokio::task::spawn_blocking(move || go.send(()).unwrap()).await.unwrap() };
+        let (held, a, b, ()) = tokio::join!(held, put("a"), fails, release);
+        assert!(held.unwrap() && a.is_ok(), "{a:?}");
+        assert!(matches!(b, Err(StoreError::Sql { fatal: true, .. })), "{b:?}");
     }
 
     #[tokio::test]

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::types::JournalKey;
+
 /// A failure of the store.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -49,7 +51,7 @@ pub enum StoreError {
         /// Who was to run on it.
         member: String,
     },
-    /// The member's two files were not written side by side: one of them is missing, or comes from a copy.
+    /// The member's files were not written side by side: one of them is missing, or comes from a copy.
     #[error(
         "{file} does not belong beside {other} ({reason}): one of them was put back from a copy, taken away or replaced. A \
          member never goes on from old files: move the whole directory away and start again, and it rejoins the mesh \
@@ -79,6 +81,14 @@ pub enum StoreError {
         /// The cause.
         reason: String,
     },
+    /// One journal is not what was written; the others are not touched by it.
+    #[error("the journal of {journal} is damaged: {reason}")]
+    Damaged {
+        /// Which.
+        journal: JournalKey,
+        /// What was found.
+        reason: String,
+    },
     /// The writer thread has ended.
     #[error("the store is closed")]
     Closed,
@@ -89,6 +99,7 @@ impl StoreError {
     pub fn is_fatal(&self) -> bool {
         match self {
             Self::Sql { fatal, .. } => *fatal,
+            Self::Damaged { .. } => false,
             Self::Open { .. }
             | Self::Corrupt { .. }
             | Self::Newer { .. }

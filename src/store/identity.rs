@@ -1,15 +1,16 @@
-//! Who this store is, and that its two files belong together.
+//! Who this store is, and that its three files belong together.
 //!
-//! The ledger's file holds the store's random id and the number of its starts; the member's own file notes both. A start
-//! is counted in three steps: the own file says that start *n* begins, the ledger's file counts it, the own file says that
-//! it has begun. So at every instant the ledger's number is one of the two in the own file, and a file that comes from an
-//! earlier start, or from another store, is told by its numbers. What this can't tell, both files put back together or one
+//! The ledger's file holds the store's random id and the number of its starts; the member's own file and the journals' note
+//! both. A start is counted in three steps: the two say that start *n* begins, the ledger's file counts it, the two say that
+//! it has begun. So at every instant the ledger's number is one of the two in each of the others, and a file that comes from
+//! an earlier start, or from another store, is told by its numbers. What this can't tell, all files put back together or one
 //! of them within the same start, the peers do: they remember each store's count of transactions (`proto::ledger`).
 
 use rusqlite::{OptionalExtension, Transaction};
 use uuid::Uuid;
 
-use super::{LedgerStore, Store, StoreError};
+use super::db::Db;
+use super::{JournalStore, LedgerStore, Store, StoreError};
 use crate::proto::ledger::Stored;
 use crate::types::{MemberId, MeshId, StoreId};
 
@@ -24,71 +25,101 @@ pub struct Identity {
     pub reset_secret: Vec<u8>,
 }
 
-/// Counts a new start in both files, and returns who the store is with the ledger's state.
+/// Counts a new start in all files, and returns who the store is with the ledger's state.
 ///
 /// # Errors
 /// [`StoreError::OtherMember`], and [`StoreError::Mismatch`] for files that do not belong together; nothing was counted
 /// then.
-pub async fn begin(store: &Store, ledger: &LedgerStore, member: &MemberId) -> Result<(Identity, Stored), StoreError> {
+pub async fn begin(
+    store: &Store,
+    ledger: &LedgerStore,
+    journals: &JournalStore,
+    member: &MemberId,
+) -> Result<(Identity, Stored), StoreError> {
     let found = ledger.load(member).await?;
-    let reset_secret = store.note_beginning(ledger, member, found.store, found.start).await?;
+    let reset_secret = note_beginnings(store, ledger, journals, member, &found).await?;
     let stored = ledger.begin().await?;
     let start = stored.start;
-    store.run(move |tx| put(tx, "start", &start.to_le_bytes())).await?;
+    journals.db().run(move |tx| put(tx, "start", &start.to_le_bytes())).await?;
+    store
+        .run(move |tx| {
+            put(tx, "start", &start.to_le_bytes())?;
+            put(tx, "journals", &[1])
+        })
+        .await?;
     Ok((Identity { store: stored.store, start, reset_secret }, stored))
 }
 
-impl Store {
-    /// Checks that this file lies beside its own ledger file and notes that the next start begins; gives the secret.
-    async fn note_beginning(
-        &self,
-        ledger: &LedgerStore,
-        member: &MemberId,
-        id: StoreId,
-        started: u64,
-    ) -> Result<Vec<u8>, StoreError> {
-        let (own, other, member) = (self.path().to_owned(), ledger.path().to_owned(), member.as_str().to_owned());
-        self.run(move |tx| {
-            let mismatch = |reason: String| Err(StoreError::Mismatch { file: own.clone(), other, reason });
-            match text(tx, "member")? {
-                Some(owner) if owner != member => return Err(StoreError::OtherMember { path: own, owner, member }),
-                Some(_) => {}
-                None => put(tx, "member", member.as_bytes())?,
-            }
-            match get(tx, "store")? {
-                None if started == id.first_start() => {
-                    put(tx, "store", &id.0)?;
-                    put(tx, "start", &started.to_le_bytes())?;
-                }
-                None => {
-                    let starts = started.saturating_sub(id.first_start());
-                    return mismatch(format!("it is new, the other one has seen {starts} starts"));
-                }
-                Some(noted) if noted == id.0 => {}
-                Some(_) => return mismatch("they name different stores".to_owned()),
-            }
-            let (begun, beginning) = (count(tx, "start")?, count(tx, "starting")?);
-            if started != begun && started != beginning {
-                return mismatch(format!("it is of start {begun}, the other one of start {started}"));
-            }
-            put(tx, "start", &started.to_le_bytes())?;
-            put(tx, "starting", &(started + 1).to_le_bytes())?;
-            match get(tx, "reset_secret")? {
-                Some(secret) if secret.len() == 64 => Ok(secret),
-                Some(secret) => {
-                    let reason = format!("{} bytes instead of 64", secret.len());
-                    Err(StoreError::Malformed { what: "reset secret", reason })
-                }
-                None => {
-                    let secret: Vec<u8> = (0..4).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
-                    put(tx, "reset_secret", &secret)?;
-                    Ok(secret)
-                }
-            }
-        })
-        .await
-    }
+/// Checks that the files lie beside each other as they were, and notes in both others that the ledger's next start begins.
+async fn note_beginnings(
+    store: &Store,
+    ledger: &LedgerStore,
+    journals: &JournalStore,
+    member: &MemberId,
+    found: &Stored,
+) -> Result<Vec<u8>, StoreError> {
+    note_beginning(store.db(), ledger, member, found, false).await?;
+    let (reset_secret, has_journals) = store.run(|tx| Ok((reset_secret(tx)?, get(tx, "journals")?.is_some()))).await?;
+    // A store that is older than the file of journals gets one.
+    note_beginning(journals.db(), ledger, member, found, !has_journals).await?;
+    Ok(reset_secret)
+}
 
+/// Checks that `file` lies beside its own ledger file and notes that the next start begins.
+async fn note_beginning(
+    file: &Db,
+    ledger: &LedgerStore,
+    member: &MemberId,
+    found: &Stored,
+    may_be_new: bool,
+) -> Result<(), StoreError> {
+    let (own, other, member) = (file.path().to_owned(), ledger.path().to_owned(), member.as_str().to_owned());
+    let (id, started) = (found.store, found.start);
+    file.run(move |tx| {
+        let mismatch = |reason: String| Err(StoreError::Mismatch { file: own.clone(), other, reason });
+        match text(tx, "member")? {
+            Some(owner) if owner != member => return Err(StoreError::OtherMember { path: own, owner, member }),
+            Some(_) => {}
+            None => put(tx, "member", member.as_bytes())?,
+        }
+        match get(tx, "store")? {
+            None if may_be_new || started == id.first_start() => {
+                put(tx, "store", &id.0)?;
+                put(tx, "start", &started.to_le_bytes())?;
+            }
+            None => {
+                let starts = started.saturating_sub(id.first_start());
+                return mismatch(format!("it is new, the other one has seen {starts} starts"));
+            }
+            Some(noted) if noted == id.0 => {}
+            Some(_) => return mismatch("they name different stores".to_owned()),
+        }
+        let (begun, beginning) = (count(tx, "start")?, count(tx, "starting")?);
+        if started != begun && started != beginning {
+            return mismatch(format!("it is of start {begun}, the other one of start {started}"));
+        }
+        put(tx, "start", &started.to_le_bytes())?;
+        put(tx, "starting", &(started + 1).to_le_bytes())
+    })
+    .await
+}
+
+fn reset_secret(tx: &Transaction<'_>) -> Result<Vec<u8>, StoreError> {
+    match get(tx, "reset_secret")? {
+        Some(secret) if secret.len() == 64 => Ok(secret),
+        Some(secret) => {
+            let reason = format!("{} bytes instead of 64", secret.len());
+            Err(StoreError::Malformed { what: "reset secret", reason })
+        }
+        None => {
+            let secret: Vec<u8> = (0..4).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
+            put(tx, "reset_secret", &secret)?;
+            Ok(secret)
+        }
+    }
+}
+
+impl Store {
     /// Whether this member's copies of the mesh's records have been the newest once.
     ///
     /// # Errors
@@ -147,13 +178,16 @@ mod tests {
 
     use super::*;
 
+    const FILES: [&str; 3] = ["miroir.sqlite", "ledger.sqlite", "journal.sqlite"];
+
     async fn start(dir: &Path) -> Result<Identity, StoreError> {
         start_as(dir, "m1").await
     }
 
     async fn start_as(dir: &Path, member: &str) -> Result<Identity, StoreError> {
         let (ledger, store) = (LedgerStore::open(dir)?, Store::open(dir)?);
-        begin(&store, &ledger, &MemberId::new(member).unwrap()).await.map(|(identity, _)| identity)
+        let journals = JournalStore::open(dir, &ledger)?;
+        begin(&store, &ledger, &journals, &MemberId::new(member).unwrap()).await.map(|(identity, _)| identity)
     }
 
     /// Copies one of the files as it is on the disk; its writer must have gone.
@@ -179,7 +213,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_file_of_an_earlier_start_does_not_get_through() {
-        for file in ["miroir.sqlite", "ledger.sqlite"] {
+        for file in FILES {
             let dir = tempfile::tempdir().unwrap();
             start(dir.path()).await.unwrap();
             let old = keep(dir.path(), file);
@@ -194,7 +228,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_or_foreign_file_does_not_get_through() {
-        for file in ["miroir.sqlite", "ledger.sqlite"] {
+        for file in FILES {
             let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             for dir in [&dir, &other] {
                 start(dir.path()).await.unwrap();
@@ -215,17 +249,38 @@ mod tests {
         // After the ledger's file was made.
         let made = LedgerStore::open(dir.path()).unwrap().load(&m1).await.unwrap();
         assert_eq!(start(dir.path()).await.unwrap().start, made.start + 1);
-        // After the own file noted the beginning, and after the ledger's file counted.
-        for counted in [false, true] {
+        // After one file noted the beginning, after both did, and after the ledger's file counted.
+        for steps in 0..3 {
             let (ledger, store) = (LedgerStore::open(dir.path()).unwrap(), Store::open(dir.path()).unwrap());
+            let journals = JournalStore::open(dir.path(), &ledger).unwrap();
             let found = ledger.load(&m1).await.unwrap();
-            store.note_beginning(&ledger, &m1, found.store, found.start).await.unwrap();
-            if counted {
+            note_beginning(store.db(), &ledger, &m1, &found, false).await.unwrap();
+            if steps > 0 {
+                note_beginning(journals.db(), &ledger, &m1, &found, false).await.unwrap();
+            }
+            if steps > 1 {
                 ledger.begin().await.unwrap();
             }
-            drop((ledger, store));
-            assert_eq!(start(dir.path()).await.unwrap().start, found.start + 1 + u64::from(counted));
+            drop((ledger, store, journals));
+            assert_eq!(start(dir.path()).await.unwrap().start, found.start + 1 + u64::from(steps > 1));
         }
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_older_than_the_file_of_journals_gets_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = start(dir.path()).await.unwrap();
+        for file in FILES {
+            keep(dir.path(), file);
+        }
+        std::fs::remove_file(dir.path().join("journal.sqlite")).unwrap();
+        Store::open(dir.path())
+            .unwrap()
+            .run(|tx| Ok(tx.execute("DELETE FROM meta WHERE key = 'journals'", [])?))
+            .await
+            .unwrap();
+        assert_eq!(start(dir.path()).await.unwrap().start, first.start + 1);
+        assert_eq!(start(dir.path()).await.unwrap().start, first.start + 2);
     }
 
     #[tokio::test]

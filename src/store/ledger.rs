@@ -4,7 +4,6 @@
 //! hash of itself, so that what is read is what was written. Must not know: what the rows are for.
 
 use std::collections::BTreeMap;
-use std::hash::Hasher as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,12 +12,12 @@ use rusqlite::{Row as SqlRow, Transaction};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
-use twox_hash::XxHash64;
 use uuid::Uuid;
 
 use super::StoreError;
 use super::db::{Db, Schema};
 use super::identity::{count, get, put, text};
+use super::row::{Hash, from_sql, malformed, to_sql};
 use crate::proto::ledger::effect::{FormingRow, RecoveringRow};
 use crate::proto::ledger::stored::push_process;
 use crate::proto::ledger::{Process, Register, Row, Seen, Stored};
@@ -147,10 +146,6 @@ impl LedgerStore {
     }
 }
 
-fn malformed(what: &'static str, reason: impl ToString) -> StoreError {
-    StoreError::Malformed { what, reason: reason.to_string() }
-}
-
 fn put_count(tx: &Transaction<'_>, key: &str, n: u64) -> Result<(), StoreError> {
     put(tx, key, &n.to_le_bytes())
 }
@@ -161,14 +156,6 @@ fn get_json<T: DeserializeOwned>(tx: &Transaction<'_>, key: &'static str) -> Res
 
 fn put_json<T: Serialize>(tx: &Transaction<'_>, key: &'static str, value: &T) -> Result<(), StoreError> {
     put(tx, key, &serde_json::to_vec(value).map_err(|e| malformed(key, e))?)
-}
-
-fn to_sql(n: u64) -> Result<i64, StoreError> {
-    i64::try_from(n).map_err(|_| malformed("counter", format!("{n} is too large")))
-}
-
-fn from_sql(n: i64) -> Result<u64, StoreError> {
-    u64::try_from(n).map_err(|_| malformed("counter", format!("{n} is negative")))
 }
 
 /// Takes in one row.
@@ -299,36 +286,6 @@ impl<'a> Parts<'a> {
         let values = values.map(rusqlite::types::ToSqlOutput::Borrowed);
         tx.prepare_cached(sql)?.execute(rusqlite::params_from_iter(values))?;
         Ok(())
-    }
-}
-
-/// Over columns with their types and lengths.
-struct Hash(XxHash64);
-
-impl Default for Hash {
-    fn default() -> Self {
-        Self(XxHash64::with_seed(0))
-    }
-}
-
-impl Hash {
-    fn add(&mut self, value: ValueRef<'_>) {
-        let mut part = |kind: u8, bytes: &[u8]| {
-            self.0.write(&[kind]);
-            self.0.write(&(bytes.len() as u64).to_le_bytes());
-            self.0.write(bytes);
-        };
-        match value {
-            ValueRef::Null => part(0, &[]),
-            ValueRef::Integer(n) => part(1, &n.to_le_bytes()),
-            ValueRef::Real(x) => part(2, &x.to_le_bytes()),
-            ValueRef::Text(text) => part(3, text),
-            ValueRef::Blob(blob) => part(4, blob),
-        }
-    }
-
-    fn value(self) -> i64 {
-        self.0.finish().cast_signed()
     }
 }
 

@@ -50,9 +50,9 @@ impl Store {
         Db::open(dir, &SCHEMA).map(Self)
     }
 
-    /// Where the file is.
-    pub(super) fn path(&self) -> &Path {
-        self.0.path()
+    /// The file.
+    pub(super) fn db(&self) -> &Db {
+        &self.0
     }
 
     /// Runs `job` on the writer and returns its result once it is committed.

@@ -4,21 +4,25 @@
 //! | --- | --- |
 //! | `ledger.sqlite` ([`LedgerStore`]) | who the store is, its starts and transactions, votes, copies of records |
 //! | `miroir.sqlite` ([`Store`]) | tasks, what the own node holds, highest epochs of leases; notes which ledger file it lies beside |
+//! | `journal.sqlite` ([`JournalStore`]) | the journals of all shards; notes which ledger file it lies beside |
 //!
-//! What is answered has been committed with `synchronous=FULL`. Reads check what writes checked. The two files belong
-//! together ([`identity`]): neither is used beside another copy of the other. Must not know: the mesh, the node, or why
+//! What is answered has been committed with `synchronous=FULL`. Reads check what writes checked. The files belong
+//! together ([`identity`]): none is used beside another copy of the others. Must not know: the mesh, the node, or why
 //! something is stored.
 
 mod db;
 pub mod error;
 pub mod identity;
+pub mod journal;
 pub mod leases;
 pub mod ledger;
 pub mod local;
 pub mod member;
+mod row;
 pub mod tasks;
 
 pub use error::StoreError;
 pub use identity::Identity;
+pub use journal::JournalStore;
 pub use ledger::LedgerStore;
 pub use member::Store;

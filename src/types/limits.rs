@@ -30,6 +30,12 @@ pub const CALL_HEADER_MAX_BYTES: usize = 2 << 20;
 pub const CALL_BODY_MAX_BYTES: usize = 512 << 20;
 /// Largest sum of the answers of one multi-search; it is held at once.
 pub const MULTI_SEARCH_ANSWER_MAX_BYTES: usize = 128 << 20;
+/// Largest body of a call with messages of journals: one entry of the largest size, or many small ones.
+pub const JOURNAL_ENCODED_MAX_BYTES: usize = BODY_DEFAULT_MAX_BYTES + (2 << 20);
+/// Most messages of journals in one call.
+pub const JOURNAL_MESSAGES_MAX: usize = 1_024;
+/// Most parts of one request that one call brings to a primary.
+pub const APPEND_PARTS_MAX: usize = 8_192;
 /// Largest gossip message.
 pub const GOSSIP_MESSAGE_MAX_BYTES: usize = 64 << 10;
 /// Largest total of a member's own gossip values.
@@ -97,5 +103,7 @@ const _: () = assert!(CALL_HEADER_MAX_BYTES > RECORD_MAX_BYTES, "a record travel
 const _: () = assert!(SHARDS_DEFAULT <= SHARDS_MAX);
 const _: () = assert!(GOSSIP_OWN_MAX_BYTES < GOSSIP_MESSAGE_MAX_BYTES);
 const _: () = assert!(BODY_DEFAULT_MAX_BYTES < CALL_BODY_MAX_BYTES);
+const _: () = assert!(JOURNAL_ENCODED_MAX_BYTES < CALL_BODY_MAX_BYTES);
+const _: () = assert!(APPEND_PARTS_MAX >= SHARDS_MAX as usize && APPEND_PARTS_MAX * 64 < CALL_HEADER_MAX_BYTES);
 const _: () = assert!(LEASE_SCOPES_MAX < FENCES_MAX, "whatever is held can be fenced");
 const _: () = assert!(LEASE_TTL_MAX_MS.checked_mul(1_050).is_some(), "a lease's patience fits microseconds");

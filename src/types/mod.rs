@@ -14,7 +14,7 @@ pub mod shards;
 
 pub use error_code::{ErrorCode, ErrorKind};
 pub use ids::{GroupId, IdError, IndexUid, MemberId, MeshId, PhysicalIndex, RecordVersion, TaskUid, TraceId};
-pub use journal::{Position, ReplicaId, ShardCopy, ShardState, TaskPart};
+pub use journal::{EntryKind, JournalKey, JournalRecord, Position, ReplicaId, ShardCopy, ShardState, TaskPart};
 pub use lease::{Epoch, Holder, LeaseSign, LeaseValue, Order, Scope};
 pub use ledger::{Ballot, KeyError, RecordKey, StoreId, Value, Versioned, Voter, VoterList};
 pub use operation::{Claim, Job, JobsRecord, OperationEntry, OperationRecord, OperationState, Progress};

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError};
 use crate::types::limits::CALL_HEADER_MAX_BYTES;
-use crate::types::{Order, PhysicalIndex, RecordKey, RecordVersion, ShardSet, TaskUid};
+use crate::types::{
+    EntryKind, Epoch, Holder, Order, PhysicalIndex, RecordKey, RecordVersion, ShardId, ShardSet, TaskPart, TaskUid,
+};
 
 /// Traffic classes: each has its own limit of calls under way, so that bulk never starves votes or searches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -154,6 +156,56 @@ pub enum Request {
     TaskIds(u32),
     /// What the leader of an operation wants done. Refused before anything is done unless the operation's record calls for it.
     Order(LeaderOrder),
+    /// Messages of journals, in the body. One-way: the answer says that they arrived.
+    Journal,
+    /// Parts of a client's request, for the primary of their shards.
+    Append(Append),
+}
+
+/// Parts of a request for shards of one index; the body holds what each says, one behind the other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Append {
+    /// Which index.
+    pub index: PhysicalIndex,
+    /// In the order of the body.
+    pub parts: Vec<AppendPart>,
+}
+
+/// One part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppendPart {
+    /// For which shard.
+    pub shard: ShardId,
+    /// By which it is recognised when it is sent again.
+    pub part: TaskPart,
+    /// What it does.
+    pub kind: EntryKind,
+    /// Its bytes in the body.
+    pub length: u32,
+}
+
+/// What became of one part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Appended {
+    /// Every replica in sync has stored it; it is never lost.
+    Committed {
+        /// Its number.
+        seq: u64,
+        /// How many are in sync.
+        in_sync: u32,
+        /// How many copies the shard should have.
+        copies: u32,
+    },
+    /// Another member orders the writes, perhaps this one; nothing was appended.
+    NotPrimary(Option<Holder>, Epoch),
+    /// Fewer members are in sync than must be; nothing was appended.
+    NoQuorum,
+    /// It is nothing that may be written; nothing was appended, and never will be.
+    Refused,
+    /// As much is under way as may be; nothing was appended.
+    Busy,
+    /// It may be appended, and committed or not: it is to be sent again, perhaps to this one.
+    Unknown(Option<Holder>, Epoch),
 }
 
 /// An order of the leader of an operation.
@@ -264,6 +316,8 @@ pub enum Reply {
     Refused(Refusal),
     /// Task ids, as many as were asked for; none: this member can't say now.
     TaskIds(Vec<TaskUid>),
+    /// What became of each part, in their order.
+    Appended(Vec<Appended>),
 }
 
 macro_rules! verbs {
@@ -333,6 +387,8 @@ verbs! {
     10 Control Ledger,
     11 Control Confirm(payload),
     12 Control Order(payload),
+    13 Replicate Journal,
+    14 Replicate Append(payload),
     15 Control TaskIds(payload),
 }
 
@@ -358,6 +414,16 @@ mod tests {
         for r in [
             Request::Probe,
             Request::Ledger,
+            Request::Journal,
+            Request::Append(Append {
+                index: index.clone(),
+                parts: vec![AppendPart {
+                    shard: ShardId(63),
+                    part: TaskPart { task: TaskUid(7), part: 1 },
+                    kind: EntryKind::Merge { skip_creation: true },
+                    length: 5,
+                }],
+            }),
             Request::Confirm(RecordAt { key: RecordKey::mesh(), version: 7 }),
             Request::Read(Read {
                 index: index.clone(),

@@ -8,48 +8,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use crate::types::EntryKind as Kind;
 use crate::types::{Position, TaskPart};
 
 /// Largest body of one entry, as the largest body that a client may send.
 pub const ENTRY_BODY_MAX_BYTES: usize = crate::types::limits::BODY_DEFAULT_MAX_BYTES;
 /// What an entry weighs beside its body, roughly.
 pub const ENTRY_HEAD_BYTES: usize = 64;
-
-/// What an entry does to the documents of its shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
-    /// Replaces documents whole.
-    Set {
-        /// Only those that exist already.
-        skip_creation: bool,
-    },
-    /// Merges fields into documents.
-    Merge {
-        /// Only into those that exist already.
-        skip_creation: bool,
-    },
-    /// Deletes documents by id.
-    Delete,
-    /// Deletes the documents that a filter finds.
-    DeleteByFilter,
-    /// Edits documents by a function.
-    Edit,
-    /// Deletes all documents.
-    Clear,
-    /// Nothing: a new primary's first entry.
-    Empty,
-}
-
-impl Kind {
-    /// Whether the effect depends on what a document was, so that doing it twice may differ from doing it once.
-    pub fn is_conditional(self) -> bool {
-        match self {
-            Self::Set { skip_creation } | Self::Merge { skip_creation } => skip_creation,
-            Self::DeleteByFilter | Self::Edit => true,
-            Self::Delete | Self::Clear | Self::Empty => false,
-        }
-    }
-}
 
 /// The raw bytes of an entry, shared by all that hold it.
 #[derive(Clone, PartialEq, Eq)]

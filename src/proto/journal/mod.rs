@@ -34,7 +34,7 @@ mod primary;
 pub mod record;
 pub mod replica;
 #[cfg(test)]
-mod simulated;
+pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;
 

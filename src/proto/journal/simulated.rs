@@ -5,7 +5,7 @@
 //! with their stores done or not; they stop for a while, write slowly, and lose their stores. Every entry, reign, commit and
 //! answer is held against the named invariants. Rule: nothing here helps a replica; it only sees what a driver sees.
 
-mod disk;
+pub(crate) mod disk;
 mod member;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

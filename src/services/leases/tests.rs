@@ -16,7 +16,7 @@ use crate::proto::ledger::{Bootstrap, BootstrapMember, Config as LedgerConfig};
 use crate::services::cluster::MemberState;
 use crate::services::ledger::{self, LedgerHandle, now};
 use crate::services::testing::{World, member, within};
-use crate::store::{LedgerStore, Store, StoreError, identity};
+use crate::store::{JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{Epoch, GroupId, IndexUid, LeaseValue, MemberId, Order, RecordKey, Scope};
 
@@ -59,7 +59,8 @@ impl Running {
         };
         let bootstrap = Some(Bootstrap { members: vec![entry], rf: 1, shards: 4 });
         let (ledger_store, store) = (LedgerStore::open(dir).unwrap(), Store::open(dir).unwrap());
-        let (identity, stored) = identity::begin(&store, &ledger_store, &me).await.unwrap();
+        let journals = JournalStore::open(dir, &ledger_store).unwrap();
+        let (identity, stored) = identity::begin(&store, &ledger_store, &journals, &me).await.unwrap();
         let config = LedgerConfig {
             member: me,
             renew_interval: RENEW,
@@ -74,6 +75,7 @@ impl Running {
             stored,
             ledger: ledger_store,
             store: store.clone(),
+            journals,
             peers: Arc::new(Nobody),
             metrics: Arc::default(),
         });

@@ -20,7 +20,7 @@ use crate::proto::env::{Env, Instant};
 use crate::proto::ledger::{
     Answer, Change, Command, Config, Effect, Item, Ledger, Message, Notice, OpId, Read, Stored, effect::RecoveringRow,
 };
-use crate::store::{LedgerStore, Store, StoreError, identity};
+use crate::store::{JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{MemberId, MeshRecord, RecordKey, Versioned};
 
@@ -39,6 +39,8 @@ pub struct Parts {
     pub ledger: LedgerStore,
     /// The member's own file, which notes each start.
     pub store: Store,
+    /// The journals' file, which does as well.
+    pub journals: JournalStore,
     /// The other members.
     pub peers: Arc<dyn Peers>,
     /// Series.
@@ -51,6 +53,7 @@ pub struct Driver {
     core: Ledger,
     ledger: LedgerStore,
     store: Store,
+    journals: JournalStore,
     rng: fastrand::Rng,
     inputs: mpsc::Receiver<Input>,
     inbox: mpsc::Receiver<Received>,
@@ -89,7 +92,7 @@ impl std::fmt::Debug for Driver {
 impl Driver {
     /// Builds the core from what is stored. Nothing is sent or stored before [`Driver::run`].
     pub fn new(parts: Parts) -> (Self, LedgerHandle) {
-        let Parts { config, stored, ledger, store, peers, metrics } = parts;
+        let Parts { config, stored, ledger, store, journals, peers, metrics } = parts;
         let mut rng = fastrand::Rng::with_seed(seed());
         let copies = Copies::new(stored.copies.clone());
         let start = stored.start;
@@ -117,6 +120,7 @@ impl Driver {
             core,
             ledger,
             store,
+            journals,
             rng,
             inputs,
             inbox,
@@ -230,7 +234,7 @@ impl Driver {
 
     /// A core with another list is another process of the store: the one before is dropped with all it had under way.
     async fn begin_anew(&mut self) -> Result<(), StoreError> {
-        let (_, stored) = identity::begin(&self.store, &self.ledger, &self.config.member).await?;
+        let (_, stored) = identity::begin(&self.store, &self.ledger, &self.journals, &self.config.member).await?;
         let config = self.config.clone();
         self.waiting.clear();
         self.groups.clear();

@@ -80,6 +80,13 @@ impl Copies {
         self.records.iter()
     }
 
+    /// The copies whose keys begin so, in the order of keys.
+    pub fn beginning_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a RecordKey, &'a Versioned)> {
+        let from = RecordKey::new(prefix).ok();
+        let all = from.into_iter().flat_map(|from| self.records.range(from..));
+        all.take_while(move |(key, _)| key.as_str().starts_with(prefix))
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.records.len()

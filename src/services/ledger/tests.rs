@@ -13,7 +13,7 @@ use super::handle::InitError;
 use super::{ChangeRequest, Copies, Driver, Follower, LedgerHandle, Parts, Status, words};
 use crate::net::{Answer as CallAnswer, Call, CallError, Peers};
 use crate::proto::ledger::{Answer, Bootstrap, BootstrapMember, Config};
-use crate::store::{LedgerStore, Store, StoreError, identity};
+use crate::store::{JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{GroupId, MemberId, RecordKey, Versioned};
 use crate::wire::verbs::Reply;
@@ -158,7 +158,8 @@ async fn run(
 ) -> Running {
     let ledger = LedgerStore::open(dir).unwrap();
     let store = Store::open(dir).unwrap();
-    let (_, stored) = identity::begin(&store, &ledger, &member(i)).await.unwrap();
+    let journals = JournalStore::open(dir, &ledger).unwrap();
+    let (_, stored) = identity::begin(&store, &ledger, &journals, &member(i)).await.unwrap();
     let config = Config {
         member: member(i),
         renew_interval: Duration::from_millis(200),
@@ -170,7 +171,7 @@ async fn run(
     };
     let peers: Arc<dyn Peers> = Arc::new(End { own: member(i), net: Arc::clone(net) });
     let metrics: Arc<Metrics> = Arc::default();
-    let parts = Parts { config, stored, ledger: ledger.clone(), store, peers, metrics: Arc::clone(&metrics) };
+    let parts = Parts { config, stored, ledger: ledger.clone(), store, journals, peers, metrics: Arc::clone(&metrics) };
     let (mut driver, handle) = Driver::new(parts);
     follower.into_iter().for_each(|follower| driver.follow(follower));
     net.handles.lock().unwrap().insert(member(i), handle.clone());

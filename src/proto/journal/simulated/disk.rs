@@ -1,6 +1,6 @@
 //! What one replica of the small world has made durable, and what its node has applied.
 //!
-//! Rule: rows are applied whole and in order, as a store does it. Must not know: why.
+//! Rule: rows are applied whole and in order, as a store does it: the real one is compared with it. Must not know: why.
 
 use std::collections::BTreeMap;
 
@@ -13,28 +13,28 @@ use crate::types::{Epoch, Position, TaskPart};
 #[derive(Debug, Clone, Default)]
 pub struct Disk {
     pub entries: BTreeMap<u64, Entry>,
-    pub(super) parts: BTreeMap<TaskPart, u64>,
-    pub(super) floor: Position,
-    pub(super) epoch: Epoch,
-    pub(super) commit: u64,
-    pub(super) rebuild: bool,
+    pub parts: BTreeMap<TaskPart, u64>,
+    pub floor: Position,
+    pub epoch: Epoch,
+    pub commit: u64,
+    pub rebuild: bool,
     pub applied: Vec<Position>,
 }
 
 impl Disk {
-    pub(super) fn last(&self) -> u64 {
+    pub fn last(&self) -> u64 {
         self.entries.keys().next_back().copied().unwrap_or(self.floor.seq)
     }
 
-    pub(super) fn has(&self, seq: u64) -> Option<Position> {
+    pub fn has(&self, seq: u64) -> Option<Position> {
         self.entries.get(&seq).map(|e| e.at)
     }
 
-    pub(super) fn applied_to(&self) -> u64 {
+    pub fn applied_to(&self) -> u64 {
         self.applied.last().map_or(0, |at| at.seq)
     }
 
-    pub(super) fn apply(&mut self, rows: Rows, copy: Option<Copied>) {
+    pub fn apply(&mut self, rows: Rows, copy: Option<Copied>) {
         if let Some(at) = rows.begin_at {
             let (applied, parts) = copy.expect("a snapshot was taken");
             *self = Self { floor: at, commit: at.seq, applied, parts, ..Self::default() };
@@ -60,7 +60,7 @@ impl Disk {
         self.rebuild = rows.rebuild;
     }
 
-    pub(super) fn stored(&self, tail: usize) -> Stored {
+    pub fn stored(&self, tail: usize) -> Stored {
         let mut marks: Vec<Position> = Vec::new();
         for entry in self.entries.values() {
             if marks.last().is_none_or(|mark| mark.epoch < entry.at.epoch) {

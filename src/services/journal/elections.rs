@@ -1,0 +1,174 @@
+//! Who becomes primary, and who writes it.
+//!
+//! An index is looked at when its record or what is seen of its members changes, and again while it lacks a primary: then this
+//! member waits for its turn, and writes. Rule: the record keeps two elections apart, so a turn that comes too early costs a
+//! write that is refused. Must not know: how the record is written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::driver::Driver;
+use crate::proto::env::Instant;
+use crate::proto::journal::record::Change;
+use crate::proto::journal::{election, record};
+use crate::services::ledger::now;
+use crate::types::{Holder, JournalKey, MemberId, PhysicalIndex, ReplicaState, Scope, ShardId};
+
+/// When an election that was written, and did not come, is written again.
+const AGAIN: Duration = Duration::from_millis(1_000);
+
+/// What is known of elections.
+#[derive(Debug, Default)]
+pub(super) struct Elections {
+    /// Indexes that lack a primary, since when, and when this member writes one; `None`: never.
+    told: BTreeMap<PhysicalIndex, (Instant, Option<Instant>)>,
+    /// When a preferred primary was last given its shard back.
+    gave_back: BTreeMap<PhysicalIndex, Instant>,
+    look_again: Option<Instant>,
+}
+
+impl Elections {
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        self.told.values().filter_map(|(_, due)| *due).chain(self.look_again).min()
+    }
+}
+
+impl Driver {
+    fn holder(&self) -> Holder {
+        Holder { member: self.me.member.clone(), start: self.start }
+    }
+
+    fn leads(&self) -> bool {
+        self.leases.believes(&Scope::ShardLeaders).is_some()
+    }
+
+    /// The record of an index, or what is seen of its members, has changed.
+    pub(super) fn look_at(&mut self, index: &PhysicalIndex) {
+        let Some(known) = self.indexes.get(index) else { return };
+        let (shards, sight) = (&known.record.shards, &self.seen_now.sight);
+        let gives_up = self.gives_up(index).next().is_some();
+        if !gives_up && !shards.iter().any(|state| election::needs_primary(state, sight)) {
+            self.elections.told.remove(index);
+            self.plan_give_back();
+            return;
+        }
+        let turn = election::turn(shards, &self.holder(), sight, self.leads() || gives_up);
+        let now = now();
+        let (since, due) = self.elections.told.entry(index.clone()).or_insert((now, None));
+        // A turn that has come nearer counts from the same moment.
+        let new = turn.map(|wait| since.plus(wait));
+        *due = match (*due, new) {
+            (Some(due), Some(new)) => Some(due.min(new).max(now)),
+            (due, new) => new.or(due),
+        };
+    }
+
+    /// Shards that the record gives to this process, whose copies here are to be made anew: somebody else is to lead them.
+    fn gives_up(&self, index: &PhysicalIndex) -> impl Iterator<Item = (ShardId, Change)> {
+        let own: BTreeSet<MemberId> = [self.me.member.clone()].into();
+        let broken = self.broken.iter().filter(move |key| key.index == *index);
+        broken.filter_map(move |key| {
+            let state = self.state(key).filter(|state| state.primary.as_ref() == Some(&self.holder()))?;
+            let to = election::candidate(state, &self.seen_now.sight, &own)?;
+            let min = election::min_in_sync(state, self.config.core.min_in_sync);
+            Some((key.shard, record::elect(state, &self.holder(), &to, &own, min)?))
+        })
+    }
+
+    /// Other members are seen, or others are not seen any more.
+    pub(super) fn see(&mut self) {
+        let seen = std::sync::Arc::clone(&self.seen.borrow_and_update());
+        let before = std::mem::replace(&mut self.seen_now, std::sync::Arc::clone(&seen));
+        self.outbox.keep(|member| seen.known.contains_key(member));
+        if seen.sight != before.sight {
+            for key in self.open_keys() {
+                let sight = seen.sight.clone();
+                self.call(&key, |replica, env| replica.handle_sight(env, sight));
+            }
+            // A primary at rest takes up who has come back.
+            let back = |id: &crate::types::ReplicaId| {
+                let lives = |s: &crate::proto::journal::Sight| s.get(&id.member).is_some_and(|a| a.store == id.store);
+                lives(&seen.sight) && !lives(&before.sight)
+            };
+            let mut wanted = Vec::new();
+            for (index, known) in &self.indexes {
+                for (shard, state) in (0..).map(ShardId).zip(&known.record.shards) {
+                    let lacks = state
+                        .replicas
+                        .iter()
+                        .any(|c| back(&c.id) && (c.state == ReplicaState::Learner || !state.is_in_sync(&c.id)));
+                    if lacks && state.is_led_by(&self.me, self.start) {
+                        wanted.push(JournalKey { index: index.clone(), shard });
+                    }
+                }
+            }
+            wanted.iter().for_each(|key| self.touch(key));
+        }
+        let indexes: Vec<PhysicalIndex> = self.indexes.keys().cloned().collect();
+        indexes.iter().for_each(|index| self.look_at(index));
+    }
+
+    /// Writes the elections that are due.
+    pub(super) fn elect(&mut self) {
+        let now = now();
+        let due = |(_, due): &(Instant, Option<Instant>)| due.is_some_and(|at| at <= now);
+        let due: Vec<PhysicalIndex> =
+            self.elections.told.iter().filter(|(_, told)| due(told)).map(|(index, _)| index.clone()).collect();
+        for index in due {
+            let Some(known) = self.indexes.get(&index) else { continue };
+            let (seen, min) = (&self.seen_now, self.config.core.min_in_sync);
+            let plan = election::plan(&known.record.shards, &self.holder(), &seen.sight, &seen.reach, min);
+            let shard = |i: usize| u16::try_from(i).ok().map(ShardId);
+            let plan = plan.into_iter().filter_map(|(i, change)| Some((shard(i)?, change)));
+            let plan: Vec<(ShardId, Change)> = plan.chain(self.gives_up(&index)).collect();
+            self.elections.told.insert(index.clone(), (now, Some(now.plus(AGAIN))));
+            for (shard, change) in plan {
+                tracing::info!(%index, %shard, primary = ?change.after.primary, "a primary is being elected");
+                self.asks.ask(JournalKey { index: index.clone(), shard }, change);
+            }
+        }
+        if self.elections.look_again.is_some_and(|at| at <= now) {
+            self.elections.look_again = None;
+            self.give_back(now);
+        }
+    }
+
+    /// Preferred primaries return, when whoever leads looks.
+    fn plan_give_back(&mut self) {
+        let at = now().plus(self.config.give_back_pause);
+        self.elections.look_again.get_or_insert(at);
+    }
+
+    fn give_back(&mut self, now: Instant) {
+        if !self.leads() {
+            return;
+        }
+        let mut gave = Vec::new();
+        for (index, known) in &self.indexes {
+            let times = (self.elections.gave_back.get(index).copied(), self.config.give_back_pause, now);
+            let (shards, min) = (&known.record.shards, self.config.core.min_in_sync);
+            if let Some((shard, change)) = election::give_back(shards, &self.holder(), &self.seen_now.sight, min, times)
+                && let Ok(shard) = u16::try_from(shard)
+            {
+                gave.push((JournalKey { index: index.clone(), shard: ShardId(shard) }, change));
+            }
+        }
+        for (key, change) in gave {
+            self.elections.gave_back.insert(key.index.clone(), now);
+            self.asks.ask(key, change);
+            self.plan_give_back();
+        }
+    }
+
+    /// Other primaries are asked for, of all shards that this member leads.
+    pub(super) fn hand_over(&mut self) {
+        let (me, sight) = (self.holder(), &self.seen_now.sight);
+        let mut wanted = Vec::new();
+        for (index, known) in &self.indexes {
+            let plan = election::hand_over(&known.record.shards, &me, sight, self.config.core.min_in_sync);
+            let key = |shard| JournalKey { index: index.clone(), shard: ShardId(shard) };
+            wanted.extend(plan.into_iter().filter_map(|(i, change)| Some((key(u16::try_from(i).ok()?), change))));
+        }
+        wanted.into_iter().for_each(|(key, change)| self.asks.ask(key, change));
+    }
+}

@@ -1,0 +1,42 @@
+//! Shard journals, driven with I/O: the replicas that this member holds by the records, one input at a time.
+//!
+//! | file | does |
+//! | --- | --- |
+//! | [`handle`] | what other services ask and hear |
+//! | [`driver`] | the one task that runs the replicas: what it hears, and when |
+//! | `slots` | which replicas are in memory |
+//! | `effects` | what a replica wants done |
+//! | `storing` | what waits for the store, one transaction after the other |
+//! | `answers` | whose answer an operation's is |
+//! | `records` | who holds what, and changes of that |
+//! | `elections` | who becomes primary, and who writes it |
+//! | [`sight`] | who is seen to live, and who reaches whom |
+//! | [`inbox`], [`outbox`] | messages of peers, bounded for each |
+//! | [`retention`] | how long entries are kept |
+//! | [`sender`] | parts of a request on their way to their primaries, until each is committed |
+//!
+//! A message may be dropped on any of its ways: the cores repeat what matters. An idle shard has no replica in memory, no
+//! timer and no message. Must not know: what a body says, the node.
+
+mod answers;
+pub mod driver;
+mod effects;
+mod elections;
+pub mod handle;
+pub mod inbox;
+pub mod outbox;
+mod records;
+pub mod retention;
+pub mod sender;
+pub mod sight;
+mod slots;
+mod storing;
+#[cfg(test)]
+mod tests;
+
+pub use driver::{Config, Driver, Parts};
+pub use handle::{Event, JournalHandle, ShardStatus};
+pub use inbox::Envelope;
+pub use retention::Retention;
+pub use sender::Sender;
+pub use sight::Seen;

@@ -1,0 +1,92 @@
+//! How long entries, and the memory of parts, are kept.
+//!
+//! What is beyond the retention is offered to its replica, which drops what nobody needs any more: what all in sync have
+//! applied, and learners have taken. A replica that was idle knows that only after it has heard of the others, so each round
+//! offers twice; a follower hears it with the next writes. Rule: nothing is dropped here but the memory of parts whose entries are gone. Must not know: who needs what.
+
+use std::time::Duration;
+
+use super::handle::JournalHandle;
+use crate::rt::clock;
+use crate::store::StoreError;
+use crate::store::journal::Listed;
+
+/// What is kept, whether anybody needs it or not.
+#[derive(Debug, Clone)]
+pub struct Retention {
+    /// Entries that are not older.
+    pub age: Duration,
+    /// Entries of so many bytes in all journals together, the newest.
+    pub bytes: u64,
+    /// That parts have stood in a journal, since they were stored.
+    pub parts_age: Duration,
+    /// The same, of one journal.
+    pub parts: u64,
+    /// Between two looks.
+    pub every: Duration,
+    /// Until replicas that were touched have heard of each other.
+    pub settle: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            age: Duration::from_secs(24 * 3_600),
+            bytes: 4 << 30,
+            parts_age: Duration::from_secs(7 * 24 * 3_600),
+            parts: 100_000,
+            every: Duration::from_secs(60),
+            settle: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Retention {
+    /// Keeps what is to be kept, and offers the rest, until the store fails.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn keep(self, journals: JournalHandle) -> Result<(), StoreError> {
+        loop {
+            tokio::time::sleep(self.every).await;
+            if self.offer(&journals).await? {
+                tokio::time::sleep(self.settle).await;
+                self.offer(&journals).await?;
+            }
+            self.forget_parts(&journals).await?;
+        }
+    }
+
+    /// Offers what is beyond the retention to its replicas; says whether there is any.
+    async fn offer(&self, journals: &JournalHandle) -> Result<bool, StoreError> {
+        let all = journals.stored().await?;
+        let before = clock::unix_seconds().saturating_add(1).saturating_sub(self.age.as_secs());
+        let mut spare = all.iter().map(|l| l.bytes).sum::<u64>().saturating_sub(self.bytes);
+        let mut oldest: Vec<&Listed> = all.iter().filter(|l| l.oldest.is_some()).collect();
+        oldest.sort_by_key(|l| l.oldest);
+        let mut any = false;
+        for listed in oldest {
+            if listed.oldest.is_none_or(|at| at >= before) && spare == 0 {
+                break;
+            }
+            // What the node has not applied is needed here.
+            let to = journals.store.expired(&listed.key, before, spare).await?.map(|to| to.min(listed.applied));
+            spare = spare.saturating_sub(listed.bytes);
+            if let Some(to) = to.filter(|to| *to > listed.floor.seq) {
+                any = true;
+                journals.trim(&listed.key, to).await;
+            }
+        }
+        Ok(any)
+    }
+
+    async fn forget_parts(&self, journals: &JournalHandle) -> Result<(), StoreError> {
+        let before = clock::unix_seconds().saturating_sub(self.parts_age.as_secs());
+        for listed in journals.stored().await?.into_iter().filter(|l| l.floor.seq > 0) {
+            journals.store.forget_parts(&listed.key, before, self.parts).await?;
+        }
+        Ok(())
+    }
+}

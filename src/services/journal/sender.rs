@@ -1,0 +1,183 @@
+//! Parts of a request on their way to their primaries, until each is committed.
+//!
+//! All parts for one member travel in one call. A part that was not committed is sent again, to whom the last answer or the
+//! record names, until the deadline; its primary recognises it. Rule: an answer that says that nothing was appended is the
+//! last word only if no earlier attempt may have been. Must not know: what parts say.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
+
+use super::handle::{JournalHandle, answer_of, unknown};
+use crate::net::{Call, CallError, Peers};
+use crate::proto::journal::{Answer, Write};
+use crate::types::limits::{APPEND_PARTS_MAX, CALL_BODY_MAX_BYTES};
+use crate::types::{Epoch, MemberId, PhysicalIndex, ShardId, TraceId};
+use crate::wire::verbs::{Append, AppendPart, Reply, Request};
+
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How long one attempt may take: an answer may be lost with its primary.
+const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// Sends parts; cheap to clone.
+#[derive(Clone)]
+pub struct Sender {
+    journals: JournalHandle,
+    peers: Arc<dyn Peers>,
+}
+
+impl std::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sender").field("journals", &self.journals).finish_non_exhaustive()
+    }
+}
+
+/// One part on its way.
+struct Part {
+    shard: ShardId,
+    write: Write,
+    /// The last word, or the last that was heard.
+    answer: Answer,
+    done: bool,
+    /// An attempt may have appended it.
+    maybe: bool,
+    /// Whom the newest hint names.
+    hint: (Epoch, Option<MemberId>),
+}
+
+impl Part {
+    fn heard(&mut self, answer: Answer) {
+        match &answer {
+            Answer::Committed { .. } => self.done = true,
+            Answer::Refused => self.done = !self.maybe,
+            Answer::Unknown(hint) | Answer::NotPrimary(hint) => {
+                self.maybe |= matches!(answer, Answer::Unknown(_));
+                if hint.epoch >= self.hint.0 {
+                    self.hint = (hint.epoch, hint.primary.as_ref().map(|p| p.member.clone()));
+                }
+            }
+            Answer::NoQuorum | Answer::Busy => {}
+        }
+        self.answer = answer;
+    }
+}
+
+/// As few calls as their bounds allow.
+fn in_calls(parts: &[Part], which: Vec<usize>) -> Vec<Vec<usize>> {
+    let (mut calls, mut bytes) = (Vec::<Vec<usize>>::new(), 0);
+    for i in which {
+        bytes += parts[i].write.body.0.len();
+        match calls.last_mut() {
+            Some(call) if call.len() < APPEND_PARTS_MAX && bytes <= CALL_BODY_MAX_BYTES => call.push(i),
+            _ => {
+                bytes = parts[i].write.body.0.len();
+                calls.push(vec![i]);
+            }
+        }
+    }
+    calls
+}
+
+impl Sender {
+    /// Parts go from this member, to itself or through `peers`.
+    pub fn new(journals: JournalHandle, peers: Arc<dyn Peers>) -> Self {
+        Self { journals, peers }
+    }
+
+    /// Sends parts until each is committed, or refused, or the deadline has come. An answer for each, in their order:
+    /// [`Answer::Unknown`] if it may be committed, now or later; all but that and [`Answer::Committed`] say that it never
+    /// will be, unless it is sent again.
+    ///
+    /// Dropping the future does not undo it.
+    pub async fn send(
+        &self,
+        index: &PhysicalIndex,
+        parts: Vec<(ShardId, Write)>,
+        deadline: Instant,
+        trace: TraceId,
+    ) -> Vec<Answer> {
+        let part = |(shard, write)| Part {
+            shard,
+            write,
+            answer: Answer::Busy,
+            done: false,
+            maybe: false,
+            hint: (Epoch::ZERO, None),
+        };
+        let mut parts: Vec<Part> = parts.into_iter().map(part).collect();
+        loop {
+            let mut by_member: BTreeMap<MemberId, Vec<usize>> = BTreeMap::new();
+            for (i, part) in parts.iter().enumerate().filter(|(_, part)| !part.done) {
+                if let Some(to) = self.target(index, part) {
+                    by_member.entry(to).or_default().push(i);
+                }
+            }
+            let until = deadline.min(Instant::now() + ATTEMPT);
+            let calls = by_member.into_iter().flat_map(|(to, which)| {
+                let calls = in_calls(&parts, which).into_iter();
+                calls.map(move |which| (to.clone(), which))
+            });
+            let attempts = calls.map(|(to, which)| {
+                let writes = which.iter().map(|i| (parts[*i].shard, parts[*i].write.clone())).collect();
+                async move { (self.attempt(&to, index, writes, until, trace).await, which) }
+            });
+            let heard: Vec<_> = join_all(attempts).await;
+            for (answers, which) in heard {
+                which.into_iter().zip(answers).for_each(|(i, answer)| parts[i].heard(answer));
+            }
+            if parts.iter().all(|part| part.done) || Instant::now() + PAUSE >= deadline {
+                let last = |part: Part| match part.answer {
+                    answer @ (Answer::Committed { .. } | Answer::Unknown(_)) => answer,
+                    _ if part.maybe => unknown(),
+                    answer => answer,
+                };
+                return parts.into_iter().map(last).collect();
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Who orders the shard's writes, by the newest that was heard.
+    fn target(&self, index: &PhysicalIndex, part: &Part) -> Option<MemberId> {
+        let record = self.journals.record(index);
+        let state = record.as_ref().and_then(|record| record.shard(part.shard));
+        let known = state.and_then(|s| Some((s.epoch, s.primary.as_ref()?.member.clone())));
+        match (known, &part.hint) {
+            (Some((epoch, _)), (hinted, Some(member))) if *hinted > epoch => Some(member.clone()),
+            (Some((_, member)), _) => Some(member),
+            (None, (_, member)) => member.clone(),
+        }
+    }
+
+    async fn attempt(
+        &self,
+        to: &MemberId,
+        index: &PhysicalIndex,
+        parts: Vec<(ShardId, Write)>,
+        deadline: Instant,
+        trace: TraceId,
+    ) -> Vec<Answer> {
+        let count = parts.len();
+        if *to == self.journals.me.member {
+            return self.journals.write(index, parts, deadline).await;
+        }
+        let mut body = BytesMut::with_capacity(parts.iter().map(|(_, w)| w.body.0.len()).sum());
+        let mut heads = Vec::new();
+        for (shard, write) in parts {
+            let Ok(length) = u32::try_from(write.body.0.len()) else { return vec![Answer::Refused; count] };
+            heads.push(AppendPart { shard, part: write.part, kind: write.kind, length });
+            body.extend_from_slice(&write.body.0);
+        }
+        let request = Request::Append(Append { index: index.clone(), parts: heads });
+        let call = Call { request, body: Bytes::from(body), deadline, trace };
+        match self.peers.call(to, call).await.map(|answer| answer.reply) {
+            Ok(Reply::Appended(told)) if told.len() == count => told.into_iter().map(answer_of).collect(),
+            Err(CallError::NotSent { .. } | CallError::Refused { .. }) => vec![Answer::Busy; count],
+            Ok(_) | Err(CallError::NoAnswer { .. }) => vec![unknown(); count],
+        }
+    }
+}

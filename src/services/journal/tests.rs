@@ -1,0 +1,540 @@
+//! Several members in one process, with their real stores, over a network that can be cut.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+
+use super::{Event, Retention, Sender, ShardStatus};
+use crate::proto::journal::{Answer, Body, Entry, Kind, Write};
+use crate::services::testing::{LONG, World, member, within};
+use crate::types::{
+    JournalKey, JournalRecord, PhysicalIndex, ReplicaId, ShardId, ShardState, TaskPart, TaskUid, TraceId,
+};
+use crate::wire::verbs::{Append, AppendPart, Refusal};
+
+fn index() -> PhysicalIndex {
+    PhysicalIndex::new("movies__m00000001").unwrap()
+}
+
+fn key(shard: u16) -> JournalKey {
+    JournalKey { index: index(), shard: ShardId(shard) }
+}
+
+fn write(task: u32) -> Write {
+    let part = TaskPart { task: TaskUid(task), part: 0 };
+    Write { part, kind: Kind::Set { skip_creation: false }, body: Body(task.to_le_bytes().into()) }
+}
+
+fn soon() -> Instant {
+    Instant::now() + LONG
+}
+
+/// Looks again and again until it is so.
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    within(what, async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+/// Three members that all hold all shards, each with a primary.
+async fn world(shards: u16) -> World {
+    let world = World::start(3, |_, _| Vec::new()).await;
+    let copies: Vec<ReplicaId> = (0..3).map(|i| world.at(i).journals.me().clone()).collect();
+    // The order of the set is the order in which they are elected: spread over the members.
+    let of = |shard: u16| (0..3).map(|i| copies[(usize::from(shard) + i) % 3].clone()).collect();
+    world.at(0).journals.create(&index(), (0..shards).map(of).collect(), LONG).await.unwrap();
+    whole(&world, shards).await;
+    world
+}
+
+fn state(world: &World, shard: u16) -> Option<ShardState> {
+    let (_, any) = world.alive().next().expect("somebody lives");
+    any.journals.record(&index())?.shard(ShardId(shard)).cloned()
+}
+
+/// Which member the record names as primary.
+fn primary(world: &World, shard: u16) -> Option<usize> {
+    let named = state(world, shard)?.primary?.member;
+    (0..3).find(|i| member(*i) == named)
+}
+
+/// Waits until all members are in sync and every shard has a primary that lives and works.
+async fn whole(world: &World, shards: u16) {
+    for shard in 0..shards {
+        until("a whole shard", async || {
+            let Some(state) = state(world, shard).filter(|s| s.in_sync.len() == 3) else { return false };
+            let Some(i) = primary(world, shard).filter(|i| world.members[*i].is_some()) else { return false };
+            let status = world.at(i).journals.status(&index()).await.unwrap();
+            let works = |s: &ShardStatus| s.primary && s.epoch == state.epoch && s.last > 0 && s.commit == s.last;
+            let knows = |record: JournalRecord| record.shard(ShardId(shard)) == Some(&state);
+            world.alive().all(|(_, m)| m.journals.record(&index()).is_some_and(knows))
+                && status.get(&ShardId(shard)).is_some_and(works)
+        })
+        .await;
+    }
+}
+
+/// Everything that is committed at a member, in order.
+async fn committed(world: &World, i: usize, shard: u16) -> Vec<Entry> {
+    let (journals, mut all) = (&world.at(i).journals, Vec::new());
+    loop {
+        let more = journals.read_committed(&key(shard), all.len() as u64 + 1, 100, 1 << 20).await.unwrap();
+        if more.is_empty() {
+            return all;
+        }
+        all.extend(more);
+    }
+}
+
+/// Waits until all members that live have committed the same; gives where each part stands.
+async fn equal(world: &World, shard: u16, least: usize) -> BTreeMap<TaskPart, u64> {
+    let mut all = Vec::new();
+    until("equal journals", async || {
+        all.clear();
+        for (i, _) in world.alive() {
+            all.push(committed(world, i, shard).await);
+        }
+        let parts = all[0].iter().filter(|e| e.part.is_some()).count();
+        parts >= least && all.iter().all(|one| *one == all[0])
+    })
+    .await;
+    let mut places = BTreeMap::new();
+    for entry in &all[0] {
+        if let Some(part) = entry.part {
+            assert_eq!(places.insert(part, entry.at.seq), None, "{part} stands twice");
+            assert_eq!(entry.body.0[..], part.task.0.to_le_bytes());
+        }
+    }
+    places
+}
+
+fn seq_of(answer: &Answer) -> u64 {
+    match answer {
+        Answer::Committed { seq, .. } => *seq,
+        other => panic!("not committed: {other:?}"),
+    }
+}
+
+/// A client that writes one part after the other, to one shard after the other, until it is told to stop.
+struct Client {
+    stop: Arc<AtomicBool>,
+    writing: JoinHandle<BTreeMap<(u16, TaskPart), u64>>,
+}
+
+impl Client {
+    fn start(sender: &Sender, first_task: u32, shards: u16) -> Self {
+        let (sender, stop) = (sender.clone(), Arc::new(AtomicBool::new(false)));
+        let stopping = Arc::clone(&stop);
+        let writing = tokio::spawn(async move {
+            let mut acknowledged = BTreeMap::new();
+            for task in first_task.. {
+                if stopping.load(Ordering::SeqCst) {
+                    break;
+                }
+                let parts = (0..shards).map(|shard| (ShardId(shard), write(task))).collect();
+                let answers = sender.send(&index(), parts, soon(), TraceId::default()).await;
+                for (shard, answer) in (0..).zip(&answers) {
+                    acknowledged.insert((shard, write(task).part), seq_of(answer));
+                }
+            }
+            acknowledged
+        });
+        Self { stop, writing }
+    }
+
+    /// What was acknowledged, and where it stands.
+    async fn stop(self) -> BTreeMap<(u16, TaskPart), u64> {
+        self.stop.store(true, Ordering::SeqCst);
+        within("the client's last answer", self.writing).await.unwrap()
+    }
+}
+
+/// Everything that was acknowledged stands where its sender was told, on every member.
+async fn nothing_is_lost(world: &World, shards: u16, acknowledged: &BTreeMap<(u16, TaskPart), u64>) {
+    assert!(!acknowledged.is_empty());
+    for shard in 0..shards {
+        let told: BTreeMap<TaskPart, u64> =
+            acknowledged.iter().filter(|((s, _), _)| *s == shard).map(|((_, part), seq)| (*part, *seq)).collect();
+        let places = equal(world, shard, told.len()).await;
+        for (part, seq) in told {
+            assert_eq!(places.get(&part), Some(&seq), "{part} of shard {shard}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_through_a_primary_is_committed_everywhere() {
+    let world = world(4).await;
+    let sender = &world.at(1).sender;
+    let parts = (0..40).map(|n| (ShardId(n % 4), write(n.into()))).collect();
+    let answers = sender.send(&index(), parts, soon(), TraceId::default()).await;
+    let acknowledged: BTreeMap<_, _> =
+        (0_u16..).zip(&answers).map(|(n, answer)| ((n % 4, write(n.into()).part), seq_of(answer))).collect();
+    assert!(answers.iter().all(|a| matches!(a, Answer::Committed { in_sync: 3, copies: 3, .. })));
+    nothing_is_lost(&world, 4, &acknowledged).await;
+    let primaries: BTreeSet<_> = (0..3).map(|shard| primary(&world, shard)).collect();
+    assert_eq!(primaries.len(), 3, "one each");
+    // The same again is the same.
+    let again = (0..40).map(|n| (ShardId(n % 4), write(n.into()))).collect();
+    let again = world.at(2).sender.send(&index(), again, soon(), TraceId::default()).await;
+    assert_eq!(again.iter().map(seq_of).collect::<Vec<_>>(), answers.iter().map(seq_of).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_primary_says_who_is() {
+    let world = world(1).await;
+    let first = primary(&world, 0).unwrap();
+    let other = &world.at((first + 1) % 3).journals;
+    let answers = other.write(&index(), vec![(ShardId(0), write(1)), (ShardId(9), write(1))], soon()).await;
+    let hint = |answer: &Answer| match answer {
+        Answer::NotPrimary(hint) => hint.primary.as_ref().map(|p| p.member.clone()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(answers.iter().map(hint).collect::<Vec<_>>(), [Some(member(first)), None]);
+    assert!(committed(&world, first, 0).await.iter().all(|e| e.part.is_none()), "nothing was appended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sender_says_of_its_parts_is_checked() {
+    let world = world(1).await;
+    let journals = &world.at(primary(&world, 0).unwrap()).journals;
+    let part = |length, kind| AppendPart { shard: ShardId(0), part: write(1).part, kind, length };
+    let receive = async |parts, body: &'static [u8]| {
+        journals.receive(&Append { index: index(), parts }, &Bytes::from_static(body), soon()).await
+    };
+    for (parts, body) in [
+        (vec![part(3, Kind::Delete)], &b"ab"[..]),
+        (vec![part(1, Kind::Delete)], b"ab"),
+        (vec![part(u32::MAX, Kind::Delete)], b"ab"),
+        (vec![part(2, Kind::Empty)], b"ab"),
+        (vec![part(0, Kind::Delete); 8_193], b""),
+    ] {
+        let answer = receive(parts, body).await;
+        assert!(matches!(answer, Err(Refusal::Malformed(_))), "{answer:?}");
+    }
+    let good = receive(vec![part(2, Kind::Delete)], b"ab").await.unwrap();
+    assert!(matches!(good[..], [crate::wire::verbs::Appended::Committed { .. }]), "{good:?}");
+    assert_eq!(receive(Vec::new(), b"").await, Ok(Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_is_elected_for_a_primary_that_was_killed_and_nothing_is_lost() {
+    let mut world = world(3).await;
+    let clients = [Client::start(&world.at(1).sender, 0, 3), Client::start(&world.at(2).sender, 1_000_000, 3)];
+    for _ in 0..2 {
+        // The second time it has been given its shard back.
+        until("it leads", async || primary(&world, 0) == Some(0)).await;
+        let epoch = state(&world, 0).unwrap().epoch;
+        world.kill(0).await;
+        until("an election", async || primary(&world, 0).is_some_and(|i| i != 0)).await;
+        assert!(state(&world, 0).unwrap().epoch > epoch);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        world.restart(0, |_, _| Vec::new()).await;
+        whole(&world, 3).await;
+    }
+    let mut acknowledged = BTreeMap::new();
+    for client in clients {
+        acknowledged.extend(client.stop().await);
+    }
+    nothing_is_lost(&world, 3, &acknowledged).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_writers_on_a_bad_network_agree() {
+    let world = world(2).await;
+    world.lose(20);
+    let clients = [Client::start(&world.at(1).sender, 0, 2), Client::start(&world.at(2).sender, 1_000_000, 2)];
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.lose(0);
+    let mut acknowledged = BTreeMap::new();
+    for client in clients {
+        acknowledged.extend(client.stop().await);
+    }
+    whole(&world, 2).await;
+    nothing_is_lost(&world, 2, &acknowledged).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_is_cut_off_leaves_the_set_and_comes_back() {
+    let world = world(2).await;
+    let i = (primary(&world, 0).unwrap() + 1) % 3;
+    let to = (i + 1) % 3;
+    let client = Client::start(&world.at(to).sender, 0, 2);
+    let has = |out: usize| state(&world, 0).is_some_and(|s| s.in_sync.iter().any(|id| id.member == member(out)));
+    world.cut(i);
+    until("it leaves", async || !has(i)).await;
+    let late = world.at(to).sender.send(&index(), vec![(ShardId(0), write(777))], soon(), TraceId::default()).await;
+    assert!(matches!(late[..], [Answer::Committed { in_sync: 2, copies: 3, .. }]), "{late:?}");
+    world.heal();
+    until("it comes back", async || has(i)).await;
+    let acknowledged = client.stop().await;
+    whole(&world, 2).await;
+    nothing_is_lost(&world, 2, &acknowledged).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_end_at_once_lose_nothing() {
+    let mut world = world(2).await;
+    let mut acknowledged = BTreeMap::new();
+    for round in 0..3_u32 {
+        let parts = || (0..20).map(|n| (ShardId((n % 2) as u16), write(100 * round + n))).collect::<Vec<_>>();
+        let answers = world.at(0).sender.send(&index(), parts(), soon(), TraceId::default()).await;
+        for ((shard, write), answer) in parts().into_iter().zip(&answers) {
+            acknowledged.insert((shard.0, write.part), seq_of(answer));
+        }
+        // More that nobody waits for.
+        let client = Client::start(&world.at(1).sender, 1_000_000 * (round + 1), 2);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        client.writing.abort();
+        for i in 0..3 {
+            world.kill(i).await;
+        }
+        for i in 0..3 {
+            world.restart(i, |_, _| Vec::new()).await;
+        }
+        whole(&world, 2).await;
+        nothing_is_lost(&world, 2, &acknowledged).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_is_sent_again_is_recognised_by_the_next_primary() {
+    let mut world = world(1).await;
+    let first = primary(&world, 0).unwrap();
+    let other = (first + 1) % 3;
+    let send = async |world: &World, task| {
+        let parts = vec![(ShardId(0), write(task))];
+        seq_of(&world.at(other).sender.send(&index(), parts, soon(), TraceId::default()).await[0])
+    };
+    let seqs = [send(&world, 1).await, send(&world, 2).await];
+    world.kill(first).await;
+    until("an election", async || primary(&world, 0).is_some_and(|i| i != first)).await;
+    assert_eq!([send(&world, 1).await, send(&world, 2).await], seqs);
+    assert!(send(&world, 3).await > seqs[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_deposed_primary_appends_is_committed_by_nobody() {
+    let world = world(1).await;
+    let first = primary(&world, 0).unwrap();
+    let other = (first + 1) % 3;
+    world.cut(first);
+    // It still thinks that it orders the writes.
+    let parts = vec![(ShardId(0), write(1))];
+    let alone = world.at(first).journals.write(&index(), parts, Instant::now() + Duration::from_millis(300)).await;
+    assert!(!matches!(alone[..], [Answer::Committed { .. }]), "{alone:?}");
+    let record = || world.at(other).journals.record(&index()).unwrap().shards[0].clone();
+    until("an election", async || record().primary.is_some_and(|p| p.member != member(first))).await;
+    let seq = seq_of(
+        &world.at(other).sender.send(&index(), vec![(ShardId(0), write(2))], soon(), TraceId::default()).await[0],
+    );
+    world.heal();
+    whole(&world, 1).await;
+    let places = equal(&world, 0, 1).await;
+    assert_eq!(places, [(write(2).part, seq)].into());
+    // Its sender sends it again, and it is written once.
+    let seq = seq_of(
+        &world.at(first).sender.send(&index(), vec![(ShardId(0), write(1))], soon(), TraceId::default()).await[0],
+    );
+    assert_eq!(equal(&world, 0, 2).await[&write(1).part], seq);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_shards_are_not_in_memory_and_their_reigns_go_on() {
+    let world = world(8).await;
+    let epochs = |world: &World| (0..8).map(|s| state(world, s).unwrap().epoch).collect::<Vec<_>>();
+    let before = epochs(&world);
+    for task in 0..3 {
+        let parts = (0..8).map(|shard| (ShardId(shard), write(task))).collect();
+        let answers = world.at(0).sender.send(&index(), parts, soon(), TraceId::default()).await;
+        assert!(answers.iter().all(|a| matches!(a, Answer::Committed { .. })), "{answers:?}");
+        for (_, running) in world.alive() {
+            until("an empty memory", async || running.journals.in_memory() == 0).await;
+        }
+    }
+    assert_eq!(epochs(&world), before);
+    for (_, running) in world.alive() {
+        let status = running.journals.status(&index()).await.unwrap();
+        assert!(status.values().all(|s| s.last == 4 && s.commit == 4), "what was known to be committed is: {status:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_stop_hands_its_shards_over() {
+    let world = world(3).await;
+    within("it", world.at(0).journals.hand_over(LONG)).await;
+    until("others lead", async || (0..3).all(|s| primary(&world, s).is_some_and(|i| i != 0))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_damaged_is_made_anew_from_a_snapshot() {
+    let world = world(1).await;
+    let first = primary(&world, 0).unwrap();
+    let bad = (first + 1) % 3;
+    let send = async |task| {
+        let parts = vec![(ShardId(0), write(task))];
+        seq_of(&world.at(first).sender.send(&index(), parts, soon(), TraceId::default()).await[0])
+    };
+    for task in 0..5 {
+        send(task).await;
+    }
+    let (mut needs, mut rebuild) = (world.at(first).journals.subscribe(), world.at(bad).journals.subscribe());
+    until("an empty memory", async || world.at(bad).journals.in_memory() == 0).await;
+    world.at(bad).journal_store.repair(&key(0), "of a test").await.unwrap();
+    let at = send(5).await;
+    let me = world.at(bad).journals.me().clone();
+    within("it says so", async { while rebuild.recv().await.unwrap() != Event::Rebuild(key(0)) {} }).await;
+    within("the primary says so", async {
+        while needs.recv().await.unwrap() != Event::NeedsSnapshot(key(0), me.clone()) {}
+    })
+    .await;
+    until("it leaves", async || state(&world, 0).is_some_and(|s| s.in_sync.len() == 2)).await;
+    let source = &world.at(first).journals;
+    let position = source.read_committed(&key(0), at, 1, 1).await.unwrap()[0].at;
+    let parts = world.at(first).journal_store.parts(&key(0), at).await.unwrap();
+    assert_eq!(parts.len(), 6);
+    until("it is taken", async || world.at(bad).journals.snapshot(&key(0), position, parts.clone()).await).await;
+    whole(&world, 1).await;
+    let seq = send(6).await;
+    until("the journal goes on", async || {
+        let entries = world.at(bad).journals.read_committed(&key(0), seq, 9, 1 << 20).await.unwrap();
+        entries.first().is_some_and(|e| e.part == Some(write(6).part))
+    })
+    .await;
+    let status: ShardStatus = world.at(bad).journals.status(&index()).await.unwrap()[&ShardId(0)].clone();
+    assert_eq!((status.rebuild, status.last, status.applied), (false, seq, at));
+    let (stored, _) = world.at(bad).journal_store.list().await.unwrap();
+    assert_eq!(stored[0].floor, position);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_whose_copy_is_damaged_gives_its_shard_up() {
+    let mut world = world(1).await;
+    let first = primary(&world, 0).unwrap();
+    let other = (first + 1) % 3;
+    let send = async |world: &World, task| {
+        let parts = vec![(ShardId(0), write(task))];
+        seq_of(&world.at(other).sender.send(&index(), parts, soon(), TraceId::default()).await[0])
+    };
+    let seqs = [send(&world, 1).await, send(&world, 2).await];
+    until("an empty memory", async || world.at(first).journals.in_memory() == 0).await;
+    world.at(first).journal_store.repair(&key(0), "of a test").await.unwrap();
+    // It is met when the shard is touched, and another one takes the write.
+    assert!(send(&world, 3).await > seqs[1]);
+    assert_ne!(primary(&world, 0), Some(first));
+    until("it leaves", async || state(&world, 0).is_some_and(|s| s.in_sync.len() == 2)).await;
+    // The others may name it again when it starts anew; it never works like that.
+    world.kill(first).await;
+    world.restart(first, |_, _| Vec::new()).await;
+    assert_eq!([send(&world, 1).await, send(&world, 2).await], seqs);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_applied_everywhere_can_be_trimmed_and_resends_are_recognised() {
+    let world = world(1).await;
+    let first = primary(&world, 0).unwrap();
+    let send = async |task| {
+        let parts = vec![(ShardId(0), write(task))];
+        seq_of(&world.at(first).sender.send(&index(), parts, soon(), TraceId::default()).await[0])
+    };
+    let mut last = 0;
+    for task in 0..5 {
+        last = send(task).await;
+    }
+    equal(&world, 0, 5).await;
+    for (_, running) in world.alive() {
+        running.journals.applied(vec![(key(0), last)]).await.unwrap();
+    }
+    // The primary hears of it with the next answers.
+    let next = send(5).await;
+    let floor = async |i: usize| world.at(i).journal_store.list().await.unwrap().0[0].floor.seq;
+    until("it is trimmed", async || {
+        world.at(first).journals.trim(&key(0), next).await;
+        floor(first).await == last
+    })
+    .await;
+    assert_eq!(send(2).await, last - 2, "remembered by part");
+    assert!(world.at(first).journals.read_committed(&key(0), 1, 9, 9).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retention_trims_all_copies_and_forgets_old_parts() {
+    let world = world(2).await;
+    let mut last = 0;
+    for task in 0..20 {
+        let parts = (0..2).map(|shard| (ShardId(shard), write(task))).collect();
+        let answers = world.at(0).sender.send(&index(), parts, soon(), TraceId::default()).await;
+        last = answers.iter().map(seq_of).max().unwrap();
+    }
+    for shard in 0..2 {
+        equal(&world, shard, 20).await;
+    }
+    let retention = Retention {
+        age: Duration::ZERO,
+        bytes: 0,
+        parts_age: LONG,
+        parts: 10,
+        every: Duration::from_millis(200),
+        settle: Duration::from_millis(100),
+    };
+    let keeping: Vec<_> =
+        world.alive().map(|(_, m)| tokio::spawn(retention.clone().keep(m.journals.clone()))).collect();
+    let floors = async || {
+        let mut floors = Vec::new();
+        for (_, m) in world.alive() {
+            floors.extend(m.journal_store.list().await.unwrap().0.iter().map(|l| l.floor.seq));
+        }
+        floors
+    };
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(floors().await, [0; 6], "nothing is applied");
+    for (_, m) in world.alive() {
+        m.journals.applied((0..2).map(|shard| (key(shard), last - 3)).collect()).await.unwrap();
+    }
+    // Followers hear with the next writes what nobody needs any more.
+    let mut task = 20;
+    until("all copies are trimmed", async || {
+        let parts = (0..2).map(|shard| (ShardId(shard), write(task))).collect();
+        world
+            .at(0)
+            .sender
+            .send(&index(), parts, soon(), TraceId::default())
+            .await
+            .iter()
+            .for_each(|a| assert!(seq_of(a) > last));
+        task += 1;
+        floors().await == [last - 3; 6]
+    })
+    .await;
+    until("old parts are forgotten", async || {
+        world.at(0).journal_store.find(&key(0), write(1).part).await.unwrap().is_none()
+    })
+    .await;
+    assert!(keeping.iter().all(|k| !k.is_finished()));
+    keeping.iter().for_each(JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_fails_ends_the_driver_and_nothing_of_it_is_told() {
+    let mut world = world(1).await;
+    let first = primary(&world, 0).unwrap();
+    world.at(first).journal_store.fill_for_test().await.unwrap();
+    let mut dice = fastrand::Rng::with_seed(7);
+    let big = Write { body: Body((0..1 << 20).map(|_| dice.u8(..)).collect()), ..write(1) };
+    let parts = vec![(ShardId(0), big)];
+    let answers = within("an answer", world.at(first).journals.write(&index(), parts, soon())).await;
+    assert!(!matches!(answers[..], [Answer::Committed { .. }]), "{answers:?}");
+    let mut fatal = world.at(first).journal_store.fatal();
+    within("the store is over", fatal.wait_for(Option::is_some)).await.unwrap();
+    world.kill(first).await;
+    let other = (first + 1) % 3;
+    let answers = world.at(other).sender.send(&index(), vec![(ShardId(0), write(2))], soon(), TraceId::default()).await;
+    assert!(matches!(answers[..], [Answer::Committed { .. }]), "{answers:?}");
+}
