@@ -124,7 +124,7 @@ pub(super) enum ReadFailure {
         /// In bytes.
         limit: usize,
     },
-    /// More than there is memory for now.
+    /// More than there is memory left for.
     #[error("{ANSWERS_TOO_LARGE}")]
     NoRoom,
 }
