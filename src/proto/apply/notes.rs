@@ -173,6 +173,13 @@ impl Notes {
         self.changed.insert(id);
     }
 
+    /// All tasks up to this uid were seen: none of them is one that was given up. Not worth being stored.
+    pub(super) fn seen_to(&mut self, uid: u32) {
+        for note in self.rows.values_mut().filter(|note| note.state == State::GivenUp) {
+            note.after = note.after.max(Some(uid));
+        }
+    }
+
     /// The task of a request that was given up: its end proves nothing. Gives what it carries.
     pub(super) fn came_late(&mut self, id: u64, task: TaskRef) -> Vec<Span> {
         let Some(note) = self.rows.get_mut(&id) else { return Vec::new() };

@@ -191,7 +191,8 @@ impl Applier {
         let limit = usize::try_from(self.config.page).unwrap_or(usize::MAX);
         let ours: BTreeSet<u32> = self.notes.rows().values().filter_map(|n| n.task()).map(|task| task.uid).collect();
         for listed in page.tasks.into_iter().take(limit) {
-            let own = ours.contains(&listed.task.uid) || matches!(listed.tag, Tag::Note(_));
+            let tagged = matches!(listed.tag, Tag::Note(id) if self.notes.get(id).is_some());
+            let own = ours.contains(&listed.task.uid) || tagged;
             reading.others += usize::from(!own);
             if own || reading.others <= OTHERS_MAX {
                 reading.list.insert(listed.task.uid, listed);
@@ -254,6 +255,9 @@ impl Applier {
         }
         for id in deleted {
             self.deleted_by_node(id);
+        }
+        if let Some(newest) = reading.list.keys().next_back() {
+            self.notes.seen_to(*newest);
         }
         let moved = self.take_results(&reading, &said.known);
         if reading.full {

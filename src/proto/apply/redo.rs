@@ -10,7 +10,8 @@ use std::time::Duration;
 use super::core::Applier;
 use super::effect::{Effect, Need};
 use super::lane::Hold;
-use super::verdict::{Care, Failure, Flaw};
+use super::notes::{Note, TaskRef};
+use super::verdict::{Care, Failure, Flaw, Outcome};
 use crate::proto::env::{Env, Instant};
 use crate::types::ShardId;
 
@@ -18,6 +19,60 @@ use crate::types::ShardId;
 const TAKES_MAX: usize = 1_024;
 
 impl Applier {
+    /// The primary's verdict on an entry. That one has failed must not be told for an entry up to the applied position that
+    /// the store has among [`Rows::failed`]; at any other time it may be told again.
+    pub fn handle_verdict(&mut self, env: &mut Env, shard: ShardId, seq: u64, outcome: Outcome) {
+        if let Some(lane) =
+            self.lanes.get_mut(&shard).filter(|lane| lane.row.need != Need::Rebuild || seq > lane.row.applied)
+        {
+            let asked = matches!(&lane.hold, Some(Hold::Ask { seq: held, .. }) if *held == seq);
+            let stuck = matches!(&lane.hold, Some(Hold::Trouble { seq: held, .. }) if *held == seq);
+            match outcome {
+                Outcome::Failed(flaw) if seq <= lane.row.applied => {
+                    let came_with_it = seq <= lane.row.base;
+                    self.rows.failed.insert((shard, seq), flaw);
+                    if !came_with_it {
+                        self.differs(shard, seq);
+                    }
+                }
+                Outcome::Failed(flaw) if asked || stuck => {
+                    lane.hold = None;
+                    self.settle(shard, seq, flaw);
+                }
+                Outcome::Failed(flaw) => {
+                    lane.told_failed(seq);
+                    self.changed_lanes.insert(shard);
+                    self.rows.failed.insert((shard, seq), flaw);
+                }
+                Outcome::Applied if asked => {
+                    lane.hold = None;
+                    self.differs(shard, seq);
+                }
+                Outcome::Applied => {}
+            }
+        }
+        self.run(env);
+    }
+
+    /// [`Effect::Take`] was carried out: `made_by` is the last task that wrote documents, and it has ended. `None`: the primary
+    /// could not give them as they have to be, so the copy must be made anew.
+    pub fn handle_taken(&mut self, env: &mut Env, shard: ShardId, made_by: Option<TaskRef>) {
+        if self.taking.as_ref().is_none_or(|(of, _)| *of != shard) {
+            return;
+        }
+        let Some((_, seqs)) = self.taking.take() else { return };
+        match made_by {
+            Some(task) => {
+                let made = self.notes.add(Note::anchor(task));
+                self.took_documents(shard, &seqs, made);
+            }
+            None => self.rebuild(shard),
+        }
+        self.look.doubt = true;
+        self.look.soon(env.now);
+        self.run(env);
+    }
+
     /// The shard is done up to `to`; `left_out` says of which entries the primary's failure was known before.
     pub(super) fn advance(&mut self, shard: ShardId, to: u64, left_out: &dyn Fn(u64) -> bool) {
         let Some(lane) = self.lanes.get_mut(&shard) else { return };

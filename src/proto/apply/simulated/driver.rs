@@ -131,6 +131,8 @@ impl World {
 
     fn applied(&mut self, shard: ShardId, to: u64) {
         let whole = self.stored.lanes.get(&shard).is_some_and(|row| row.need == Need::Nothing && row.told.is_empty());
+        // What was given up may have come, and nobody has seen it yet.
+        let whole = whole && self.stored.notes.values().all(|note| note.state != State::GivenUp);
         // Only then no later entry has touched the documents.
         if whole
             && self.trusted
@@ -165,10 +167,12 @@ impl World {
         if self.chance(self.faults.late) {
             when = self.rng.u64(timeout..2_500_000);
         } else if self.chance(self.faults.lost) {
-            if self.rng.bool() {
-                return self.at(when, Event::Answer { process, note, answer: Answer::NotSent });
+            match self.rng.u32(0..4) {
+                0 => return self.at(when, Event::Answer { process, note, answer: Answer::NotSent }),
+                1 => return self.at(timeout, Event::Answer { process, note, answer: Answer::Unknown }),
+                // The answer is not waited for so long, but it is not given up yet.
+                _ => when = self.rng.u64(timeout..timeout + 400_000),
             }
-            return self.at(timeout, Event::Answer { process, note, answer: Answer::Unknown });
         }
         self.at(when, Event::Receive { process, request });
         self.at(timeout, Event::Answer { process, note, answer: Answer::Unknown });
@@ -254,8 +258,12 @@ impl World {
         if back {
             self.count("put back");
             self.deceived = true;
-            for _ in 0..self.rng.usize(0..4) {
-                self.node.other();
+            for _ in 0..self.rng.usize(0..6) {
+                if self.rng.bool() {
+                    self.node.other();
+                } else {
+                    self.node.enqueue(Group::Addition, Tag::Other, Work::Entries(Vec::new()));
+                }
             }
         }
         if self.node.waits() {
