@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::effect::{Group, Listed, Probed, Tag};
+use super::effect::{Group, Listed, Probed, Status, Tag};
 use super::merge::Plan;
 use crate::proto::journal::Kind;
 use crate::types::ShardId;
@@ -108,6 +108,15 @@ impl Note {
         }
     }
 
+    /// Whether what the node says of its task is what is noted.
+    fn ended_as(&self, status: &Status) -> bool {
+        match self.state {
+            State::Done(_) => *status == Status::Succeeded,
+            State::Failed(_) => matches!(status, Status::Failed(_) | Status::Canceled),
+            _ => true,
+        }
+    }
+
     /// Whether the node has it under way.
     pub fn is_open(&self) -> bool {
         matches!(self.state, State::Task(_))
@@ -128,6 +137,8 @@ pub(super) struct Notes {
 pub(super) struct Explained {
     /// Notes whose task is there.
     pub(super) known: BTreeSet<u64>,
+    /// Notes whose task is there, but ended otherwise, or has not: it waited when the node was put back to then.
+    pub(super) otherwise: BTreeSet<u64>,
     /// Notes whose uid another task has.
     pub(super) replaced: BTreeSet<u64>,
     /// Notes whose uid is not in the list.
@@ -254,13 +265,19 @@ impl Notes {
         for (id, note) in self.rows.range(..before) {
             let Some(task) = note.task().filter(|task| task.uid >= low) else { continue };
             match list.get(&task.uid) {
-                Some(listed) if listed.task == *task => said.known.insert(*id),
+                Some(listed) if listed.task == *task && note.ended_as(&listed.status) => said.known.insert(*id),
+                Some(listed) if listed.task == *task => said.otherwise.insert(*id),
                 Some(_) => said.replaced.insert(*id),
                 None => said.absent.insert(*id),
             };
         }
-        let explained: BTreeSet<u32> =
-            said.known.iter().filter_map(|id| self.rows[id].task()).map(|task| task.uid).collect();
+        let explained: BTreeSet<u32> = said
+            .known
+            .iter()
+            .chain(&said.otherwise)
+            .filter_map(|id| self.rows[id].task())
+            .map(|task| task.uid)
+            .collect();
         for listed in list.values().filter(|listed| !explained.contains(&listed.task.uid)) {
             let (task, made_it) = (listed.task.clone(), |(_, note): &(&u64, &Note)| is_made_by(listed, note));
             let note = match listed.tag {

@@ -218,7 +218,7 @@ impl Applier {
         said.known.extend::<BTreeSet<u64>>(there);
         let is_deleted = |id: &&u64| uid(id) <= reading.deleted;
         let (deleted, missing): (Vec<u64>, Vec<u64>) = said.absent.iter().partition(is_deleted);
-        let lost = reading.lost || !said.replaced.is_empty();
+        let lost = reading.lost || !said.replaced.is_empty() || !said.otherwise.is_empty();
         if !reading.full && (lost || !missing.is_empty()) {
             self.look.doubt = true;
             self.trust(false);
@@ -245,7 +245,7 @@ impl Applier {
             self.trust(false);
             // What waits in the queue is done first: then it is clear what the node has.
             if !waits && self.asking.is_none() && self.notes.sent().is_none() {
-                self.lost_memory(&known);
+                self.lost_memory(&known, &said.otherwise);
             }
             return self.later(env);
         }
@@ -394,9 +394,10 @@ impl Applier {
         }
     }
 
-    /// The node has been put back to an earlier time. It knows the notes `known`; up to the last one before the first that
+    /// The node has been put back to an earlier time. It knows the notes `known`, and `otherwise` such that have ended otherwise
+    /// than noted; up to the last one before the first that
     /// it does not know, both agree.
-    fn lost_memory(&mut self, known: &BTreeSet<u64>) {
+    fn lost_memory(&mut self, known: &BTreeSet<u64>, otherwise: &BTreeSet<u64>) {
         let with_task = |n: &Note| n.task().is_some();
         let unknown = self
             .notes
@@ -416,7 +417,8 @@ impl Applier {
                 let least = to.entry(span.shard).or_insert(u64::MAX);
                 *least = (*least).min(span.first - 1);
                 // It was done where what comes before it was missing, or nobody knows whether it is among what was lost.
-                if (known.contains(&id) || note.state == State::Gone) && note.kind.is_conditional() {
+                let done = known.contains(&id) || otherwise.contains(&id);
+                if (done || note.state == State::Gone) && note.kind.is_conditional() {
                     self.rebuild(span.shard);
                 }
             }
