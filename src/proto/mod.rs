@@ -12,6 +12,7 @@
 //! | [`lease`] | who leads a scope, until when, and which orders are too old |
 //! | [`search`] | which members for which shards, and one list out of many |
 //! | [`journal`] | the order of a shard's writes, who stores them, and who orders them next |
+//! | [`apply`] | what goes to the own node next, and what the node's tasks prove |
 //! | [`ledger`] | what is agreed on by majority |
 //! | [`task_ids`] | which number a task gets |
 //!
@@ -33,6 +34,7 @@
 //! A core that speaks to itself does so inside the step: what it told itself is durable before anyone else hears of it.
 
 pub mod alias;
+pub mod apply;
 pub mod document;
 pub mod env;
 pub mod invariant;
