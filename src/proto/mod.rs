@@ -12,6 +12,7 @@
 //! | [`lease`] | who leads a scope, until when, and which orders are too old |
 //! | [`search`] | which members for which shards, and one list out of many |
 //! | [`journal`] | the order of a shard's writes, who stores them, and who orders them next |
+//! | [`tasks`] | what a task is, who keeps it, when it is finished, how it is listed |
 //! | [`ledger`] | what is agreed on by majority |
 //!
 //! # State machines
@@ -45,3 +46,4 @@ pub mod placement;
 pub mod register;
 pub mod search;
 pub mod settings;
+pub mod tasks;
