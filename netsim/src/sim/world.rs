@@ -456,15 +456,12 @@ impl World {
     /// not waited for.
     fn knows_flips(&self, host: Host) -> Result<(), Stopped> {
         let must = self.flipped;
-        let present = self.mesh_record().is_some_and(|r| r.present().any(|m| m.id == name(host)));
-        if must == 0 || !present {
-            return Ok(());
-        }
         let member = &self.members[host];
         let Some(process) = member.process.as_ref().filter(|_| self.runs_right(host)) else { return Ok(()) };
         let names = RecordKey::new(NAMES).expect("a word is a key");
         let known = process.ledger.copy(&names).map_or(0, |copy| copy.version);
-        if known < must && process.ledger.fresh(Instant(member.clock.at(self.now))) {
+        let present = || self.mesh_record().is_some_and(|r| r.present().any(|m| m.id == name(host)));
+        if known < must && process.ledger.fresh(Instant(member.clock.at(self.now))) && present() {
             let what = format!("{} is fresh with names at {known}, a flip at {must} is done", name(host));
             return Err(Broken::new("who_is_fresh_knows_the_flips", what).into());
         }
