@@ -20,7 +20,7 @@ const TAKES_MAX: usize = 1_024;
 
 impl Applier {
     /// The primary's verdict on an entry. That one has failed must not be told for an entry up to the applied position that
-    /// the store has among [`Rows::failed`]; at any other time it may be told again.
+    /// the store has among [`super::Rows::failed`]; at any other time it may be told again.
     pub fn handle_verdict(&mut self, env: &mut Env, shard: ShardId, seq: u64, outcome: Outcome) {
         if let Some(lane) =
             self.lanes.get_mut(&shard).filter(|lane| lane.row.need != Need::Rebuild || seq > lane.row.applied)

@@ -8,7 +8,13 @@ use std::collections::BTreeMap;
 use std::env;
 use std::time::Duration;
 
+use super::effect::{LaneRow, Probed};
+use super::notes::State;
 use super::simulated::{Faults, World};
+use super::{Answer, Applier, Config, Effect, Group, Head, Listed, Note, Page, Span, Status, Stored, Tag, TaskRef};
+use crate::proto::env::{Env, Instant};
+use crate::proto::journal::Kind;
+use crate::types::ShardId;
 
 const KIND: Faults = Faults {
     lost: 0,
@@ -110,4 +116,104 @@ fn everything_at_once_is_survived() {
         unread: 10,
     };
     run(60, |_| faults);
+}
+
+/// An applier of one shard, driven by hand; the node's list is always the same.
+struct Scripted {
+    core: Applier,
+    rng: fastrand::Rng,
+    now: Instant,
+    page: Page,
+    deletion: Option<TaskRef>,
+    seen: Vec<Effect>,
+}
+
+const SHARD: ShardId = ShardId(0);
+
+fn task(uid: u32, stamp: &str) -> TaskRef {
+    TaskRef { uid, enqueued_at: stamp.to_owned() }
+}
+
+fn listed(uid: u32, stamp: &str) -> Listed {
+    let (task, tag) = (task(uid, stamp), Tag::None);
+    Listed { task, batch: Some(uid), group: Group::Addition, tag, status: Status::Succeeded, count: None }
+}
+
+fn done(seq: u64, kind: Kind, task: TaskRef) -> Note {
+    let spans = vec![Span { shard: SHARD, first: seq, last: seq }];
+    let (state, without, first) = (State::Done(task), [].into(), (SHARD, seq));
+    Note { after: None, kind, spans, without, entries: 1, first, alone: false, state }
+}
+
+impl Scripted {
+    fn begin(stored: Stored, page: Page, deletion: Option<TaskRef>) -> Self {
+        let (mut rng, now) = (fastrand::Rng::with_seed(1), Instant(0));
+        let core = Applier::recover(&mut Env { now, rng: &mut rng }, Config::default(), stored);
+        let mut scripted = Self { core, rng, now, page, deletion, seen: Vec::new() };
+        scripted.tell(|core, env| core.handle_node(env, true));
+        scripted
+    }
+
+    fn tell(&mut self, input: impl FnOnce(&mut Applier, &mut Env)) {
+        input(&mut self.core, &mut Env { now: self.now, rng: &mut self.rng });
+        while let Some(effect) = self.core.poll_effect() {
+            let mut env = Env { now: self.now, rng: &mut self.rng };
+            match &effect {
+                Effect::List { ticket, .. } => self.core.handle_page(&mut env, *ticket, self.page.clone()),
+                Effect::Probe { ticket, .. } => {
+                    let probed = Probed { enqueued_at: None, deletion: self.deletion.clone() };
+                    self.core.handle_probed(&mut env, *ticket, probed);
+                }
+                Effect::Load { ticket, shard, from: 1, .. } => {
+                    let head = Head { seq: 1, kind: Kind::Edit, weight: 1, failed: false, part: None };
+                    self.core.handle_heads(&mut env, *shard, *ticket, vec![head]);
+                }
+                _ => {}
+            }
+            self.seen.push(effect);
+        }
+        self.core.check();
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        for _ in 0..seconds * 10 {
+            self.now = self.now.plus(Duration::from_millis(100));
+            self.tell(Applier::handle_tick);
+        }
+    }
+
+    fn saw(&self, effect: &Effect) -> bool {
+        self.seen.contains(effect)
+    }
+}
+
+#[test]
+fn a_conditional_entry_whose_task_may_have_been_deleted_is_not_done_again() {
+    for deletion in [None, Some(task(7, "a"))] {
+        let stored = Stored { lanes: [(SHARD, Default::default())].into(), ..Stored::default() };
+        let mut scripted = Scripted::begin(stored, Page::default(), deletion.clone());
+        scripted.tell(|core, env| core.handle_committed(env, SHARD, 1));
+        scripted.tell(|core, env| core.handle_answered(env, 1, Answer::Unknown));
+        scripted.pass(8);
+        let requests = scripted.seen.iter().filter(|effect| matches!(effect, Effect::Enqueue(_))).count();
+        assert_eq!(requests, if deletion.is_some() { 1 } else { 2 });
+        assert_eq!(scripted.saw(&Effect::Rebuild { shard: SHARD }), deletion.is_some());
+    }
+}
+
+#[test]
+fn a_conditional_entry_done_where_earlier_ones_were_lost_is_not_done_again() {
+    let set = Kind::Set { skip_creation: false };
+    let notes =
+        [(1, done(1, set, task(10, "a"))), (2, done(2, set, task(11, "b"))), (3, done(3, Kind::Edit, task(12, "c")))];
+    let row = LaneRow { applied: 3, conditional: 3, ..LaneRow::default() };
+    let stored = Stored { lanes: [(SHARD, row)].into(), notes: notes.into(), next_note: 4 };
+    for (last, rebuilt) in [("c", true), ("other", false)] {
+        let tasks = vec![listed(12, last), listed(11, "other"), listed(10, "a")];
+        let page = Page { tasks, newest: Some(12), next: None };
+        let mut scripted = Scripted::begin(stored.clone(), page, None);
+        scripted.pass(2);
+        assert_eq!(scripted.saw(&Effect::Rebuild { shard: SHARD }), rebuilt);
+        assert!(scripted.saw(&Effect::Unapplied { shard: SHARD, to: 1 }) && scripted.saw(&Effect::Trusted(true)));
+    }
 }
