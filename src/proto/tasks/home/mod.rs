@@ -62,4 +62,4 @@ pub use entry::HomeEntry;
 pub use judge::Awaited;
 pub use parts::{PartRef, Parts, Work};
 pub use primary::Home;
-pub use state::{HomeState, KeyRow, Row, Swept};
+pub use state::{HomeState, KeyRow, Row, StoredRow, Swept, Touched};

@@ -15,7 +15,7 @@ use super::entry::{self, HomeEntry};
 use super::judge::Awaited;
 use super::parts::{PartRef, Work};
 use super::soft::{Flight, Soft};
-use super::state::{HomeState, Swept};
+use super::state::{HomeState, Swept, Touched};
 use crate::proto::env::{Env, Instant};
 use crate::types::{MemberId, PhysicalIndex, TaskPart, TaskUid};
 
@@ -35,6 +35,8 @@ pub struct Home {
     pub(super) soft: BTreeMap<TaskUid, Soft>,
     pub(super) due: BTreeSet<(Instant, TaskUid)>,
     pub(super) awaited: BTreeMap<PhysicalIndex, Awaited>,
+    /// How many open tasks each index has.
+    pub(super) indexes: BTreeMap<PhysicalIndex, usize>,
     pub(super) flights: BTreeMap<TaskPart, Flight>,
     pub(super) waiting: usize,
     pub(super) gone: BTreeSet<TaskUid>,
@@ -54,6 +56,7 @@ impl Home {
             soft: BTreeMap::new(),
             due: BTreeSet::new(),
             awaited: BTreeMap::new(),
+            indexes: BTreeMap::new(),
             flights: BTreeMap::new(),
             waiting: 0,
             gone: BTreeSet::new(),
@@ -74,14 +77,20 @@ impl Home {
         &self.state
     }
 
-    /// The next committed entry of the journal, of whomever. Answers with the tasks whose rows are to be stored.
+    /// The reign is over; the state goes on.
+    pub fn into_state(self) -> HomeState {
+        self.state
+    }
+
+    /// The next committed entry of the journal, of whomever. Answers with the rows that are to be stored; if they are lost, the
+    /// entry is applied again.
     pub fn handle_committed(
         &mut self,
         env: &mut Env<'_>,
         wall: When,
         seq: u64,
         entry: Option<HomeEntry>,
-    ) -> BTreeSet<TaskUid> {
+    ) -> BTreeSet<Touched> {
         let part = entry.as_ref().and_then(HomeEntry::part);
         let hooked = match part.and_then(|part| self.flights.get(&part)).map(|flight| &flight.entry) {
             Some(HomeEntry::Hooked { uids }) => uids.clone(),
@@ -95,9 +104,11 @@ impl Home {
             self.land(part);
         }
         self.tell_rest(env.now, &hooked);
-        for uid in &changed {
-            self.open(env, *uid);
-            self.review(env.now, wall, *uid);
+        for touched in &changed {
+            if let Touched::Task(uid) = touched {
+                self.open(env, *uid);
+                self.review(env.now, wall, *uid);
+            }
         }
         self.hook();
         changed
@@ -246,12 +257,11 @@ impl Home {
 
     /// Who is to apply what of an index has changed, or was asked for.
     pub fn handle_awaited(&mut self, env: &mut Env<'_>, wall: When, index: PhysicalIndex, awaited: Awaited) {
-        let of_index = |uid: &TaskUid| self.index_of(*uid) == Some(&index);
-        let concerned: Vec<TaskUid> = self.state.open().iter().copied().filter(of_index).collect();
-        if concerned.is_empty() {
-            self.awaited.remove(&index);
+        if !self.indexes.contains_key(&index) {
             return;
         }
+        let of_index = |uid: &TaskUid| self.index_of(*uid) == Some(&index);
+        let concerned: Vec<TaskUid> = self.state.open().iter().copied().filter(of_index).collect();
         self.awaited.insert(index, awaited);
         concerned.into_iter().for_each(|uid| self.review(env.now, wall, uid));
     }

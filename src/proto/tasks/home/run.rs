@@ -55,18 +55,34 @@ impl Home {
             if !self.soft.contains_key(&uid) {
                 let due = env.now.plus(env.jitter(self.config.ask_after));
                 let deadline = env.now.plus(self.config.incomplete_after);
-                self.soft.insert(uid, Soft::new(deadline, due, self.config.ask_after));
+                let index = self.index_of(uid).cloned();
+                self.soft.insert(uid, Soft::new(index.clone(), deadline, due, self.config.ask_after));
                 self.due.insert((due, uid));
-                let index = self.index_of(uid).filter(|index| !self.awaited.contains_key(*index)).cloned();
-                self.effects.extend(index.map(Effect::WantAwaited));
+                self.watch(index);
             }
         } else if let Some(soft) = self.soft.remove(&uid) {
             self.due.remove(&(soft.due, uid));
-            let index = self.index_of(uid).cloned();
-            let needed = |index: &PhysicalIndex| self.soft.keys().any(|uid| self.index_of(*uid) == Some(index));
-            if let Some(index) = index.filter(|index| !needed(index)) {
-                self.awaited.remove(&index);
-            }
+            self.unwatch(soft.index);
+        }
+    }
+
+    fn watch(&mut self, index: Option<PhysicalIndex>) {
+        let Some(index) = index else { return };
+        let tasks = self.indexes.entry(index.clone()).or_default();
+        *tasks += 1;
+        if *tasks == 1 {
+            self.effects.push_back(Effect::WantAwaited(index));
+        }
+    }
+
+    fn unwatch(&mut self, index: Option<PhysicalIndex>) {
+        let Some(index) = index else { return };
+        let left = self.indexes.get(&index).map_or(0, |tasks| tasks - 1);
+        if left > 0 {
+            self.indexes.insert(index, left);
+        } else {
+            self.indexes.remove(&index);
+            self.awaited.remove(&index);
         }
     }
 

@@ -297,8 +297,11 @@ impl World {
             }
             Effect::WantAwaited(_) => self.messages.push(Message::Awaited),
             Effect::Refuse { uid, parts, .. } => {
-                let parts = parts.into_iter().map(|p| (p, self.stand(uid, p, Refusal::Refused))).collect();
-                self.messages.push(Message::Refusals(uid, parts));
+                // Each shard answers by itself.
+                for part in parts {
+                    let refusal = self.stand(uid, part, Refusal::Refused);
+                    self.messages.push(Message::Refusals(uid, vec![(part, refusal)]));
+                }
             }
             Effect::RefuseOrder(uid) => {
                 let refusal = *self.orders.entry(uid).or_insert(Refusal::Refused);

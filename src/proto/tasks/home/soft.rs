@@ -12,6 +12,7 @@ use super::judge::Reports;
 use super::parts::{PartRef, Work};
 use super::state::{Row, Swept};
 use crate::proto::env::Instant;
+use crate::types::PhysicalIndex;
 
 /// How often the pause between two questions doubles.
 const PAUSE_GROWTH: u32 = 16;
@@ -19,6 +20,8 @@ const PAUSE_GROWTH: u32 = 16;
 /// Of a task that has not ended.
 #[derive(Debug, Clone)]
 pub(super) struct Soft {
+    /// Of which it is about parts.
+    pub(super) index: Option<PhysicalIndex>,
     pub(super) reports: Reports,
     /// Committed, as far as was heard.
     pub(super) there: BTreeSet<PartRef>,
@@ -41,8 +44,9 @@ pub(super) struct Soft {
 }
 
 impl Soft {
-    pub(super) fn new(deadline: Instant, due: Instant, pause: Duration) -> Self {
+    pub(super) fn new(index: Option<PhysicalIndex>, deadline: Instant, due: Instant, pause: Duration) -> Self {
         Self {
+            index,
             reports: Reports::new(),
             there: BTreeSet::new(),
             refused: BTreeSet::new(),

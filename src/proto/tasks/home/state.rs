@@ -73,7 +73,7 @@ pub struct Swept {
 }
 
 /// See the module.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HomeState {
     applied: u64,
     tasks: BTreeMap<TaskUid, Row>,
@@ -84,28 +84,92 @@ pub struct HomeState {
     ended: BTreeSet<(When, TaskUid)>,
     unhooked: BTreeSet<TaskUid>,
     bytes: usize,
+    /// What the entry at hand has changed; empty between entries.
+    touched: BTreeSet<Touched>,
+}
+
+/// A row that an entry has changed: to be stored if it is there, and removed if not.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Touched {
+    /// Of a task.
+    Task(TaskUid),
+    /// Of an idempotency key.
+    Key(String),
+    /// Of a sweep.
+    Sweep(TaskUid),
+    /// Of a number without a task.
+    Void(TaskUid),
+}
+
+/// A row as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StoredRow {
+    /// A task.
+    Task(TaskUid, Box<Row>),
+    /// An idempotency key.
+    Key(String, KeyRow),
+    /// What a sweep found.
+    Sweep(TaskUid, Swept),
+    /// A number without a task.
+    Void(TaskUid),
 }
 
 impl HomeState {
-    /// The next committed entry; `None` for one that says nothing here. Answers with the tasks that it changed, so that their
-    /// rows can be stored.
-    pub fn apply(&mut self, seq: u64, entry: Option<HomeEntry>) -> BTreeSet<TaskUid> {
+    /// What rows say that were stored with the number of the last entry applied.
+    pub fn recover(applied: u64, rows: impl IntoIterator<Item = StoredRow>) -> Self {
+        let mut state = Self { applied, ..Self::default() };
+        for row in rows {
+            match row {
+                StoredRow::Task(uid, row) => {
+                    state.bytes += row.weight();
+                    match &row.outcome {
+                        Some(outcome) => drop(state.ended.insert((outcome.finished, uid))),
+                        None => drop(state.open.insert(uid)),
+                    }
+                    if row.hook {
+                        state.unhooked.insert(uid);
+                    }
+                    state.tasks.insert(uid, *row);
+                }
+                StoredRow::Key(key, row) => drop(state.keys.insert(key, row)),
+                StoredRow::Sweep(by, swept) => drop(state.sweeps.insert(by, swept)),
+                StoredRow::Void(uid) => drop(state.voids.insert(uid)),
+            }
+        }
+        state
+    }
+
+    /// A row to be stored; `None` if it is there no more.
+    pub fn row(&self, touched: &Touched) -> Option<StoredRow> {
+        match touched {
+            Touched::Task(uid) => Some(StoredRow::Task(*uid, Box::new(self.tasks.get(uid)?.clone()))),
+            Touched::Key(key) => Some(StoredRow::Key(key.clone(), *self.keys.get(key)?)),
+            Touched::Sweep(by) => Some(StoredRow::Sweep(*by, *self.sweeps.get(by)?)),
+            Touched::Void(uid) => self.voids.contains(uid).then_some(StoredRow::Void(*uid)),
+        }
+    }
+
+    /// The next committed entry; `None` for one that says nothing here. Answers with what it changed; that is to be stored
+    /// together with [`HomeState::applied`].
+    pub fn apply(&mut self, seq: u64, entry: Option<HomeEntry>) -> BTreeSet<Touched> {
         if seq <= self.applied {
             return BTreeSet::new();
         }
         self.applied = seq;
-        let changed = entry.filter(HomeEntry::is_well_formed).map(|entry| self.take(entry)).unwrap_or_default();
-        changed.into_iter().chain(self.shrink()).collect()
+        if let Some(entry) = entry.filter(HomeEntry::is_well_formed) {
+            self.take(entry);
+        }
+        self.shrink();
+        std::mem::take(&mut self.touched)
     }
 
-    fn take(&mut self, entry: HomeEntry) -> BTreeSet<TaskUid> {
+    fn take(&mut self, entry: HomeEntry) {
         match entry {
             HomeEntry::Head { uid, head } => self.head(uid, *head),
             HomeEntry::Void { uid } => {
-                if !self.tasks.contains_key(&uid) {
-                    self.voids.insert(uid);
+                if !self.tasks.contains_key(&uid) && self.voids.insert(uid) {
+                    self.touched.insert(Touched::Void(uid));
                 }
-                BTreeSet::new()
             }
             HomeEntry::GiveUp { uid } => self.change(uid, |row| row.given_up = true),
             HomeEntry::Refused { uid, parts } => self.change(uid, |row| {
@@ -114,74 +178,78 @@ impl HomeState {
                 }
             }),
             HomeEntry::Finished { uid, outcome, hook } => self.finish(uid, *outcome, hook),
-            HomeEntry::Hooked { uids } => {
-                let told: BTreeSet<_> = uids.into_iter().filter(|uid| self.unhooked.remove(uid)).collect();
-                told.iter().for_each(|uid| self.tasks.get_mut(uid).into_iter().for_each(|row| row.hook = false));
-                told
-            }
+            HomeEntry::Hooked { uids } => uids.into_iter().for_each(|uid| self.hooked(uid)),
             HomeEntry::Sweep { by, action, filter } => self.sweep(by, action, &filter),
-            HomeEntry::Forget { uids } => uids.into_iter().filter(|uid| self.forget(*uid)).collect(),
+            HomeEntry::Forget { uids } => uids.into_iter().for_each(|uid| self.forget(uid)),
             HomeEntry::Key { key, hash, uid, replaces, at } => {
                 if self.keys.get(&key).is_none_or(|row| Some(row.uid) == replaces) {
+                    self.touched.insert(Touched::Key(key.clone()));
                     self.keys.insert(key, KeyRow { uid, hash, at });
                 }
-                BTreeSet::new()
             }
             HomeEntry::ForgetKeys { keys } => {
                 for (uid, key) in keys {
                     if self.keys.get(&key).is_some_and(|row| row.uid == uid) {
                         self.keys.remove(&key);
+                        self.touched.insert(Touched::Key(key));
                     }
                 }
-                BTreeSet::new()
             }
         }
     }
 
-    fn head(&mut self, uid: TaskUid, head: Head) -> BTreeSet<TaskUid> {
+    fn head(&mut self, uid: TaskUid, head: Head) {
         if self.tasks.contains_key(&uid) || self.voids.contains(&uid) {
-            return BTreeSet::new();
+            return;
         }
         let row = Row { head, cancel: None, given_up: false, refused: BTreeSet::new(), outcome: None, hook: false };
         self.bytes += row.weight();
         self.tasks.insert(uid, row);
         self.open.insert(uid);
-        [uid].into()
+        self.touched.insert(Touched::Task(uid));
     }
 
     /// Changes a task that has not ended.
-    fn change(&mut self, uid: TaskUid, with: impl FnOnce(&mut Row)) -> BTreeSet<TaskUid> {
-        let Some(row) = self.tasks.get_mut(&uid).filter(|row| row.outcome.is_none()) else { return BTreeSet::new() };
-        with(row);
-        [uid].into()
+    fn change(&mut self, uid: TaskUid, with: impl FnOnce(&mut Row)) {
+        if let Some(row) = self.tasks.get_mut(&uid).filter(|row| row.outcome.is_none()) {
+            with(row);
+            self.touched.insert(Touched::Task(uid));
+        }
     }
 
-    fn finish(&mut self, uid: TaskUid, outcome: Outcome, hook: bool) -> BTreeSet<TaskUid> {
-        let Some(row) = self.tasks.get_mut(&uid).filter(|row| row.outcome.is_none()) else { return BTreeSet::new() };
+    fn finish(&mut self, uid: TaskUid, outcome: Outcome, hook: bool) {
+        let Some(row) = self.tasks.get_mut(&uid).filter(|row| row.outcome.is_none()) else { return };
         self.bytes -= row.weight();
         let (canceled, finished) = (outcome.status == Status::Canceled, outcome.finished);
         (row.outcome, row.hook) = (Some(outcome), hook);
         self.bytes += row.weight();
-        if let Some(sweep) = row.cancel.and_then(|by| self.sweeps.get_mut(&by)) {
+        if let Some((by, sweep)) = row.cancel.and_then(|by| Some((by, self.sweeps.get_mut(&by)?))) {
             sweep.waiting = sweep.waiting.saturating_sub(1);
             sweep.changed += u64::from(canceled);
+            self.touched.insert(Touched::Sweep(by));
         }
         self.open.remove(&uid);
         self.ended.insert((finished, uid));
         if hook {
             self.unhooked.insert(uid);
         }
-        [uid].into()
+        self.touched.insert(Touched::Task(uid));
     }
 
-    fn sweep(&mut self, by: TaskUid, action: Action, filter: &Filter) -> BTreeSet<TaskUid> {
+    fn hooked(&mut self, uid: TaskUid) {
+        if let Some(row) = self.tasks.get_mut(&uid).filter(|_| self.unhooked.remove(&uid)) {
+            row.hook = false;
+            self.touched.insert(Touched::Task(uid));
+        }
+    }
+
+    fn sweep(&mut self, by: TaskUid, action: Action, filter: &Filter) {
         if self.sweeps.contains_key(&by) {
-            return BTreeSet::new();
+            return;
         }
         let found: Vec<TaskUid> =
             self.tasks.range(..by).filter(|(uid, row)| is_meant(filter, **uid, row)).map(|(uid, _)| *uid).collect();
         let mut swept = Swept { matched: found.len() as u64, ..Swept::default() };
-        let mut changed = BTreeSet::new();
         for uid in found {
             let Some(row) = self.tasks.get_mut(&uid) else { continue };
             match action {
@@ -192,40 +260,37 @@ impl HomeState {
                 Action::Cancel if row.outcome.is_none() && row.cancel.is_none() && can_cancel(row) => {
                     row.cancel = Some(by);
                     swept.waiting += 1;
+                    self.touched.insert(Touched::Task(uid));
                 }
-                _ => continue,
+                _ => {}
             }
-            changed.insert(uid);
         }
         self.sweeps.insert(by, swept);
-        changed
+        self.touched.insert(Touched::Sweep(by));
     }
 
-    fn forget(&mut self, uid: TaskUid) -> bool {
-        let Some(outcome) = self.tasks.get(&uid).and_then(|row| row.outcome.as_ref()) else { return false };
+    fn forget(&mut self, uid: TaskUid) {
+        let Some(outcome) = self.tasks.get(&uid).and_then(|row| row.outcome.as_ref()) else { return };
         self.ended.remove(&(outcome.finished, uid));
         self.unhooked.remove(&uid);
         let gone = self.tasks.remove(&uid);
         self.bytes -= gone.map_or(0, |row| row.weight());
-        true
+        self.touched.insert(Touched::Task(uid));
     }
 
     /// Keeps the bounds; what has not ended stays.
-    fn shrink(&mut self) -> BTreeSet<TaskUid> {
-        let mut gone = BTreeSet::new();
+    fn shrink(&mut self) {
         while (self.tasks.len() > TASKS_MAX || self.bytes > TASKS_MAX_BYTES)
             && let Some((_, uid)) = self.ended.first().copied()
         {
             self.forget(uid);
-            gone.insert(uid);
         }
         while self.sweeps.len() > REMEMBERED_MAX {
-            self.sweeps.pop_first();
+            self.touched.extend(self.sweeps.pop_first().map(|(by, _)| Touched::Sweep(by)));
         }
         while self.voids.len() > REMEMBERED_MAX {
-            self.voids.pop_first();
+            self.touched.extend(self.voids.pop_first().map(Touched::Void));
         }
-        gone
     }
 
     /// The last entry that was applied.

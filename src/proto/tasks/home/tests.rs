@@ -53,6 +53,8 @@ struct Lone {
     now: Instant,
     seq: u64,
     effects: Vec<Effect>,
+    /// Nothing is committed.
+    held: bool,
 }
 
 impl Lone {
@@ -60,17 +62,20 @@ impl Lone {
         let mut rng = fastrand::Rng::with_seed(1);
         let env = &mut Env { now: Instant(0), rng: &mut rng };
         let home = Home::recover(env, When(100), Config::default(), HomeState::default(), false);
-        Self { home, rng, now: Instant(0), seq: 0, effects: Vec::new() }
+        Self { home, rng, now: Instant(0), seq: 0, effects: Vec::new(), held: false }
     }
 
     fn tell(&mut self, with: impl FnOnce(&mut Home, &mut Env<'_>)) -> Vec<Effect> {
         with(&mut self.home, &mut Env { now: self.now, rng: &mut self.rng });
         let mut out = Vec::new();
         while let Some(effect) = self.home.poll_effect() {
-            if let Effect::Append { entry, .. } = effect {
+            if let Effect::Append { entry, .. } = &effect
+                && !self.held
+            {
+                let entry = HomeEntry::clone(entry);
                 self.seq += 1;
                 let env = &mut Env { now: self.now, rng: &mut self.rng };
-                self.home.handle_committed(env, When(100), self.seq, Some(*entry));
+                self.home.handle_committed(env, When(100), self.seq, Some(entry));
             } else {
                 out.push(effect);
             }
@@ -203,6 +208,24 @@ fn parts_that_nobody_has_are_refused_after_the_deadline_and_only_those() {
     let error = outcome.error.unwrap();
     assert_eq!(error.code, "miroir_incomplete");
     assert!(error.message.starts_with("1 of the 3 parts") && error.message.ends_with("applied: 0, 1."), "{error:?}");
+}
+
+#[test]
+fn nothing_is_refused_before_it_is_committed_that_the_task_is_given_up() {
+    let mut t = Lone::new();
+    t.take(T, clear(&[0]));
+    t.awaited(&[(0, &["m1"])]);
+    t.held = true;
+    let of_kind = |effects: &[Effect]| {
+        let gives_up =
+            |e: &Effect| matches!(e, Effect::Append { entry, .. } if **entry == HomeEntry::GiveUp { uid: T });
+        let refuses = |e: &Effect| matches!(e, Effect::Refuse { .. });
+        (effects.iter().any(gives_up), effects.iter().any(refuses))
+    };
+    let effects = t.wait(Duration::from_secs(61));
+    assert_eq!(of_kind(&effects), (true, false));
+    let effects = t.wait(Duration::from_secs(61));
+    assert_eq!(of_kind(&effects), (true, false), "appended again, for it was not answered");
 }
 
 #[test]
@@ -486,10 +509,14 @@ proptest! {
     #[test]
     fn entries_applied_again_change_nothing(entries in entries(), cut in 0_usize..40) {
         let mut state = HomeState::default();
+        let mut rows: Vec<(Touched, StoredRow)> = Vec::new();
         for (i, entry) in entries.iter().enumerate() {
             let body = entry.encode().unwrap();
             prop_assert_eq!(HomeEntry::decode(&body), Some(entry.clone()));
-            state.apply(i as u64 + 1, Some(entry.clone()));
+            for touched in state.apply(i as u64 + 1, Some(entry.clone())) {
+                rows.retain(|(t, _)| *t != touched);
+                rows.extend(state.row(&touched).map(|row| (touched, row)));
+            }
         }
         let mut again = state.clone();
         for (i, entry) in entries.iter().take(cut).enumerate() {
@@ -501,8 +528,10 @@ proptest! {
         let unhooked: BTreeSet<TaskUid> = state.tasks().filter(|(_, r)| r.hook).map(|(u, _)| u).collect();
         prop_assert_eq!((state.open(), state.unhooked()), (&open, &unhooked));
         prop_assert_eq!(state.ended_before(When(i64::MAX)).count() + open.len(), state.tasks().count());
-        let stored = serde_json::to_vec(&state).unwrap();
-        prop_assert_eq!(serde_json::from_slice::<HomeState>(&stored).unwrap(), state);
+        // What was stored row by row is all of it.
+        let stored = serde_json::to_vec(&rows.into_iter().map(|(_, row)| row).collect::<Vec<_>>()).unwrap();
+        let rows: Vec<StoredRow> = serde_json::from_slice(&stored).unwrap();
+        prop_assert_eq!(HomeState::recover(state.applied(), rows), state);
     }
 
     #[test]
