@@ -13,7 +13,7 @@
 //! | [`search`] | which members for which shards, and one list out of many |
 //! | [`journal`] | the order of a shard's writes, who stores them, and who orders them next |
 //! | [`apply`] | what goes to the own node next, and what the node's tasks prove |
-//! | [`tasks`] | what a list of tasks is asked for, and one list out of many |
+//! | [`tasks`] | what a task is, who keeps it, when it is finished, how it is listed |
 //! | [`ledger`] | what is agreed on by majority |
 //! | [`task_ids`] | which number a task gets |
 //!

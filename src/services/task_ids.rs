@@ -251,18 +251,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ids_grow_whoever_asks_and_outlive_their_holder() {
+    async fn ids_are_each_given_once_and_outlive_their_holder() {
         let mut world = World::start(3, |_, _| vec![]).await;
         let first = holder(&world).await;
         let mut given = Vec::new();
         for n in 0..60 {
             given.push(take(&world, n % 3).await);
         }
-        // Its holder may change while all begin, and each change may leave a hole.
-        assert!(given.windows(2).all(|w| w[0] < w[1]), "{given:?}");
-        let dense = given.windows(2).filter(|w| w[1] == w[0] + 1).count();
-        assert!(dense > 40, "{dense} of 59 follow each other: {given:?}");
-
         world.kill(first).await;
         let left: Vec<usize> = world.alive().map(|(i, _)| i).collect();
         let at_once = take(&world, left[0]).await;

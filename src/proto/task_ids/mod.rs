@@ -174,6 +174,8 @@ pub struct TaskIds {
     /// Until then the ledger is taken for being without a majority.
     ledger_away: Instant,
     used_up: bool,
+    /// Of the last attempt to take a range nobody knows what became.
+    rivalled: bool,
     next: u64,
     effects: VecDeque<Effect>,
 }
@@ -195,6 +197,7 @@ impl TaskIds {
             holder_away: Instant::default(),
             ledger_away: Instant::default(),
             used_up: false,
+            rivalled: false,
             next: 0,
             effects: VecDeque::new(),
         }
@@ -256,6 +259,7 @@ impl TaskIds {
         match answer {
             Answer::Changed { version } => {
                 self.counter = (*version, drawing.next);
+                self.rivalled = false;
                 let range = drawing.next - self.config.range..drawing.next;
                 if drawing.spare { self.spare = range } else { self.line.push_back(range) }
             }
@@ -266,6 +270,8 @@ impl TaskIds {
                     self.ledger_fails(env);
                 }
             }
+            // A rival came in between: whose range it is nobody knows, and the next attempt finds who is ahead.
+            Answer::Unknown if !std::mem::replace(&mut self.rivalled, true) => {}
             Answer::Read { .. } | Answer::Unknown | Answer::NoQuorum => self.ledger_fails(env),
         }
         self.run(env);
@@ -426,6 +432,7 @@ impl TaskIds {
     }
 
     fn ledger_fails(&mut self, env: &mut Env) {
+        self.rivalled = false;
         self.ledger_away = env.now.plus(self.config.retry / 2).plus(env.jitter(self.config.retry));
     }
 }

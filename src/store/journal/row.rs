@@ -82,7 +82,7 @@ fn integer(column: Option<u32>) -> ValueRef<'static> {
     column.map_or(ValueRef::Null, |n| ValueRef::Integer(n.into()))
 }
 
-/// The columns of an entry, in the order of [`read_entry`]; gives how many bytes its body takes.
+/// The columns of an entry, in the order of [`entry_of`]; gives how many bytes its body takes.
 pub(super) fn insert_entry(
     tx: &Transaction<'_>,
     journal: i64,
