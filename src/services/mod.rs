@@ -23,6 +23,7 @@
 //! | [`settings`] | settings, to all nodes and back |
 //! | [`stats`] | counts and versions |
 //! | [`serve`] | answers the calls of peers |
+//! | `rooms` | what waits of each peer, bounded |
 //!
 //! Must not know: HTTP types of the API, SQL, quinn.
 
@@ -42,6 +43,7 @@ pub mod mesh;
 pub mod operations;
 pub mod reads;
 pub mod records;
+mod rooms;
 pub mod search;
 pub mod serve;
 pub mod settings;

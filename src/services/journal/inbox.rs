@@ -2,20 +2,16 @@
 //!
 //! Rule: what one peer sends takes no room from another, and what has no room is dropped. Must not know: what messages say.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::proto::journal::Message;
+use crate::services::rooms::{Rooms, UNITS};
 use crate::types::limits::{JOURNAL_ENCODED_MAX_BYTES, JOURNAL_MESSAGES_MAX, MEMBERS_MAX};
 use crate::types::{JournalKey, MemberId};
 use crate::wire::codec::{self, CodecError};
 
-/// Calls of one peer that wait.
-const WAITING: usize = 64;
 /// The unit in which room is counted: even an empty call takes its part, and the largest takes all.
 const UNIT_BYTES: usize = 512 << 10;
 
@@ -42,7 +38,7 @@ pub struct Received {
 #[derive(Debug, Clone)]
 pub struct Inbox {
     waiting: mpsc::Sender<Received>,
-    rooms: Arc<Mutex<BTreeMap<MemberId, Arc<Semaphore>>>>,
+    rooms: Rooms,
 }
 
 /// Why messages were not taken.
@@ -62,8 +58,8 @@ pub enum NotTaken {
 impl Inbox {
     /// An empty inbox, and the end from which it is read.
     pub fn new() -> (Self, mpsc::Receiver<Received>) {
-        let (waiting, read) = mpsc::channel(WAITING * MEMBERS_MAX);
-        (Self { waiting, rooms: Arc::default() }, read)
+        let (waiting, read) = mpsc::channel(UNITS * MEMBERS_MAX);
+        (Self { waiting, rooms: Rooms::default() }, read)
     }
 
     /// Puts the messages of one call where the driver finds them.
@@ -71,29 +67,14 @@ impl Inbox {
     /// # Errors
     /// [`NotTaken`]; they are dropped then.
     pub fn put(&self, from: &MemberId, body: &Bytes) -> Result<(), NotTaken> {
-        let room = self.room(from)?;
-        let units = body.len().div_ceil(UNIT_BYTES).clamp(1, WAITING);
-        let units = u32::try_from(units).map_err(|_| NotTaken::Full)?;
-        let room = room.try_acquire_many_owned(units).map_err(|_| NotTaken::Full)?;
+        let units = body.len().div_ceil(UNIT_BYTES).clamp(1, UNITS);
+        let room = self.rooms.take(from, units).ok_or(NotTaken::Full)?;
         let messages: Vec<Envelope> = codec::decode::<_, JOURNAL_ENCODED_MAX_BYTES>("journal messages", body)?;
         if messages.len() > JOURNAL_MESSAGES_MAX {
             return Err(NotTaken::Many(messages.len()));
         }
         let received = Received { from: from.clone(), messages, _room: room };
         self.waiting.try_send(received).map_err(|_| NotTaken::Full)
-    }
-
-    fn room(&self, of: &MemberId) -> Result<Arc<Semaphore>, NotTaken> {
-        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
-        if rooms.len() >= MEMBERS_MAX && !rooms.contains_key(of) {
-            // Members come and go; who has nothing waiting needs no entry.
-            rooms.retain(|_, room| room.available_permits() < WAITING);
-            if rooms.len() >= MEMBERS_MAX {
-                return Err(NotTaken::Full);
-            }
-        }
-        let room = rooms.entry(of.clone()).or_insert_with(|| Arc::new(Semaphore::new(WAITING)));
-        Ok(Arc::clone(room))
     }
 }
 
@@ -116,7 +97,7 @@ mod tests {
         let (inbox, mut read) = Inbox::new();
         let (loud, quiet) = (MemberId::new("loud").unwrap(), MemberId::new("quiet").unwrap());
         let taken = (0..1000).filter(|_| inbox.put(&loud, &encoded(3)).is_ok()).count();
-        assert_eq!(taken, WAITING);
+        assert_eq!(taken, UNITS);
         inbox.put(&quiet, &encoded(1)).unwrap();
         let first = read.recv().await.unwrap();
         assert_eq!((&first.from, first.messages.len()), (&loud, 3));
@@ -133,6 +114,6 @@ mod tests {
         }
         assert!(matches!(inbox.put(&from, &encoded(JOURNAL_MESSAGES_MAX + 1)), Err(NotTaken::Many(_))));
         // Nothing of it waits: the room is free again.
-        assert!((0..WAITING).all(|_| inbox.put(&from, &encoded(1)).is_ok()));
+        assert!((0..UNITS).all(|_| inbox.put(&from, &encoded(1)).is_ok()));
     }
 }

@@ -2,23 +2,19 @@
 //!
 //! Rule: what one peer sends takes no room from another, and what has no room is dropped. Must not know: what messages say.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::proto::ledger::Message;
+use crate::services::rooms::{Rooms, UNITS};
 use crate::types::MemberId;
 use crate::types::limits::{LEDGER_ENCODED_MAX_BYTES, MEMBERS_MAX};
 use crate::wire::codec::{self, CodecError};
 
-/// Messages of one peer that wait.
-const WAITING: usize = 64;
 /// Bytes of one peer's messages that wait: two of the largest.
 const WAITING_BYTES: usize = 2 * LEDGER_ENCODED_MAX_BYTES;
 /// The unit in which room is counted: even an empty message takes its part.
-const UNIT_BYTES: usize = WAITING_BYTES / WAITING;
+const UNIT_BYTES: usize = WAITING_BYTES / UNITS;
 
 /// A message with the room that it takes until the driver has heard it.
 #[derive(Debug)]
@@ -34,7 +30,7 @@ pub struct Received {
 #[derive(Debug, Clone)]
 pub struct Inbox {
     waiting: mpsc::Sender<Received>,
-    rooms: Arc<Mutex<BTreeMap<MemberId, Arc<Semaphore>>>>,
+    rooms: Rooms,
 }
 
 /// Why a message was not taken.
@@ -51,8 +47,8 @@ pub enum NotTaken {
 impl Inbox {
     /// An empty inbox, and the end from which it is read.
     pub fn new() -> (Self, mpsc::Receiver<Received>) {
-        let (waiting, read) = mpsc::channel(WAITING * MEMBERS_MAX);
-        (Self { waiting, rooms: Arc::default() }, read)
+        let (waiting, read) = mpsc::channel(UNITS * MEMBERS_MAX);
+        (Self { waiting, rooms: Rooms::default() }, read)
     }
 
     /// Puts a peer's message where the driver finds it.
@@ -60,25 +56,11 @@ impl Inbox {
     /// # Errors
     /// [`NotTaken`]; the message is dropped then.
     pub fn put(&self, from: &MemberId, body: &Bytes) -> Result<(), NotTaken> {
-        let room = self.room(from)?;
-        let units = u32::try_from(body.len().div_ceil(UNIT_BYTES).max(1)).map_err(|_| NotTaken::Full)?;
-        let room = room.try_acquire_many_owned(units).map_err(|_| NotTaken::Full)?;
+        let units = body.len().div_ceil(UNIT_BYTES).max(1);
+        let room = self.rooms.take(from, units).ok_or(NotTaken::Full)?;
         let message = codec::decode::<_, LEDGER_ENCODED_MAX_BYTES>("ledger message", body)?;
         let received = Received { from: from.clone(), message, _room: room };
         self.waiting.try_send(received).map_err(|_| NotTaken::Full)
-    }
-
-    fn room(&self, of: &MemberId) -> Result<Arc<Semaphore>, NotTaken> {
-        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
-        if rooms.len() >= MEMBERS_MAX && !rooms.contains_key(of) {
-            // Members come and go; who has nothing waiting needs no entry.
-            rooms.retain(|_, room| room.available_permits() < WAITING);
-            if rooms.len() >= MEMBERS_MAX {
-                return Err(NotTaken::Full);
-            }
-        }
-        let room = rooms.entry(of.clone()).or_insert_with(|| Arc::new(Semaphore::new(WAITING)));
-        Ok(Arc::clone(room))
     }
 }
 
@@ -110,7 +92,7 @@ mod tests {
         let (inbox, mut read) = Inbox::new();
         let (loud, quiet) = (MemberId::new("loud").unwrap(), MemberId::new("quiet").unwrap());
         let taken = (0..1000).filter(|_| inbox.put(&loud, &encoded()).is_ok()).count();
-        assert_eq!(taken, WAITING);
+        assert_eq!(taken, UNITS);
         inbox.put(&quiet, &encoded()).unwrap();
         assert_eq!(read.recv().await.unwrap().from, loud);
         inbox.put(&loud, &encoded()).unwrap();
@@ -124,6 +106,6 @@ mod tests {
             assert!(matches!(inbox.put(&from, &Bytes::copy_from_slice(bad)), Err(NotTaken::Malformed(_))));
         }
         // Nothing of it waits: the room is free again.
-        assert!((0..WAITING).all(|_| inbox.put(&from, &encoded()).is_ok()));
+        assert!((0..UNITS).all(|_| inbox.put(&from, &encoded()).is_ok()));
     }
 }
