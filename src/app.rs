@@ -1,6 +1,6 @@
 //! Wiring: config → store, mesh, services, API → run until a signal → drain. The only room that sees all others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,8 +24,9 @@ use crate::services::cluster::{Cluster, MemberState, NodeHealth, Seen};
 use crate::services::documents::Documents;
 use crate::services::health;
 use crate::services::indexes::Indexes;
+use crate::services::journal::{self, Driver as JournalDriver, JournalHandle, Retention, Seen as Sighted, sight};
 use crate::services::leases::{self, Driver as LeaseDriver, LeaseHandle};
-use crate::services::ledger::{self, Driver};
+use crate::services::ledger::{self, Driver, LedgerHandle};
 use crate::services::local::{Local, Lost};
 use crate::services::members::Members;
 use crate::services::mesh::{self, List, ListEntry, MeshService};
@@ -33,16 +34,18 @@ use crate::services::operations::{self, AliasFlips, Driver as OperationsDriver, 
 use crate::services::reads::Reads;
 use crate::services::records::Records;
 use crate::services::search::{SearchOptions, Searches, coverage};
-use crate::services::serve::Serve;
+use crate::services::serve::{self, Serve};
 use crate::services::settings::Settings;
+use crate::services::shards::Shards;
 use crate::services::stats::{Nodes, Stats};
+use crate::services::task_ids::{self, Driver as TaskIdsDriver};
 use crate::services::tasks::Tasks;
 use crate::services::writes::Writes;
 use crate::store::{Identity, JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{LeaseSign, MemberId, MeshId, MeshRecord, OperationState, RecordKey, Scope};
+use crate::types::{LeaseSign, MemberId, MeshId, MeshRecord, OperationState, RecordKey, ReplicaId, Scope};
 use crate::wire::frame::PROTOCOL_VERSION;
-use crate::wire::gossip::MemberGossip;
+use crate::wire::gossip::{MemberGossip, Unreached};
 
 /// How long a round of the ledger waits for a majority.
 const ROUND_TIMEOUT: Duration = Duration::from_millis(500);
@@ -139,6 +142,7 @@ struct Control {
     mesh: MeshService,
     leases: LeaseHandle,
     operations: OperationsHandle,
+    journal: JournalHandle,
 }
 
 /// Runs a member until it is told to stop.
@@ -190,6 +194,25 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let records = Records::new(ledger.clone(), cluster.clone(), members.clone());
     driver.follow(records.follower());
+    let me = ReplicaId { member: config.node.id.clone(), store: identity.store };
+    let seen = watch::Sender::new(Arc::new(Sighted::of(&me, identity.start, &BTreeMap::new())));
+    let (journal_driver, journal) = JournalDriver::new(journal::Parts {
+        config: journal::Config::default(),
+        me,
+        start: identity.start,
+        ledger: ledger.clone(),
+        leases: leases.clone(),
+        store: journals.clone(),
+        peers: Arc::clone(&mesh) as Arc<dyn Peers>,
+        seen: seen.subscribe(),
+    });
+    let (ids_driver, task_ids) = TaskIdsDriver::new(
+        task_ids::Config::default(),
+        identity.start,
+        ledger.clone(),
+        leases.clone(),
+        members.clone(),
+    );
     let (health_tx, health_rx) =
         watch::channel(if config.node.witness { witness_health() } else { NodeHealth::default() });
     let local = Local::load(
@@ -213,7 +236,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         store: store.clone(),
         metrics: Arc::clone(&metrics),
     });
-    let serve = Arc::new(Serve::new(records.clone(), local.clone(), tasks.clone(), orders, Arc::clone(&metrics)));
+    let serve = Arc::new(Serve::new(serve::Parts {
+        records: records.clone(),
+        local: local.clone(),
+        tasks: tasks.clone(),
+        orders,
+        journal: journal.clone(),
+        task_ids,
+        metrics: Arc::clone(&metrics),
+    }));
     members.set_local(serve.clone());
     mesh.set_handler(serve.clone());
     essential.spawn("the ledger's driver", driver.run());
@@ -245,18 +276,33 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ..MemberGossip::default()
     };
     let gossip = Arc::new(start_gossip(&config, &mesh, &store, &about).await?);
-    essential.spawn("following the mesh", follow_mesh(Arc::clone(&mesh), gossip.members(), cluster.clone()));
+    let picture = Picture { mesh: Arc::clone(&mesh), cluster: cluster.clone(), me: journal.me().clone(), seen };
+    essential.spawn("following the mesh", picture.follow(gossip.members(), ledger.clone()));
+    essential.spawn("the driver of journals", journal_driver.run());
+    essential.spawn("the driver of task ids", ids_driver.run());
+    essential.spawn("the retention of journals", Retention::default().keep(journal.clone()));
     let inputs = leases::Inputs { state: own_state.subscribe(), gossip: gossip.members() };
     essential.spawn("the driver of leases", lease_driver.run(inputs));
     essential.spawn("the driver of operations", operations_driver.run());
-    let says = Says { health: health_rx, state: own_state.subscribe(), leases: signs, lost: local.lost() };
+    let says = Says {
+        health: health_rx,
+        state: own_state.subscribe(),
+        leases: signs,
+        lost: local.lost(),
+        suspects: mesh.suspects(),
+    };
     let publish = publish(about, Arc::clone(&gossip), cluster.clone(), records.clone(), says);
     essential.spawn("telling of this member", publish);
     essential.spawn("following the records", local.clone().follow_records());
     tasks.end_unsent().await.map_err(|e| anyhow!("{e:?}"))?;
     essential.spawn("the sweep of tasks", tasks.clone().sweep(Arc::clone(&metrics)));
 
-    let control = Control { mesh: mesh_service.clone(), leases: leases.clone(), operations: operations.clone() };
+    let control = Control {
+        mesh: mesh_service.clone(),
+        leases: leases.clone(),
+        operations: operations.clone(),
+        journal: journal.clone(),
+    };
     let parts = services(&config, &cluster, &members, &records, &tasks, control, &metrics);
     essential.spawn("following deletions", parts.indexes.clone().follow_deletions(leases.clone()));
     let watched = Watched { mesh: Arc::clone(&mesh), cluster: cluster.clone(), records: records.clone(), operations };
@@ -303,6 +349,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Writes go on without their client, so the server does not wait for them.
     let rest = async {
         room.empty().await;
+        // The last writes have gone through this member.
+        journal.hand_over(ending.draining / 4).await;
         serve.drain().await;
         mesh.answered().await;
     };
@@ -431,7 +479,8 @@ fn services(
     metrics: &Arc<Metrics>,
 ) -> api::routes::Parts {
     let writes = Writes::new(cluster.clone(), members.clone(), tasks.clone(), Arc::clone(metrics));
-    let indexes = Indexes::new(cluster.clone(), records.clone(), tasks.clone(), writes.clone());
+    let indexes =
+        Indexes::new(cluster.clone(), records.clone(), control.journal.clone(), tasks.clone(), writes.clone());
     let options = SearchOptions {
         deadline: Duration::from_millis(config.search.deadline_ms),
         partial: config.search.unavailable_shard_policy == UnavailableShardPolicy::Partial,
@@ -454,6 +503,7 @@ fn services(
         operations: control.operations,
         documents: Documents::new(cluster.clone(), indexes.clone(), tasks.clone(), writes.clone()),
         settings: Settings::new(cluster.clone(), indexes.clone(), writes, nodes.clone()),
+        shards: Shards::new(indexes.clone(), control.journal, members.clone()),
         stats: Stats::new(indexes.clone(), nodes, reads.clone()),
         indexes,
         reads,
@@ -475,22 +525,55 @@ async fn start_gossip(config: &Config, mesh: &Mesh, store: &Store, about: &Membe
     Ok(Gossip::start(mesh, gossip, about)?)
 }
 
-/// Brings what probes and gossip say into the cluster's picture.
-async fn follow_mesh(mesh: Arc<Mesh>, mut heard: watch::Receiver<BTreeMap<MemberId, MemberGossip>>, cluster: Cluster) {
-    let mut suspects = mesh.suspects();
-    loop {
-        let (suspects_now, heard_now) = (suspects.borrow_and_update().clone(), heard.borrow_and_update().clone());
-        let (own, connected) = (cluster.own().clone(), mesh.status());
-        cluster.update(|seen| {
-            for (id, s) in seen.iter_mut().filter(|(id, _)| **id != own) {
-                let at_work = connected.get(id).and_then(|peer| peer.start);
-                let said = heard_now.get(id).filter(|g| is_of(g, at_work));
-                *s = said.map_or_else(Seen::unknown, |g| seen_of(g, suspects_now.contains(id)));
+/// What probes and gossip say of the mesh.
+struct Picture {
+    mesh: Arc<Mesh>,
+    cluster: Cluster,
+    me: ReplicaId,
+    // What elections go by.
+    seen: watch::Sender<Arc<Sighted>>,
+}
+
+impl Picture {
+    /// Keeps the picture.
+    async fn follow(self, mut heard: watch::Receiver<BTreeMap<MemberId, MemberGossip>>, ledger: LedgerHandle) {
+        let (mut suspects, mut status) = (self.mesh.suspects(), ledger.status());
+        loop {
+            let (suspects_now, heard_now) = (suspects.borrow_and_update().clone(), heard.borrow_and_update().clone());
+            let record = status.borrow_and_update().record.clone();
+            let connected = self.mesh.status();
+            let own = self.cluster.own();
+            self.cluster.update(|seen| {
+                for (id, s) in seen.iter_mut().filter(|(id, _)| *id != own) {
+                    let at_work = connected.get(id).and_then(|peer| peer.start);
+                    let said = heard_now.get(id).filter(|g| is_of(g, at_work));
+                    *s = said.map_or_else(Seen::unknown, |g| seen_of(g, suspects_now.contains(id)));
+                }
+            });
+            let peer = |id: &MemberId| {
+                let gossip = heard_now.get(id);
+                sight::Peer {
+                    reached: !suspects_now.contains(id),
+                    connected: connected.get(id).and_then(|peer| peer.start),
+                    listed: record.as_ref().and_then(|record| record.member(id)).map(|member| member.store),
+                    gossiped: gossip.and_then(|g| g.store.zip(g.start)),
+                    unreached: gossip.map(|g| g.unreached.clone()),
+                }
+            };
+            let peers = self.cluster.topology().others().map(|id| (id.clone(), peer(id))).collect();
+            let picture = Sighted::of(&self.me, ledger.start(), &peers);
+            self.seen.send_if_modified(|before| {
+                let new = **before != picture;
+                if new {
+                    *before = Arc::new(picture);
+                }
+                new
+            });
+            tokio::select! {
+                changed = suspects.changed() => if changed.is_err() { return },
+                changed = heard.changed() => if changed.is_err() { return },
+                changed = status.changed() => if changed.is_err() { return },
             }
-        });
-        tokio::select! {
-            changed = suspects.changed() => if changed.is_err() { return },
-            changed = heard.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -519,17 +602,19 @@ struct Says {
     state: watch::Receiver<MemberState>,
     leases: watch::Receiver<Vec<LeaseSign>>,
     lost: watch::Receiver<Lost>,
+    suspects: watch::Receiver<BTreeSet<MemberId>>,
 }
 
 /// Tells the others, and the own picture, what changes about this member.
 async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, records: Records, says: Says) {
-    let Says { mut health, mut state, mut leases, mut lost } = says;
+    let Says { mut health, mut state, mut leases, mut lost, mut suspects } = says;
     let mut changes = records.watch();
     loop {
         let node = health.borrow_and_update().clone();
         let says = MemberGossip {
             state: *state.borrow_and_update(),
             unserved: lost.borrow_and_update().clone(),
+            unreached: Unreached::Some(suspects.borrow_and_update().clone()),
             node_healthy: node.healthy,
             node_version: node.version,
             node_error: node.error,
@@ -550,6 +635,7 @@ async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, rec
             changed = changes.changed() => if changed.is_err() { return },
             changed = leases.changed() => if changed.is_err() { return },
             changed = lost.changed() => if changed.is_err() { return },
+            changed = suspects.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod search;
 pub mod server;
 pub mod service;
 pub mod settings;
+mod shards;
 pub mod tasks;
 pub mod unsupported;
 

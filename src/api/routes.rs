@@ -21,7 +21,7 @@ use super::error::{ApiError, mark};
 use super::room::{Placed, Room};
 use super::service::{DEGRADED, in_service};
 use super::{
-    admin, aliases, documents, health, indexes, leases, mesh, operations, search, settings, tasks, unsupported,
+    admin, aliases, documents, health, indexes, leases, mesh, operations, search, settings, shards, tasks, unsupported,
 };
 use crate::services::aliases::Aliases;
 use crate::services::cluster::Cluster;
@@ -33,6 +33,7 @@ use crate::services::operations::OperationsHandle;
 use crate::services::reads::Reads;
 use crate::services::search::Searches;
 use crate::services::settings::Settings;
+use crate::services::shards::Shards;
 use crate::services::stats::Stats;
 use crate::services::tasks::Tasks;
 use crate::telemetry::metrics::{HttpGuard, Metrics};
@@ -76,6 +77,8 @@ pub struct Parts {
     pub searches: Searches,
     /// Settings.
     pub settings: Settings,
+    /// Who holds which shard.
+    pub shards: Shards,
     /// Statistics.
     pub stats: Stats,
     /// Tasks.
@@ -134,6 +137,8 @@ pub fn router(api: Api) -> Router {
         .route("/tasks/{uid}", get(tasks::get))
         .route("/_miroir/topology", get(admin::topology))
         .route("/_miroir/leases", get(leases::list))
+        .route("/_miroir/indexes", get(shards::list))
+        .route("/_miroir/indexes/{uid}", get(shards::get))
         .route("/_miroir/operations", get(operations::list))
         .route("/_miroir/operations/{id}", get(operations::get))
         .route("/_miroir/operations/{id}/{wish}", post(operations::change))

@@ -35,6 +35,11 @@ enum Command {
     /// Names that stand for an index: made, pointed elsewhere, deleted.
     #[command(subcommand)]
     Aliases(ctl::AliasesCommand),
+    /// Shows who holds which shard, who orders its writes, and who is behind: of one index, or of all in short.
+    Shards {
+        /// The index, or an alias of it.
+        index: Option<String>,
+    },
     /// Shows the members, their nodes, and what of each index is served.
     Status,
 }
@@ -54,6 +59,9 @@ fn main() -> ExitCode {
             .map_err(|e| e.to_string()),
         Command::Aliases(command) => Client::new(&cli.target)
             .and_then(|client| ctl::aliases(&client, command, cli.target.json))
+            .map_err(|e| e.to_string()),
+        Command::Shards { index } => Client::new(&cli.target)
+            .and_then(|client| ctl::shards(&client, index.as_deref(), cli.target.json))
             .map_err(|e| e.to_string()),
         Command::Leases => asked(ctl::leases),
         Command::Status => asked(ctl::status),

@@ -8,6 +8,7 @@ pub mod client;
 mod leases;
 mod mesh;
 mod operations;
+mod shards;
 mod status;
 pub mod table;
 
@@ -16,4 +17,5 @@ pub use client::{Client, ClientError, Target};
 pub use leases::leases;
 pub use mesh::{MeshCommand, mesh};
 pub use operations::{OperationsCommand, operations};
+pub use shards::shards;
 pub use status::status;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::cluster::Cluster;
 use super::failure::Failure;
+use super::journal::{CreateError, JournalHandle, RetireError};
 use super::leases::LeaseHandle;
 use super::records::{ChangeError, NAMES, Records, Versioned, index_key, key_of};
 use super::tasks::{Subject, Summary, Tasks};
@@ -20,7 +21,7 @@ use crate::proto::document::DocumentError;
 use crate::proto::placement;
 use crate::rt::clock;
 use crate::types::TraceId;
-use crate::types::{ErrorCode, IndexRecord, IndexUid, PhysicalIndex};
+use crate::types::{ErrorCode, IndexRecord, IndexUid, MemberId, PhysicalIndex, ReplicaId};
 use crate::wire::verbs::WriteKind;
 
 /// Attempts against rivals; each lost one means that another change was made.
@@ -38,14 +39,15 @@ pub type Index = Arc<Versioned<IndexRecord>>;
 pub struct Indexes {
     cluster: Cluster,
     records: Records,
+    journal: JournalHandle,
     tasks: Tasks,
     writes: Writes,
 }
 
 impl Indexes {
     /// The service over its parts.
-    pub fn new(cluster: Cluster, records: Records, tasks: Tasks, writes: Writes) -> Self {
-        Self { cluster, records, tasks, writes }
+    pub fn new(cluster: Cluster, records: Records, journal: JournalHandle, tasks: Tasks, writes: Writes) -> Self {
+        Self { cluster, records, journal, tasks, writes }
     }
 
     /// The records that this service works on.
@@ -111,6 +113,10 @@ impl Indexes {
                 None => {
                     let record = self.new_record(uid, primary_key);
                     self.change(&index_key(&record.physical), 0, &record, trace).await?;
+                    if let Err(error) = self.make_journals(&record).await {
+                        self.give_up(&record.physical, trace).await;
+                        return Err(error);
+                    }
                     made.insert(record.physical).clone()
                 }
             };
@@ -161,6 +167,35 @@ impl Indexes {
         }
     }
 
+    /// Writes who holds the journals of a new index, before anybody can find it.
+    async fn make_journals(&self, record: &IndexRecord) -> Result<(), Failure> {
+        let stores = self.records.ledger().status().borrow().record.clone();
+        let replica = |member: &MemberId| {
+            let listed = stores.as_ref()?.member(member)?;
+            Some(ReplicaId { member: member.clone(), store: listed.store })
+        };
+        let copies: Option<Vec<Vec<ReplicaId>>> =
+            record.shards.iter().map(|shard| shard.replicas.iter().map(|r| replica(&r.member)).collect()).collect();
+        let Some(copies) = copies else {
+            let message = "The mesh's record does not list every member yet. Nothing was done; send the request again.";
+            return Err(Failure::new(ErrorCode::MiroirNoQuorum, message));
+        };
+        for _ in 0..ATTEMPTS {
+            match self.journal.create(&record.physical, copies.clone(), PATIENCE).await {
+                // Its name is this request's own: whoever wrote it, it was this request.
+                Ok(()) | Err(CreateError::Exists) => return Ok(()),
+                Err(CreateError::Unknown) => {}
+                Err(CreateError::NoQuorum) => {
+                    return Err(change_failed(&ChangeError::Unavailable("no majority".into())));
+                }
+                Err(error @ (CreateError::Shards(_) | CreateError::Refused(_) | CreateError::TooLarge(_))) => {
+                    return Err(Failure::internal(format!("the journals of a new index can't be made: {error}")));
+                }
+            }
+        }
+        Err(change_failed(&ChangeError::Unknown))
+    }
+
     async fn change(&self, key: &str, version: u64, record: &IndexRecord, trace: TraceId) -> Result<u64, Failure> {
         self.records.change(key, version, record, trace).await.map_err(|e| change_failed(&e))
     }
@@ -173,8 +208,12 @@ impl Indexes {
             record.client_settings.clear();
             Ok(())
         })
-        .await
-        .map(drop)
+        .await?;
+        let retired = self.journal.retire(physical, PATIENCE).await;
+        retired.map_err(|error| match error {
+            RetireError::Unknown => change_failed(&ChangeError::Unknown),
+            RetireError::NoQuorum => rivals(physical.as_str()),
+        })
     }
 
     /// Changes an index record by `edit`, against the newest version, and returns it as it stands then.

@@ -47,6 +47,7 @@ mod rooms;
 pub mod search;
 pub mod serve;
 pub mod settings;
+pub mod shards;
 pub mod stats;
 pub mod task_ids;
 pub mod tasks;

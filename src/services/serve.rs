@@ -7,10 +7,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tracing::Instrument;
 
+use super::journal::JournalHandle;
+use super::journal::inbox::NotTaken as JournalNotTaken;
 use super::ledger::inbox::NotTaken;
 use super::local::Local;
 use super::operations::Orders;
 use super::records::Records;
+use super::task_ids::TaskIdsHandle;
 use super::tasks::Tasks;
 use crate::net::{Answer, Call, Handler};
 use crate::rt::UnderWay;
@@ -20,26 +23,40 @@ use crate::wire::verbs::{Class, Refusal, Reply, Request};
 
 /// The services that peers may call.
 #[derive(Debug)]
+pub struct Parts {
+    /// Records.
+    pub records: Records,
+    /// The own node.
+    pub local: Local,
+    /// Tasks of which this member is the home.
+    pub tasks: Tasks,
+    /// Orders of leaders.
+    pub orders: Orders,
+    /// The journals of which this member holds a copy.
+    pub journal: JournalHandle,
+    /// Numbers for tasks.
+    pub task_ids: TaskIdsHandle,
+    /// Series.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Answers calls.
+#[derive(Debug)]
 pub struct Serve {
-    records: Records,
-    local: Local,
-    tasks: Tasks,
-    orders: Orders,
+    parts: Parts,
     draining: AtomicBool,
     // All calls but those of class control, and writes whose callers have gone.
     under_way: UnderWay,
-    metrics: Arc<Metrics>,
 }
 
 impl Serve {
     /// Calls go to these services.
-    pub fn new(records: Records, local: Local, tasks: Tasks, orders: Orders, metrics: Arc<Metrics>) -> Self {
-        let draining = AtomicBool::new(false);
-        Self { records, local, tasks, orders, draining, under_way: UnderWay::default(), metrics }
+    pub fn new(parts: Parts) -> Self {
+        Self { parts, draining: AtomicBool::new(false), under_way: UnderWay::default() }
     }
 
     /// Refuses calls from now on and waits for those under way. Calls of class control are served on: a member that goes
-    /// still votes, and gives its leases back.
+    /// still votes, and gives its leases back. So are those of journals: it stores what it is in sync for until it ends.
     pub async fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
         self.under_way.ended().await;
@@ -49,7 +66,8 @@ impl Serve {
 #[async_trait]
 impl Handler for Serve {
     async fn handle(&self, from: &MemberId, call: Call) -> Answer {
-        let drained = call.request.class() != Class::Control;
+        let journals = matches!(call.request, Request::Journal | Request::Append(_));
+        let drained = call.request.class() != Class::Control && !journals;
         // Counted before it is looked at: a drain that has begun waits for this call, or this call sees it.
         let _under_way = drained.then(|| self.under_way.begin());
         if drained && self.draining.load(Ordering::SeqCst) {
@@ -57,7 +75,7 @@ impl Handler for Serve {
         }
         let span = tracing::info_span!("call", id = %call.trace, %from, verb = call.request.name());
         let served = Served {
-            metrics: &self.metrics,
+            metrics: &self.parts.metrics,
             verb: call.request.name(),
             class: call.request.class(),
             outcome: "cancelled",
@@ -95,31 +113,41 @@ impl Drop for Served<'_> {
 
 impl Serve {
     async fn answer(&self, from: &MemberId, call: Call) -> Answer {
+        let Parts { records, local, tasks, orders, journal, task_ids, .. } = &self.parts;
         match &call.request {
             Request::Probe => Answer::of(Reply::Done),
-            Request::Ledger => Answer::of(match self.records.ledger().deliver(from, &call.body) {
+            Request::Ledger => Answer::of(match records.ledger().deliver(from, &call.body) {
                 Ok(()) => Reply::Done,
                 Err(NotTaken::Full) => Reply::Refused(Refusal::Busy),
                 Err(e) => Reply::Refused(Refusal::Malformed(e.to_string())),
             }),
-            Request::Confirm(record) => Answer::of(match self.records.confirm(record).await {
+            Request::Confirm(record) => Answer::of(match records.confirm(record).await {
                 Ok(()) => Reply::Done,
                 Err(refusal) => Reply::Refused(refusal),
             }),
-            Request::Order(order) => Answer::of(match self.orders.receive(from, order).await {
+            Request::Order(order) => Answer::of(match orders.receive(from, order).await {
                 Ok(()) => Reply::Done,
                 Err(refusal) => Reply::Refused(refusal),
             }),
-            // Nothing here hands out ids.
-            Request::TaskIds(_) => Answer::of(Reply::Refused(Refusal::UnknownVerb(call.request.verb()))),
-            // Nothing here drives journals.
-            Request::Journal | Request::Append(_) => {
-                Answer::of(Reply::Refused(Refusal::UnknownVerb(call.request.verb())))
-            }
-            Request::Read(read) => self.local.read(read, &call).await,
+            Request::TaskIds(count) => Answer::of(Reply::TaskIds(task_ids.answer(*count).await)),
+            Request::Journal => Answer::of(match journal.deliver(from, &call.body) {
+                Ok(()) => Reply::Done,
+                Err(JournalNotTaken::Full) => Reply::Refused(Refusal::Busy),
+                Err(e) => Reply::Refused(Refusal::Malformed(e.to_string())),
+            }),
+            Request::Append(append) => Answer::of(match journal.receive(append, &call.body, call.deadline).await {
+                Ok(appended) => Reply::Appended(appended),
+                Err(refusal) => Reply::Refused(refusal),
+            }),
+            Request::Shards(index) => match journal.status(index).await.map(|status| serde_json::to_vec(&status)) {
+                Ok(Ok(json)) => Answer { reply: Reply::Json, body: json.into() },
+                Ok(Err(e)) => Answer::of(Reply::Refused(Refusal::Other(e.to_string()))),
+                Err(e) => Answer::of(Reply::Refused(Refusal::Other(e.to_string()))),
+            },
+            Request::Read(read) => local.read(read, &call).await,
             Request::Write(write) => {
                 // A write runs to its end even if the caller goes: it may have reached the node.
-                let (local, write, call) = (self.local.clone(), write.clone(), call.clone());
+                let (local, write, call) = (local.clone(), write.clone(), call.clone());
                 let under_way = self.under_way.begin();
                 let write = async move {
                     let _under_way = under_way;
@@ -128,8 +156,8 @@ impl Serve {
                 let write = tokio::spawn(write.in_current_span());
                 write.await.unwrap_or_else(|e| Answer::of(Reply::NodeUnknown(format!("the write failed inside: {e}"))))
             }
-            Request::Node(question) => self.local.question(question, call.deadline).await,
-            Request::Task(uid) => match self.tasks.own_task(*uid, call.trace).await {
+            Request::Node(question) => local.question(question, call.deadline).await,
+            Request::Task(uid) => match tasks.own_task(*uid, call.trace).await {
                 Ok(Some(view)) => Answer { reply: Reply::Task, body: Bytes::from(view) },
                 Ok(None) => Answer::of(Reply::NoTask),
                 Err(e) => Answer::of(Reply::Refused(Refusal::Other(format!("{e:?}")))),
@@ -161,9 +189,15 @@ mod tests {
         let (_, health) = watch::channel(NodeHealth::default());
         let (records, metrics) = (me.records.clone(), Arc::clone(&me.metrics));
         let local = Local::load(node, me.store.clone(), records, cluster.clone(), health, LONG, metrics);
-        let tasks = Tasks::new(me.store.clone(), cluster, members);
-        let orders = Orders::new(&[], me.leases.clone(), me.records.clone(), Arc::clone(&me.metrics));
-        Serve::new(me.records.clone(), local.await.unwrap(), tasks, orders, Arc::clone(&me.metrics))
+        Serve::new(Parts {
+            records: me.records.clone(),
+            local: local.await.unwrap(),
+            tasks: Tasks::new(me.store.clone(), cluster, members),
+            orders: Orders::new(&[], me.leases.clone(), me.records.clone(), Arc::clone(&me.metrics)),
+            journal: me.journals.clone(),
+            task_ids: me.task_ids.clone(),
+            metrics: Arc::clone(&me.metrics),
+        })
     }
 
     fn call(request: Request) -> Call {

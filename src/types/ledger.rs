@@ -23,6 +23,11 @@ impl StoreId {
         let [a, b, c, d, ..] = self.0;
         u64::from(u32::from_be_bytes([a, b, c, d])) << 20
     }
+
+    /// Whether a process of this number can have run on this store.
+    pub fn may_have_run(&self, start: u64) -> bool {
+        start.checked_sub(self.first_start()).is_some_and(|n| (1..1 << 20).contains(&n))
+    }
 }
 
 impl fmt::Display for StoreId {
@@ -284,6 +289,9 @@ mod tests {
         let (a, b) = (StoreId([1; 16]), StoreId([2; 16]));
         assert!(b.first_start() - a.first_start() >= 1 << 20);
         assert!(StoreId([255; 16]).first_start() < 1 << 53, "a number that every JSON reader reads");
+        let first = a.first_start() + 1;
+        assert!(a.may_have_run(first) && !b.may_have_run(first) && !a.may_have_run(a.first_start()));
+        assert!(!a.may_have_run(b.first_start() + 1));
     }
 
     #[test]

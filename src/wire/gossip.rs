@@ -3,11 +3,11 @@
 //! Rule: a key that is not known, or a value that makes no sense, is passed over: members of other versions gossip, too.
 //! Must not know: how gossip travels, and who is believed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use crate::types::limits::{GOSSIP_OWN_MAX_BYTES, LEASE_SIGNS_MAX, LEASE_TTL_MAX_MS, NAMES_MAX, SHARDS_MAX};
-use crate::types::{Epoch, GroupId, LeaseSign, PhysicalIndex, ShardId, ShardSet, StoreId};
+use crate::types::{Epoch, GroupId, LeaseSign, MemberId, PhysicalIndex, ShardId, ShardSet, StoreId};
 
 /// Longest text for people that is gossiped.
 const TEXT_MAX_CHARS: usize = 300;
@@ -15,6 +15,8 @@ const TEXT_MAX_CHARS: usize = 300;
 const LEASES_MAX_BYTES: usize = 2_048;
 /// Bytes of the `unserved` text at most.
 const UNSERVED_MAX_BYTES: usize = 3_072;
+/// Bytes of the `unreached` text at most.
+const UNREACHED_MAX_BYTES: usize = 1_024;
 
 /// Too much to gossip.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +58,52 @@ impl MemberState {
     }
 }
 
+/// Members of the mesh that a member does not reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unreached {
+    /// These; it reaches all others.
+    Some(BTreeSet<MemberId>),
+    /// More than can be named.
+    Many,
+}
+
+impl Default for Unreached {
+    fn default() -> Self {
+        Self::Some(BTreeSet::new())
+    }
+}
+
+impl Unreached {
+    /// Whether the member reaches `other`.
+    pub fn reaches(&self, other: &MemberId) -> bool {
+        matches!(self, Self::Some(unreached) if !unreached.contains(other))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        if text == MANY {
+            return Some(Self::Many);
+        }
+        if text.len() > UNREACHED_MAX_BYTES {
+            return None;
+        }
+        text.split(',').map(|id| MemberId::new(id).ok()).collect::<Option<_>>().map(Self::Some)
+    }
+
+    /// Nothing where all are reached. No character of it but the comma can stand between ids.
+    fn text(&self) -> Option<String> {
+        let Self::Some(unreached) = self else { return Some(MANY.to_owned()) };
+        let ids: Vec<&str> = unreached.iter().map(MemberId::as_str).collect();
+        let text = ids.join(",");
+        if text.len() > UNREACHED_MAX_BYTES {
+            return Some(MANY.to_owned());
+        }
+        (!ids.is_empty()).then_some(text)
+    }
+}
+
+/// What stands for more members than can be named; no id is that.
+const MANY: &str = "*";
+
 /// What a member says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MemberGossip {
@@ -79,6 +127,8 @@ pub struct MemberGossip {
     pub node_error: Option<String>,
     /// Shards of which it holds copies that it does not serve now.
     pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
+    /// The members that do not answer its probes.
+    pub unreached: Unreached,
     /// Requests under way.
     pub load: u32,
     /// Digest of the versions of all records that it knows, in hexadecimal.
@@ -142,6 +192,9 @@ impl MemberGossip {
         if !self.unserved.is_empty() {
             pairs.insert("unserved", unserved_text(&self.unserved));
         }
+        if let Some(unreached) = self.unreached.text() {
+            pairs.insert("unreached", unreached);
+        }
         if let Some(store) = self.store {
             pairs.insert("store", store.to_string());
         }
@@ -187,6 +240,7 @@ impl MemberGossip {
             "node.version" => self.node_version = Some(text()?),
             "node.error" => self.node_error = Some(text()?),
             "unserved" => self.unserved = parse_unserved(value)?,
+            "unreached" => self.unreached = Unreached::parse(value)?,
             "load" => self.load = value.parse().ok()?,
             "records" => self.records_digest = text().filter(|t| t.bytes().all(|b| b.is_ascii_hexdigit()))?,
             "started" => self.started_at = text()?,
@@ -311,6 +365,7 @@ mod tests {
             unserved in prop::collection::btree_map(0_u32..9, prop::collection::btree_set(0..SHARDS_MAX, 0..60), 0..5),
             lease_ttl_ms in prop::option::of(0..=LEASE_TTL_MAX_MS),
             process in prop::option::of((any::<[u8; 16]>(), any::<u64>())),
+            unreached in prop::option::of(prop::collection::btree_set("[a-z][a-z0-9]{0,20}", 0..9)),
             leases in prop::collection::vec((0_usize..6, 0_u64..=1 << 53, any::<u64>(), any::<u64>()), 0..9),
         ) {
             let sign = |(scope, epoch, start, renewal): (usize, u64, u64, u64)| {
@@ -324,6 +379,9 @@ mod tests {
                 http: text.clone(), mesh: text.clone(), group: Some(GroupId::new("g1").unwrap()), version: text.clone(),
                 protocol, state, node_healthy, node_version: optional.clone(), node_error: optional, unserved, load,
                 records_digest: "00ff".into(), started_at: text, leases, lease_ttl_ms,
+                unreached: unreached.map_or(Unreached::Many, |ids| {
+                    Unreached::Some(ids.into_iter().map(|id| MemberId::new(id).unwrap()).collect())
+                }),
                 store: process.map(|p| StoreId(p.0)), start: process.map(|p| p.1),
             };
             prop_assert_eq!(read(&gossip.to_pairs().unwrap()), (gossip, 0));
@@ -331,7 +389,7 @@ mod tests {
 
         #[test]
         fn garbage_is_passed_over(key in "[a-z.]{0,12}", value: String, shards in "[0-9,=;a_m-]{0,40}", leases in "(task_ids|ilm|=|;|\\.|[0-9]){0,20}") {
-            let pairs = [(key.as_str(), value.as_str()), ("unserved", &shards), ("leases", &leases)];
+            let pairs = [(key.as_str(), value.as_str()), ("unserved", &shards), ("leases", &leases), ("unreached", &value)];
             let _ = MemberGossip::from_pairs(pairs);
         }
     }
@@ -358,6 +416,19 @@ mod tests {
             assert_eq!(parse_shards(bad), None, "{bad}");
         }
         assert_eq!(parse_shards("0-1023").unwrap(), ShardSet::all(SHARDS_MAX));
+    }
+
+    #[test]
+    fn who_reaches_too_few_to_name_the_others_reaches_nobody() {
+        let ids = |n: usize| (0..n).map(|i| MemberId::new(format!("m{i:0>50}")).unwrap()).collect();
+        let said = |n| {
+            let gossip = MemberGossip { unreached: Unreached::Some(ids(n)), ..MemberGossip::default() };
+            read(&gossip.to_pairs().unwrap()).0.unreached
+        };
+        assert_eq!((said(0), said(20)), (Unreached::default(), Unreached::Some(ids(20))));
+        assert_eq!(said(21), Unreached::Many);
+        let other = MemberId::new("m-other").unwrap();
+        assert!(said(20).reaches(&other) && !said(20).reaches(ids(1).first().unwrap()) && !said(21).reaches(&other));
     }
 
     #[test]

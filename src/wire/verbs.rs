@@ -160,6 +160,8 @@ pub enum Request {
     Journal,
     /// Parts of a client's request, for the primary of their shards.
     Append(Append),
+    /// How your copies of an index's shards stand; the answer is JSON.
+    Shards(PhysicalIndex),
 }
 
 /// Parts of a request for shards of one index; the body holds what each says, one behind the other.
@@ -318,6 +320,8 @@ pub enum Reply {
     TaskIds(Vec<TaskUid>),
     /// What became of each part, in their order.
     Appended(Vec<Appended>),
+    /// What was asked for is in the body, as JSON.
+    Json,
 }
 
 macro_rules! verbs {
@@ -390,6 +394,7 @@ verbs! {
     13 Replicate Journal,
     14 Replicate Append(payload),
     15 Control TaskIds(payload),
+    19 Query Shards(payload),
 }
 
 /// The number of [`Request::Read`].
@@ -415,6 +420,7 @@ mod tests {
             Request::Probe,
             Request::Ledger,
             Request::Journal,
+            Request::Shards(index.clone()),
             Request::Append(Append {
                 index: index.clone(),
                 parts: vec![AppendPart {

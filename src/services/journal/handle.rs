@@ -3,17 +3,17 @@
 //! Rule: what is told to be committed is durable wherever a primary may come from, and what is heard to be committed here is
 //! durable here. Must not know: how the cores are run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant as Clock};
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::inbox::{Inbox, NotTaken};
-use super::records::{self, CreateError};
+use super::records::{self, CreateError, RetireError};
 use crate::proto::env::Instant;
 use crate::proto::journal::entry::ENTRY_BODY_MAX_BYTES;
 use crate::proto::journal::{Answer, Body, Entry, Hint, Kind, Write};
@@ -57,9 +57,10 @@ pub enum Event {
 }
 
 /// One shard of an index, as this member knows it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardStatus {
-    /// Who holds it and who is in sync, by the record.
+    /// Who holds it and who is in sync, by this member's copy of the record; not told to others, who have their own.
+    #[serde(skip)]
     pub state: Option<ShardState>,
     /// Whether this member orders its writes.
     pub primary: bool,
@@ -150,6 +151,35 @@ impl JournalHandle {
     ) -> Result<(), CreateError> {
         let by = Holder { member: self.me.member.clone(), start: self.ledger.start() };
         records::create(&self.ledger, index, copies, &by, self.min_in_sync, patience).await
+    }
+
+    /// Writes that an index is gone. Its primaries end, and the members delete their journals of it.
+    ///
+    /// Not cancel-safe in the sense that the record may be written after the future is dropped.
+    ///
+    /// # Errors
+    /// [`RetireError`].
+    pub async fn retire(&self, index: &PhysicalIndex, patience: Duration) -> Result<(), RetireError> {
+        records::retire(&self.ledger, index, patience).await
+    }
+
+    /// Deletes the journals of indexes that are gone: of each of which a majority says so.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn delete_gone(&self) -> Result<(), StoreError> {
+        let here: BTreeSet<PhysicalIndex> = self.stored().await?.into_iter().map(|listed| listed.key.index).collect();
+        let gone = |index: &&PhysicalIndex| self.record(index).is_some_and(|record| record.shards.is_empty());
+        let mut any = false;
+        for index in here.iter().filter(gone) {
+            if records::is_gone(&self.ledger, index).await {
+                tracing::info!(%index, "the journals of a deleted index are deleted");
+                self.store.delete_index(index).await?;
+                any = true;
+            }
+        }
+        while any && self.store.purge().await? {}
+        Ok(())
     }
 
     /// Writes parts of a request for shards of which this member is the primary; an answer for each, in their order, at

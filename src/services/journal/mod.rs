@@ -37,7 +37,7 @@ mod tests;
 pub use driver::{Config, Driver, Parts};
 pub use handle::{Event, JournalHandle, ShardStatus};
 pub use inbox::Envelope;
-pub use records::CreateError;
+pub use records::{CreateError, RetireError};
 pub use retention::Retention;
 pub use sender::Sender;
 pub use sight::Seen;

@@ -48,6 +48,17 @@ pub enum CreateError {
     NoQuorum,
 }
 
+/// Why it was not written that an index is gone.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RetireError {
+    /// It may have been written, or may be.
+    #[error("whether the record was written is not known")]
+    Unknown,
+    /// Nothing was written.
+    #[error("no majority of the voters answered, or others changed the record all the time")]
+    NoQuorum,
+}
+
 /// One index, as this member's copy of the record has it.
 #[derive(Debug, Clone)]
 pub(super) struct Index {
@@ -186,6 +197,54 @@ async fn write(ledger: &LedgerHandle, index: &PhysicalIndex, changes: BTreeMap<S
                 return;
             }
         }
+    }
+}
+
+/// Writes that an index is gone: it has no shards any more, for ever.
+pub(super) async fn retire(
+    ledger: &LedgerHandle,
+    index: &PhysicalIndex,
+    patience: Duration,
+) -> Result<(), RetireError> {
+    let key = JournalRecord::key(index);
+    let gone = JournalRecord::default().to_json();
+    let mut newest = match ledger.copies().get(&key) {
+        Some(copy) => Some(copy.clone()),
+        // It may not have come here.
+        None => match ledger.read(key.clone(), patience).await {
+            Answer::Read { current } => current,
+            _ => return Err(RetireError::NoQuorum),
+        },
+    };
+    for _ in 0..TRIES {
+        // Without a record nothing can be written to the index, and whoever was about to make one gives it up.
+        let Some(found) = newest else { return Ok(()) };
+        if found.value.as_ref() == gone {
+            return Ok(());
+        }
+        let wanted = ChangeRequest {
+            key: key.clone(),
+            expected: found.version,
+            value: Value::from(gone.as_str()),
+            quiet: false,
+        };
+        match ledger.change(wanted, patience).await {
+            Answer::Changed { .. } => return Ok(()),
+            Answer::Conflict { current, .. } => newest = current,
+            Answer::Unknown => return Err(RetireError::Unknown),
+            _ => return Err(RetireError::NoQuorum),
+        }
+    }
+    Err(RetireError::NoQuorum)
+}
+
+/// Whether a majority says that an index is gone.
+pub(super) async fn is_gone(ledger: &LedgerHandle, index: &PhysicalIndex) -> bool {
+    match ledger.read(JournalRecord::key(index), PATIENCE).await {
+        Answer::Read { current: Some(current), .. } => {
+            JournalRecord::from_json(&current.value).is_ok_and(|record| record.shards.is_empty())
+        }
+        _ => false,
     }
 }
 

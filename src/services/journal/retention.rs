@@ -2,7 +2,8 @@
 //!
 //! What is beyond the retention is offered to its replica, which drops what nobody needs any more: what all in sync have
 //! applied, and learners have taken. A replica that was idle knows that only after it has heard of the others, so each round
-//! offers twice; a follower hears it with the next writes. Rule: nothing is dropped here but the memory of parts whose entries are gone. Must not know: who needs what.
+//! offers twice; a follower hears it with the next writes. Rule: nothing is dropped here but the memory of parts
+//! whose entries are gone, and the journals of an index that is gone. Must not know: who needs what.
 
 use std::time::Duration;
 
@@ -56,6 +57,7 @@ impl Retention {
                 self.offer(&journals).await?;
             }
             self.forget_parts(&journals).await?;
+            journals.delete_gone().await?;
         }
     }
 

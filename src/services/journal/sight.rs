@@ -3,8 +3,12 @@
 //! Rule: it is a hint. Elections are kept apart by the record, so a picture that is wrong costs time, never a write. Must not
 //! know: how probes and gossip work.
 
-use crate::proto::journal::Sight;
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::proto::journal::election::Reach;
+use crate::proto::journal::{Alive, Sight};
+use crate::types::{MemberId, ReplicaId, StoreId};
+use crate::wire::gossip::Unreached;
 
 /// The mesh, as this member sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,4 +19,120 @@ pub struct Seen {
     pub known: Sight,
     /// Who reaches whom, as each member tells of itself.
     pub reach: Reach,
+}
+
+/// What is known of one other member.
+#[derive(Debug, Clone, Default)]
+pub struct Peer {
+    /// Its probes are answered.
+    pub reached: bool,
+    /// The process at the other end of the connection, which its certificate proves.
+    pub connected: Option<u64>,
+    /// The store that the mesh's record lists.
+    pub listed: Option<StoreId>,
+    /// The store and the process of which gossip tells.
+    pub gossiped: Option<(StoreId, u64)>,
+    /// Whom it does not reach, by gossip of a member that lives.
+    pub unreached: Option<Unreached>,
+}
+
+impl Peer {
+    /// The process that is at work, with its store. Which store that is neither connection nor record prove alone, but the
+    /// number of a process tells whether it is of a store.
+    fn alive(&self) -> Option<Alive> {
+        let start = self.connected.or(self.gossiped.map(|(_, start)| start))?;
+        let gossiped = self.gossiped.filter(|(_, of)| *of == start).map(|(store, _)| store);
+        let store = gossiped.or(self.listed).filter(|store| store.may_have_run(start))?;
+        Some(Alive { store, start })
+    }
+}
+
+impl Seen {
+    /// The picture of process `start` of `own`, of what it knows of all others that are listed.
+    pub fn of(own: &ReplicaId, start: u64, peers: &BTreeMap<MemberId, Peer>) -> Self {
+        let me = || (own.member.clone(), Alive { store: own.store, start });
+        let alive = |(member, peer): (&MemberId, &Peer)| Some((member.clone(), peer.alive()?));
+        let sees = |peer: &Peer| peer.reached && peer.connected.is_some();
+        let everybody = || peers.keys().chain([&own.member]);
+        let told = |(member, peer): (&MemberId, &Peer)| {
+            let unreached = peer.unreached.as_ref()?;
+            Some((member.clone(), everybody().filter(|other| unreached.reaches(other)).cloned().collect()))
+        };
+        let reached: BTreeSet<MemberId> =
+            peers.iter().filter(|(_, peer)| peer.reached).map(|(m, _)| m.clone()).chain([own.member.clone()]).collect();
+        Self {
+            sight: peers.iter().filter(|(_, peer)| sees(peer)).filter_map(alive).chain([me()]).collect(),
+            known: peers.iter().filter_map(alive).chain([me()]).collect(),
+            reach: peers.iter().filter_map(told).chain([(own.member.clone(), reached)]).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str) -> MemberId {
+        MemberId::new(name).unwrap()
+    }
+
+    fn store(n: u8) -> StoreId {
+        StoreId([n; 16])
+    }
+
+    fn first(n: u8) -> u64 {
+        store(n).first_start() + 1
+    }
+
+    fn seen(peers: impl IntoIterator<Item = (&'static str, Peer)>) -> Seen {
+        let own = ReplicaId { member: member("m0"), store: store(9) };
+        Seen::of(&own, first(9), &peers.into_iter().map(|(name, peer)| (member(name), peer)).collect())
+    }
+
+    /// A member that is connected, with its first process on the store of that number.
+    fn connected(n: u8) -> Peer {
+        let gossiped = Some((store(n), first(n)));
+        let unreached = Some(Unreached::default());
+        Peer { reached: true, connected: Some(first(n)), listed: Some(store(n)), gossiped, unreached }
+    }
+
+    #[test]
+    fn a_process_is_seen_as_soon_as_it_is_connected() {
+        let restarted = Peer { connected: Some(first(1) + 1), ..connected(1) };
+        let seen = seen([("m1", restarted)]);
+        assert_eq!(seen.sight[&member("m1")], Alive { store: store(1), start: first(1) + 1 });
+        assert_eq!(seen.sight[&member("m0")], Alive { store: store(9), start: first(9) });
+    }
+
+    #[test]
+    fn a_process_on_another_store_than_the_record_lists_waits_for_gossip() {
+        let anew = Peer { connected: Some(first(2)), ..connected(1) };
+        assert_eq!(seen([("m1", anew.clone())]).sight.get(&member("m1")), None);
+        let told = Peer { gossiped: Some((store(2), first(2))), ..anew };
+        assert_eq!(seen([("m1", told)]).sight[&member("m1")].store, store(2));
+        let lies = Peer { gossiped: Some((store(3), first(1))), ..connected(1) };
+        assert_eq!(seen([("m1", lies)]).sight.get(&member("m1")), None, "no process of that number was on that store");
+    }
+
+    #[test]
+    fn who_answers_no_probe_is_known_and_not_seen() {
+        let away = Peer { reached: false, connected: None, ..connected(1) };
+        let frozen = Peer { reached: false, ..connected(2) };
+        let seen = seen([("m1", away), ("m2", frozen)]);
+        assert_eq!(seen.sight.keys().collect::<Vec<_>>(), [&member("m0")]);
+        assert_eq!(seen.known.len(), 3);
+        assert_eq!(seen.reach[&member("m0")], [member("m0")].into());
+    }
+
+    #[test]
+    fn each_tells_whom_it_does_not_reach() {
+        let cut = Peer { unreached: Some(Unreached::Some([member("m2")].into())), ..connected(1) };
+        let silent = Peer { unreached: None, ..connected(2) };
+        let lonely = Peer { unreached: Some(Unreached::Many), ..connected(3) };
+        let reach = seen([("m1", cut), ("m2", silent), ("m3", lonely)]).reach;
+        let names = |of: &str| reach.get(&member(of)).map(|all| all.iter().map(MemberId::as_str).collect::<Vec<_>>());
+        assert_eq!(names("m0").unwrap(), ["m0", "m1", "m2", "m3"]);
+        assert_eq!(names("m1").unwrap(), ["m0", "m1", "m3"]);
+        assert_eq!((names("m2"), names("m3").unwrap().len()), (None, 0));
+    }
 }
