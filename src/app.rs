@@ -167,7 +167,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics_listener = api::server::bind(config.metrics.listen, "[metrics] listen").await?;
     let metrics = Arc::new(Metrics::new());
     let record = stored.copies.get(&RecordKey::mesh()).and_then(|copy| MeshRecord::from_json(&copy.value).ok());
-    let known_mesh = stored.mesh.and_then(|(mesh, made)| made.then_some(mesh));
+    // Survivors that are making a new mesh belong to none meanwhile.
+    let known_mesh = stored.mesh.and_then(|(mesh, made)| (made && stored.recovering.is_none()).then_some(mesh));
     let listed = mesh::topology(&config.node.id, record.as_ref(), bootstrap.as_ref());
     let known_mesh = known_mesh.unwrap_or(MeshId::NONE);
     let mesh = Arc::new(start_mesh(&config, &identity, known_mesh, mesh::addresses(&listed), &essential)?);
@@ -177,6 +178,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let members = Members::new(config.node.id.clone(), Arc::clone(&mesh) as Arc<dyn Peers>, Arc::clone(&metrics));
     let (mut driver, ledger) = Driver::new(ledger::Parts {
         config: ledger_config(&config, bootstrap),
+        configured: !config.mesh.bootstrap.is_empty(),
         stored,
         ledger: ledger_store.clone(),
         store: store.clone(),

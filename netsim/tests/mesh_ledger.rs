@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{Client, Mesh, Plan, exit_code, say, wait_until};
+use common::{Client, Engine, Mesh, Plan, exit_code, say, wait_until};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -248,6 +248,38 @@ fn survivors_go_on_as_a_new_mesh_and_who_was_left_out_stays_out() {
 }
 
 #[test]
+fn survivors_that_are_restarted_while_a_new_mesh_is_made_belong_to_it() {
+    let mut mesh = Mesh::start(Plan { engine: Engine::StandIn, ..Plan::of(5, 1) });
+    create(&mesh.client(0), "movies").expect(202);
+    let old = status(&mesh, 0)["mesh"].clone();
+    (2..5).for_each(|i| mesh.sidecar(i).kill());
+    let order = json!({"survivors": ["m1", "m2", "m3"], "confirm": "the others are gone for good"});
+    mesh.admin(0).json("POST", "/_miroir/mesh/recover", &order).expect(202);
+    // The second has handed over what it has, and waits for the third.
+    wait_until("the second to have handed over", PATIENCE, || {
+        status(&mesh, 0)["recovering"]["missing"] == json!(["m3"])
+    });
+    mesh.sidecar(1).kill();
+    mesh.start_sidecar(2);
+    wait_until("a new mesh", PATIENCE, || {
+        let mesh = &status(&mesh, 0)["mesh"];
+        mesh.is_string() && *mesh != old
+    });
+    mesh.start_sidecar(1);
+    mesh.sidecar(0).kill();
+    mesh.start_sidecar(0);
+    wait_until("all survivors in the new mesh", PATIENCE, || {
+        let all: Vec<Value> = (0..3).map(|i| status(&mesh, i)).collect();
+        all.iter()
+            .all(|s| s["mesh"].is_string() && s["mesh"] != old && s["mesh"] == all[0]["mesh"] && voters(s).len() == 3)
+    });
+    mesh.sidecar(0).kill();
+    wait_until("a change without one of them", PATIENCE, || {
+        mesh.client(1).json("DELETE", "/indexes/movies", &json!(null)).status == 202
+    });
+}
+
+#[test]
 fn an_operators_list_makes_a_mesh_and_a_witness_is_its_third_vote() {
     let mut mesh = Mesh::prepare(Plan::of(3, 2));
     let list: Vec<Value> = (0..3)
@@ -272,9 +304,13 @@ fn an_operators_list_makes_a_mesh_and_a_witness_is_its_third_vote() {
     assert!(refused["message"].as_str().unwrap().contains("miroir-ctl mesh init"), "{refused}");
     let order = json!({"members": list, "rf": 2, "shards": 8});
     mesh.admin(0).json("POST", "/_miroir/mesh/init", &json!({"members": [], "rf": 1, "shards": 8})).expect(400);
-    for i in 0..3 {
-        mesh.admin(i).json("POST", "/_miroir/mesh/init", &order).expect(202);
+    // A list that can't come to anything is replaced by another, and the same one may be given again.
+    let mut wrong = order.clone();
+    wrong["members"][1]["address"] = json!("127.0.0.1:9");
+    for list in [&wrong, &wrong, &order, &order] {
+        (0..2).for_each(|i| drop(mesh.admin(i).json("POST", "/_miroir/mesh/init", list).expect(202)));
     }
+    mesh.admin(2).json("POST", "/_miroir/mesh/init", &order).expect(202);
     (0..3).for_each(|i| wait_until("a member in service", PATIENCE, || healthy(&mesh, i)));
     mesh.admin(1).json("POST", "/_miroir/mesh/init", &order).expect_error(409, "miroir_mesh_state");
     for i in 0..2 {

@@ -187,6 +187,7 @@ fn flips_under_load_fail_no_request_and_are_seen_everywhere_once_confirmed() {
             })
         })
         .collect();
+    let first = mesh.admin(0).get(ALIAS).expect(200)["version"].as_u64().unwrap();
     let mut longest = Duration::ZERO;
     for n in 0..12 {
         let (from, to) = if n % 2 == 0 { ("one", "two") } else { ("two", "one") };
@@ -206,7 +207,7 @@ fn flips_under_load_fail_no_request_and_are_seen_everywhere_once_confirmed() {
     }
     say(&format!("12 flips, the longest {} ms; {} searches", longest.as_millis(), searches.load(Ordering::SeqCst)));
     let alias = mesh.admin(0).get(ALIAS).expect(200);
-    assert_eq!((&alias["version"], alias["history"].as_array().unwrap().len()), (&json!(13), 5));
+    assert_eq!((&alias["version"], alias["history"].as_array().unwrap().len()), (&json!(first + 12), 5));
     let operations = mesh.admin(2).get("/_miroir/operations").expect(200);
     assert_eq!(operations["operations"].as_array().unwrap().len(), 12);
 }
@@ -289,6 +290,7 @@ fn a_killed_leaders_flip_goes_on_and_its_orders_are_refused() {
 fn flips_end_whenever_their_leaders_are_killed() {
     let mut mesh = with_alias(Plan { engine: Engine::StandIn, ..plan(3, 3) });
     let mut dice = Dice::new(7);
+    let first = mesh.admin(0).get(ALIAS).expect(200)["version"].as_u64().unwrap();
     for n in 0..6 {
         let to = if n % 2 == 0 { "two" } else { "one" };
         let id = flip(&mesh, n % 3, to);
@@ -304,7 +306,7 @@ fn flips_end_whenever_their_leaders_are_killed() {
         mesh.wait_whole();
         for i in 0..3 {
             wait_until("every member to answer from the new index", PATIENCE, || searched(&mesh.client(i)) == to);
-            assert_eq!(mesh.admin(i).get(ALIAS).expect(200)["version"], n + 2, "flipped once");
+            assert_eq!(mesh.admin(i).get(ALIAS).expect(200)["version"], first + n as u64 + 1, "flipped once");
         }
     }
 }

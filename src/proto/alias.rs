@@ -118,11 +118,17 @@ pub fn rename_index(names: &NamesRecord, from: &IndexUid, to: &IndexUid) -> Resu
     check_size(new)
 }
 
-/// The names with a new alias.
+/// The names with a new alias. `version` is that of `names` as they are, which grows with every change of any alias: so no
+/// flip that was planned for an alias that was deleted meets the version of one that was made again.
 ///
 /// # Errors
 /// The name is taken, the target is not there, or there are too many names.
-pub fn create(names: &NamesRecord, name: &IndexUid, target: &IndexUid) -> Result<NamesRecord, AliasError> {
+pub fn create(
+    names: &NamesRecord,
+    version: RecordVersion,
+    name: &IndexUid,
+    target: &IndexUid,
+) -> Result<NamesRecord, AliasError> {
     if names.indexes.contains_key(name) {
         return Err(AliasError::IsIndex { name: name.clone() });
     }
@@ -131,7 +137,7 @@ pub fn create(names: &NamesRecord, name: &IndexUid, target: &IndexUid) -> Result
     }
     check_room(names, name)?;
     check_target(names, target)?;
-    let alias = AliasRecord { target: target.clone(), version: 1, epoch: Epoch::ZERO, history: Vec::new() };
+    let alias = AliasRecord { target: target.clone(), version: version + 1, epoch: Epoch::ZERO, history: Vec::new() };
     let mut new = names.clone();
     new.aliases.insert(name.clone(), alias);
     check_size(new)

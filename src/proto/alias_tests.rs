@@ -14,7 +14,7 @@ fn epoch(n: u64) -> Epoch {
 fn names() -> NamesRecord {
     let indexes = [("a", 1), ("b", 2)].map(|(name, n)| (uid(name), PhysicalIndex::of(&uid(name), n)));
     let names = NamesRecord { indexes: indexes.into(), ..NamesRecord::default() };
-    create(&names, &uid("live"), &uid("a")).unwrap()
+    create(&names, 0, &uid("live"), &uid("a")).unwrap()
 }
 
 fn plan(to: &str, version: u64) -> FlipPlan {
@@ -28,11 +28,11 @@ fn physical(names: &NamesRecord, name: &str) -> String {
 #[test]
 fn a_name_is_never_index_and_alias_at_once() {
     let names = names();
-    assert_eq!(create(&names, &uid("b"), &uid("a")), Err(AliasError::IsIndex { name: uid("b") }));
+    assert_eq!(create(&names, 0, &uid("b"), &uid("a")), Err(AliasError::IsIndex { name: uid("b") }));
     assert_eq!(check_new_index(&names, &uid("live")), Err(AliasError::IsAlias { name: uid("live") }));
-    assert_eq!(create(&names, &uid("live"), &uid("b")), Err(AliasError::IsAlias { name: uid("live") }));
-    assert_eq!(create(&names, &uid("x"), &uid("live")), Err(AliasError::IsAlias { name: uid("live") }));
-    assert_eq!(create(&names, &uid("x"), &uid("none")), Err(AliasError::NoTarget { target: uid("none") }));
+    assert_eq!(create(&names, 0, &uid("live"), &uid("b")), Err(AliasError::IsAlias { name: uid("live") }));
+    assert_eq!(create(&names, 0, &uid("x"), &uid("live")), Err(AliasError::IsAlias { name: uid("live") }));
+    assert_eq!(create(&names, 0, &uid("x"), &uid("none")), Err(AliasError::NoTarget { target: uid("none") }));
     assert_eq!(rename_index(&names, &uid("a"), &uid("live")), Err(AliasError::IsAlias { name: uid("live") }));
     assert_eq!(resolve(&names, &uid("none")), None);
 }
@@ -82,13 +82,23 @@ fn an_index_that_an_alias_stands_for_is_not_deleted_and_its_new_name_is_followed
 }
 
 #[test]
+fn a_flip_planned_for_a_deleted_alias_does_nothing_to_one_made_again() {
+    let names = names();
+    let planned = plan("b", names.aliases[&uid("live")].version + 1);
+    // The first change made it, the next two have deleted it and made it again.
+    let again = create(&delete(&names, &uid("live")).unwrap(), 2, &uid("live"), &uid("a")).unwrap();
+    let refused = flip(&again, &uid("live"), &planned, epoch(4), "now").unwrap_err();
+    assert_eq!(refused, AliasError::Moved { name: uid("live"), version: 3 });
+}
+
+#[test]
 fn names_are_bounded_by_count_and_by_bytes() {
     let mut names = names();
     for i in names.indexes.len()..NAMES_MAX - 1 {
         let name = uid(&format!("i{i}"));
         names.indexes.insert(name.clone(), PhysicalIndex::of(&name, 0));
     }
-    assert_eq!(create(&names, &uid("more"), &uid("a")), Err(AliasError::Full));
+    assert_eq!(create(&names, 0, &uid("more"), &uid("a")), Err(AliasError::Full));
     assert_eq!(check_new_index(&names, &uid("more")), Err(AliasError::Full));
     let mut names = self::names();
     let long = |n: usize| uid(&format!("{n:0>400}"));

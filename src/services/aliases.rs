@@ -11,7 +11,9 @@ use super::operations::{OperationError, OperationsHandle};
 use super::records::{ChangeError, NAMES, Records, key_of};
 use crate::proto::alias::{self, ALIAS_FLIP, AliasError, FlipPlan};
 use crate::proto::operation::{RequestError, record_key};
-use crate::types::{AliasRecord, ErrorCode, IndexUid, NamesRecord, OperationEntry, OperationRecord, Scope, TraceId};
+use crate::types::{
+    AliasRecord, ErrorCode, IndexUid, NamesRecord, OperationEntry, OperationRecord, RecordVersion, Scope, TraceId,
+};
 use crate::wire::verbs::RecordAt;
 
 /// Attempts against rivals; each lost one means that another change was made.
@@ -81,7 +83,7 @@ impl Aliases {
     /// `miroir_alias_conflict`, `index_not_found`, or as for every change of names.
     pub async fn create(&self, name: &IndexUid, target: &IndexUid, trace: TraceId) -> Result<(), Failure> {
         self.records.refresh(&key_of(NAMES)).await.map_err(|e| change_failed(&e))?;
-        self.change(trace, |names| alias::create(names, name, target)).await
+        self.change(trace, |names, version| alias::create(names, version, name, target)).await
     }
 
     /// Deletes an alias; the index that it stood for stays. Every member knows that then, or is stale.
@@ -93,7 +95,7 @@ impl Aliases {
         if let Some(flip) = self.newest_flip_of(name).await? {
             return Err(operation_failed(&RequestError::Busy { id: flip.id }.into()));
         }
-        self.change(trace, |names| alias::delete(names, name)).await
+        self.change(trace, |names, _| alias::delete(names, name)).await
     }
 
     /// Has an alias stand for an index: makes it, or begins a flip.
@@ -120,11 +122,11 @@ impl Aliases {
     async fn change(
         &self,
         trace: TraceId,
-        edit: impl Fn(&NamesRecord) -> Result<NamesRecord, AliasError>,
+        edit: impl Fn(&NamesRecord, RecordVersion) -> Result<NamesRecord, AliasError>,
     ) -> Result<(), Failure> {
         for _ in 0..ATTEMPTS {
             let snapshot = self.records.snapshot();
-            let names = edit(&snapshot.names().value).map_err(|e| names_refused(&e))?;
+            let names = edit(&snapshot.names().value, snapshot.names().version).map_err(|e| names_refused(&e))?;
             match self.records.write(NAMES, snapshot.names().version, &names).await {
                 Ok(version) => {
                     let (record, ttl_ms) = (RecordAt { key: key_of(NAMES), version }, self.leases.longest_ttl_ms());

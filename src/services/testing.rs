@@ -273,6 +273,7 @@ impl World {
             (Arc::new(End { own: me.clone(), net: Arc::clone(&self.net) }), Arc::<Metrics>::default());
         let (mut driver, ledger) = ledger::Driver::new(ledger::Parts {
             config: self.ledger_config(&me),
+            configured: true,
             stored,
             ledger: ledger_store,
             store: store.clone(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use miroir::proto::env::{Env, Instant};
-use miroir::proto::lease::{Config, Effect, Fences, LeaseCore, OrderRefusal, WantError, rank};
+use miroir::proto::lease::{Config, Effect, Eligible, Fences, LeaseCore, OrderRefusal, WantError, rank};
 use miroir::proto::operation::Guard;
 use miroir::proto::register::{Answer, Chosen, OpId};
 use miroir::types::{Epoch, Holder, LeaseSign, MemberId, Order, RecordVersion, Scope};
@@ -90,7 +90,7 @@ pub struct Leading {
     inbox: VecDeque<Input>,
     commit: Option<Commit>,
     members: Vec<MemberId>,
-    eligible: bool,
+    eligible: Eligible,
     lives: BTreeMap<MemberId, (Epoch, Instant)>,
     offered: BTreeMap<Scope, (MemberId, Epoch)>,
 }
@@ -129,7 +129,7 @@ impl Leading {
             inbox: VecDeque::new(),
             commit: None,
             members: Vec::new(),
-            eligible: true,
+            eligible: Eligible::Yes,
             lives: BTreeMap::new(),
             offered: BTreeMap::new(),
         }
@@ -161,7 +161,11 @@ impl Leading {
         }
         let mut env = Env { now, rng };
         let mut after = Vec::new();
-        let eligible = standing.fresh && standing.members.contains(&self.me);
+        let eligible = match (standing.members.contains(&self.me), standing.fresh) {
+            (false, _) => Eligible::No,
+            (true, false) => Eligible::Stale,
+            (true, true) => Eligible::Yes,
+        };
         if standing.members != self.members {
             self.members.clone_from(&standing.members);
             self.core.handle_members(&mut env, self.members.clone());

@@ -526,7 +526,7 @@ impl World {
             // A value that nobody else writes.
             names.indexes.insert(uid(index), PhysicalIndex::of(&uid(index), number + 8 * op.0 as u32));
         }
-        let Ok(names) = alias::create(&names, &uid("a"), &uid("i")) else { return };
+        let Ok(names) = alias::create(&names, 0, &uid("a"), &uid("i")) else { return };
         let value = serde_json::to_string(&names).expect("names are JSON");
         self.history.change(op.0, key.as_str(), 0, &value);
         self.requests.insert(op, (key.clone(), Asker::Client));

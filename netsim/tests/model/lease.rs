@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use miroir::proto::env::{Env, Instant};
-use miroir::proto::lease::{Config, Effect, Fences, LeaseCore};
+use miroir::proto::lease::{Config, Effect, Eligible, Fences, LeaseCore};
 use miroir::proto::register::{Answer, Change, Chosen, Read};
 use miroir::types::{Epoch, Holder, IndexUid, LeaseSign, MemberId, Order, Scope};
 use stateright::{Model, Property};
@@ -257,11 +257,11 @@ impl Leases {
         match input {
             Input::Start => {
                 if n + 1 == self.setting.members && time < self.setting.waits {
-                    core.handle_eligible(env, false);
+                    core.handle_eligible(env, Eligible::Stale);
                 }
                 core.handle_want(env, &scope()).expect("there is room");
             }
-            Input::Eligible => core.handle_eligible(env, true),
+            Input::Eligible => core.handle_eligible(env, Eligible::Yes),
             Input::Tick => core.handle_tick(env),
             Input::Release => core.handle_release(env, &scope()),
             Input::Unknown(letter) => {

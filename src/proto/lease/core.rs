@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::effects::{Config, Counts, Effect, LostWhy};
+use super::effects::{Config, Counts, Effect, Eligible, LostWhy};
 use super::fences::{Fences, OrderRefusal};
 use super::holder::{Own, Proof};
 use super::rank;
@@ -141,12 +141,15 @@ impl LeaseCore {
         self.run(env);
     }
 
-    /// Whether this member may lead now: it is active, and its copies are not stale. When not, it gives back all but its own
-    /// `alive:`.
-    pub fn handle_eligible(&mut self, env: &mut Env, eligible: bool) {
-        self.eligible = eligible;
-        if !eligible {
+    /// Whether this member may lead now. When not, it gives back all but its own `alive:`.
+    pub fn handle_eligible(&mut self, env: &mut Env, eligible: Eligible) {
+        self.eligible = eligible == Eligible::Yes;
+        if !self.eligible {
             let held: Vec<Scope> = self.scopes.keys().filter(|s| !self.is_own_life(s)).cloned().collect();
+            if eligible == Eligible::Stale {
+                let loses = |scope: &&Scope| scope.is_led() && self.scopes[*scope].own.hold().is_some();
+                self.counts.losses += held.iter().filter(loses).count() as u64;
+            }
             held.iter().for_each(|scope| self.give_back(env.now, scope));
         }
         self.run(env);

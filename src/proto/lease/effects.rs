@@ -30,6 +30,17 @@ pub enum LostWhy {
     Fenced,
 }
 
+/// Whether a member may lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Eligible {
+    /// It is active, and its copies of the records are not stale.
+    Yes,
+    /// They are stale: it is cut off, and loses what it leads before its leases are over.
+    Stale,
+    /// It is not in service.
+    No,
+}
+
 /// What the driver does, in the order given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
@@ -79,6 +90,6 @@ pub struct Counts {
     pub acquisitions: u64,
     /// Renewals that the ledger took in time.
     pub renewals: u64,
-    /// Holds that ended otherwise than by release.
+    /// Holds that ended otherwise than by release, or because the member had become stale.
     pub losses: u64,
 }

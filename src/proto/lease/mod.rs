@@ -32,6 +32,6 @@ mod sim;
 mod tests;
 
 pub use core::{LeaseCore, WantError};
-pub use effects::{Config, Counts, Effect, LostWhy};
+pub use effects::{Config, Counts, Effect, Eligible, LostWhy};
 pub use fences::{Fences, OrderRefusal};
 pub use view::{Lapse, LeaseRow};

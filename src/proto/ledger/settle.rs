@@ -290,13 +290,16 @@ fn ask_keys(base: &mut Base, list: &Arc<VoterList>, voter: &Voter, round: RoundI
     base.send(&voter.member, Some(voter.store), Some(Arc::clone(list)), item);
 }
 
-/// Who has not been heard for so long that it should not vote.
+/// Who has not been heard for so long that it should not vote, or not come to vote: a list may lose its majority by an
+/// addition, so who is added must have been heard just now.
 fn silent(base: &Base, record: &MeshRecord, now: Instant) -> BTreeSet<MemberId> {
     let votes = |id: &MemberId| record.voters.of_member(id).is_some();
     let quiet = |id: &MemberId| {
         let heard = base.heard.get(id).copied();
+        let (replace_after, shown) = (base.config.voter_replace_after, base.config.renew_interval.saturating_mul(3));
+        let patience = if votes(id) { replace_after } else { replace_after.min(shown) };
         // One that does not vote yet has to be heard before it does; a voter has had since this process began.
-        heard.map_or(!votes(id), |at| now.since(at) >= base.config.voter_replace_after)
+        heard.map_or(!votes(id), |at| now.since(at) >= patience)
     };
     let others = record.members.iter().map(|m| &m.id).filter(|id| **id != base.config.member);
     others.filter(|id| quiet(id)).cloned().collect()

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::handle::{Input, LeaseHandle, Shared};
 use super::view::{Row, View};
 use crate::proto::env::{Env, Instant};
-use crate::proto::lease::{Config, Effect, Fences, Lapse, LeaseCore, LostWhy, rank};
+use crate::proto::lease::{Config, Effect, Eligible, Fences, Lapse, LeaseCore, LostWhy, rank};
 use crate::proto::operation::scope_of_record;
 use crate::proto::register::{Answer, Change, OpId, Read};
 use crate::rt::clock;
@@ -80,7 +80,7 @@ pub struct Driver {
     answers: (mpsc::Sender<Answers>, mpsc::Receiver<Answers>),
     signs: watch::Sender<Vec<LeaseSign>>,
     // What the core was told last, so that it is told only what is new.
-    eligible: bool,
+    eligible: Eligible,
     members: Vec<MemberId>,
     // Since when each scope is held.
     began: BTreeMap<Scope, Instant>,
@@ -120,7 +120,7 @@ impl Driver {
             answers: mpsc::channel(WAITING),
             signs,
             // As the core begins.
-            eligible: true,
+            eligible: Eligible::Yes,
             members: Vec::new(),
             began: BTreeMap::new(),
             ending: BTreeSet::new(),
@@ -148,7 +148,9 @@ impl Driver {
         self.hear_copies().await?;
         let shared = Arc::clone(&self.shared);
         loop {
-            let nap = nap(self.core.next_wake());
+            // Copies become stale without anything being heard.
+            let stale_at = Some(*fresh.borrow()).filter(|_| self.eligible == Eligible::Yes);
+            let nap = nap(self.core.next_wake().into_iter().chain(stale_at).min());
             tokio::select! {
                 input = self.inputs.recv() => match input {
                     Some(input) => self.hear(input).await?,
@@ -295,7 +297,11 @@ impl Driver {
             self.call(|core, env| core.handle_members(env, members));
             self.step().await?;
         }
-        let eligible = state == MemberState::Active && listed && self.ledger.fresh();
+        let eligible = match (state == MemberState::Active && listed, self.ledger.fresh()) {
+            (false, _) => Eligible::No,
+            (true, false) => Eligible::Stale,
+            (true, true) => Eligible::Yes,
+        };
         if eligible != self.eligible {
             self.eligible = eligible;
             self.call(|core, env| core.handle_eligible(env, eligible));

@@ -72,6 +72,7 @@ impl Running {
         };
         let (driver, ledger) = ledger::Driver::new(ledger::Parts {
             config,
+            configured: true,
             stored,
             ledger: ledger_store,
             store: store.clone(),

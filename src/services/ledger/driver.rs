@@ -22,7 +22,7 @@ use crate::proto::ledger::{
 };
 use crate::store::{JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{MemberId, MeshRecord, RecordKey, Versioned};
+use crate::types::{MemberId, MeshId, MeshRecord, RecordKey, Versioned};
 
 /// Commands of this process that wait; whoever comes then waits at the door.
 const INPUTS: usize = 256;
@@ -33,6 +33,8 @@ const TOGETHER: usize = 128;
 pub struct Parts {
     /// How the core is configured.
     pub config: Config,
+    /// Its bootstrap list is that of the member's configuration: no other takes its place.
+    pub configured: bool,
     /// What the ledger's file held when this process began.
     pub stored: Stored,
     /// The ledger's file.
@@ -60,6 +62,8 @@ pub struct Driver {
     outbox: Outbox,
     shared: Arc<Shared>,
     followers: Vec<Arc<dyn Follower>>,
+    // The bootstrap list is the config's.
+    configured: bool,
     waiting: BTreeMap<OpId, Waiting>,
     groups: BTreeMap<u64, Group>,
     next: u64,
@@ -92,13 +96,13 @@ impl std::fmt::Debug for Driver {
 impl Driver {
     /// Builds the core from what is stored. Nothing is sent or stored before [`Driver::run`].
     pub fn new(parts: Parts) -> (Self, LedgerHandle) {
-        let Parts { config, stored, ledger, store, journals, peers, metrics } = parts;
+        let Parts { config, configured, stored, ledger, store, journals, peers, metrics } = parts;
         let mut rng = fastrand::Rng::with_seed(seed());
         let copies = Copies::new(stored.copies.clone());
         let start = stored.start;
         let core = Ledger::recover(config.clone(), stored, &mut Env { now: now(), rng: &mut rng });
         let status = Status {
-            mesh: core.mesh(),
+            mesh: told_mesh(&core),
             record: copies.get(&RecordKey::mesh()).and_then(read_mesh),
             voters: core.voters().cloned().map(Arc::new),
             bootstrap: config.bootstrap.is_some(),
@@ -127,6 +131,7 @@ impl Driver {
             outbox,
             shared,
             followers: Vec::new(),
+            configured,
             waiting: BTreeMap::new(),
             groups: BTreeMap::new(),
             next: 0,
@@ -210,6 +215,8 @@ impl Driver {
             Input::Recover(survivors) => self.call(|core, env| core.submit(env, Command::Recover { survivors })),
             Input::Init(list, text, answer) => {
                 let done = match self.refuse_init() {
+                    // It was given before; the answer may have been lost.
+                    _ if self.core.mesh().is_none() && self.config.bootstrap.as_ref() == Some(&*list) => Ok(()),
                     Some(refused) => Err(refused),
                     None => {
                         self.config.bootstrap = Some(*list);
@@ -225,10 +232,11 @@ impl Driver {
         Ok(())
     }
 
+    /// Who has a list may be given another as long as it knows of no mesh, not even of one that is being made.
     fn refuse_init(&self) -> Option<InitError> {
-        match self.core.mesh() {
-            Some(mesh) => Some(InitError::Member(mesh)),
-            None => self.config.bootstrap.is_some().then_some(InitError::Other),
+        match self.core.stored().mesh {
+            Some((mesh, _)) => Some(InitError::Member(mesh)),
+            None => self.configured.then_some(InitError::Configured),
         }
     }
 
@@ -342,7 +350,7 @@ impl Driver {
 
     /// Brings what else others may know of the core up to date.
     fn tell_status(&self) {
-        let (mesh, voters) = (self.core.mesh(), self.core.voters());
+        let (mesh, voters) = (told_mesh(&self.core), self.core.voters());
         let (waits_to_vote, recovering) = (self.core.waits_to_vote(), self.core.recovering().map(recovery));
         self.shared.status.send_if_modified(|status| {
             let changed = status.mesh != mesh
@@ -474,4 +482,10 @@ fn log(notice: &Notice) {
         | Notice::Recovering { .. }
         | Notice::Malformed { .. } => tracing::warn!("{notice_text}"),
     }
+}
+
+/// The mesh that others are told of. Survivors that are making a new one belong to none meanwhile: some of them may be in it
+/// already, and would not speak with one of the old.
+fn told_mesh(core: &Ledger) -> Option<MeshId> {
+    core.mesh().filter(|_| core.recovering().is_none())
 }

@@ -231,9 +231,9 @@ pub enum InitError {
     /// It belongs to a mesh.
     #[error("this member belongs to mesh {0} already")]
     Member(MeshId),
-    /// It has a list.
-    #[error("this member makes a mesh with another list already")]
-    Other,
+    /// It has the list of its configuration.
+    #[error("this member makes a mesh with the list of its configuration ([mesh] bootstrap), which is another")]
+    Configured,
     /// The driver has ended.
     #[error("this member's ledger has ended")]
     Ended,

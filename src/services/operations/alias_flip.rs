@@ -40,7 +40,9 @@ enum Stopped {
 
 impl From<Stopped> for Outcome {
     fn from(stopped: Stopped) -> Self {
-        Self::Failed { why: stopped.to_string(), retry: matches!(stopped, Stopped::Again(_)) }
+        // Whoever was overtaken is told so by its guard, unless it is about to hear of the epochs of a mesh that was recovered.
+        let retry = matches!(stopped, Stopped::Again(_) | Stopped::Alias(AliasError::Stale { .. }));
+        Self::Failed { why: stopped.to_string(), retry }
     }
 }
 

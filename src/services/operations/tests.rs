@@ -382,6 +382,7 @@ fn targets(world: &World) -> BTreeMap<usize, String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_member_knows_a_flip_that_is_done() {
     let world = with_alias().await;
+    let first = aliases(&world, 1).get(&uid("live")).unwrap().version;
     for (i, to) in [(1, "b"), (2, "a"), (0, "b")] {
         let id = flip(&world, i, to).await;
         let op = known(&world, i, &id, |op| op.state.is_final()).await;
@@ -392,7 +393,7 @@ async fn every_member_knows_a_flip_that_is_done() {
     assert_eq!(same, Pointed::Same);
     let alias = aliases(&world, 1).get(&uid("live")).unwrap();
     let former: Vec<&str> = alias.history.iter().map(|f| f.target.as_str()).collect();
-    assert_eq!((alias.version, former), (4, vec!["a", "b", "a"]));
+    assert_eq!((alias.version, former), (first + 3, vec!["a", "b", "a"]));
     let done: u64 = (0..3).map(|i| world.at(i).metrics.operation_orders.with_label_values(&["done"]).get()).sum();
     assert!(done >= 9, "every member was ordered to confirm each: {done}");
 }
@@ -512,6 +513,7 @@ async fn a_flip_whose_target_goes_fails_and_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flip_goes_on_when_its_leader_is_killed() {
     let mut world = with_alias().await;
+    let first = aliases(&world, 0).get(&uid("live")).unwrap().version;
     // One member that does not confirm keeps the flip under way for a TTL.
     world.cut(0);
     let mut leader = None;
@@ -542,5 +544,5 @@ async fn a_flip_goes_on_when_its_leader_is_killed() {
     })
     .await;
     let name = IndexUid::new("live").unwrap();
-    assert_eq!(aliases(&world, 0).get(&name).unwrap().version, 2, "flipped once");
+    assert_eq!(aliases(&world, 0).get(&name).unwrap().version, first + 1, "flipped once");
 }
