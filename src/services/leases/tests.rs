@@ -12,13 +12,16 @@ use tokio::task::JoinHandle;
 use super::{Driver, Inputs, LeaseHandle, OrderError, Parts};
 use crate::net::{Answer, Call, CallError, Peers};
 use crate::proto::lease::{Config, OrderRefusal, rank};
-use crate::proto::ledger::{Bootstrap, BootstrapMember, Config as LedgerConfig};
+use crate::proto::ledger::{Answer as LedgerAnswer, Bootstrap, BootstrapMember, Config as LedgerConfig};
+use crate::proto::operation::record_key;
 use crate::services::cluster::MemberState;
-use crate::services::ledger::{self, LedgerHandle, now};
+use crate::services::ledger::{self, ChangeRequest, LedgerHandle, now};
 use crate::services::testing::{World, member, within};
 use crate::store::{JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{Epoch, GroupId, IndexUid, LeaseValue, MemberId, Order, RecordKey, Scope};
+use crate::types::{
+    AliasRecord, Epoch, GroupId, IndexUid, LeaseValue, MemberId, NamesRecord, OperationRecord, Order, RecordKey, Scope,
+};
 
 /// Nothing here takes nearly so long, unless it never happens.
 const LONG: Duration = Duration::from_secs(30);
@@ -272,6 +275,32 @@ async fn a_stale_order_is_refused_also_by_the_next_process() {
     again.leases.want(flip("b")).await.unwrap();
     assert!(again.held(&flip("b")).await > Epoch::new(5).unwrap(), "who leads next is above every epoch seen");
     again.kill().await;
+}
+
+#[tokio::test]
+async fn who_leads_next_is_above_every_epoch_that_records_show() {
+    // Where survivors have put their records together, a lease may be older than what was written under it.
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    running.held(&Scope::Membership).await;
+    let (shown, named) = (Epoch::new(41).unwrap(), Epoch::new(43).unwrap());
+    let record = OperationRecord { epoch: shown, ..OperationRecord::default() };
+    let alias = |epoch| AliasRecord { target: IndexUid::new("i").unwrap(), version: 1, epoch, history: Vec::new() };
+    let names = NamesRecord { aliases: [(IndexUid::new("b").unwrap(), alias(named))].into(), ..NamesRecord::default() };
+    let values = [
+        (record_key(&flip("a")), serde_json::to_string(&record).unwrap()),
+        ("names".to_owned(), serde_json::to_string(&names).unwrap()),
+    ];
+    for (key, value) in values {
+        let key = RecordKey::new(key).unwrap();
+        let change = ChangeRequest { key, expected: 0, value: value.into(), quiet: false };
+        assert!(matches!(running.ledger.change(change, LONG).await, LedgerAnswer::Changed { .. }));
+    }
+    for (scope, shown) in [(flip("a"), shown), (flip("b"), named)] {
+        running.leases.want(scope.clone()).await.unwrap();
+        assert!(running.held(&scope).await > shown, "{scope}");
+    }
+    running.kill().await;
 }
 
 #[tokio::test]
