@@ -8,6 +8,7 @@
 //! | `write` | rows of replicas, whole and in order |
 //! | `read` | what a replica begins with, entries, where a part stands |
 //! | `repair` | what is left of a journal that is damaged |
+//! | `applier` | what appliers have noted, and what became of entries |
 //! | `keep` | which journals there are, how large and how old; deleting them |
 //!
 //! **Hashes.** Each entry carries a hash of its own row, its place in it; they are not chained. A chain would tell a missing
@@ -22,6 +23,7 @@
 //! Rule: what was told to be durable is read as it was written, or said to be damaged. Must not know: who is primary, what a
 //! body says, any clock.
 
+mod applier;
 mod file;
 mod head;
 mod keep;
@@ -32,6 +34,7 @@ mod row;
 mod tests;
 mod write;
 
+pub use applier::{Applied, EntryOutcome, StoredApplier};
 pub use file::JournalStore;
 pub use keep::Listed;
 pub use write::Apply;

@@ -117,11 +117,7 @@ pub(super) const ENTRY: &str = "SELECT place, epoch, task, part, kind, stored_at
 
 /// What a row is; the inner error says why it can't be what was written.
 pub(super) fn entry_of(row: &Row<'_>) -> Result<Result<Entry, String>, StoreError> {
-    let mut hash = Hash::default();
-    for column in (0..8).chain([9]) {
-        hash.add(row.get_ref(column)?);
-    }
-    if row.get_ref(8)? != ValueRef::Integer(hash.value()) {
+    if !is_written(row)? {
         return Ok(Err("its hash is another".into()));
     }
     let task: Option<u32> = row.get(2)?;
@@ -145,6 +141,34 @@ pub(super) fn entry_of(row: &Row<'_>) -> Result<Result<Entry, String>, StoreErro
     let part = task.zip(part).map(|(task, part)| TaskPart { task: TaskUid(task), part });
     let entry = Entry { at: Position { epoch, seq }, part, kind, body: Body(body) };
     Ok(if entry.is_well_formed() { Ok(entry) } else { Err("it is no entry".into()) })
+}
+
+/// What an applier must know of an entry, without unpacking its body: number, kind, part and length.
+pub(super) type Outline = (u64, Kind, Option<TaskPart>, usize);
+
+/// The outline of a row of [`ENTRY`], and how many bytes its body takes here; the inner error says why it can't be what was
+/// written.
+pub(super) fn outline_of(row: &Row<'_>) -> Result<Result<(Outline, usize), String>, StoreError> {
+    if !is_written(row)? {
+        return Ok(Err("its hash is another".into()));
+    }
+    let part = row.get::<_, Option<u32>>(2)?.zip(row.get(3)?);
+    let part = part.map(|(task, part)| TaskPart { task: TaskUid(task), part });
+    let (kind, plain) = (kind_of(row.get(4)?), usize::try_from(row.get::<_, i64>(7)?).ok());
+    let packed = row.get_ref(9)?.as_blob().map_or(0, <[u8]>::len);
+    Ok(match kind.zip(plain) {
+        Some((kind, plain)) => Ok(((seq_of(row.get(0)?), kind, part, plain), packed)),
+        None => Err("its columns are out of their bounds".into()),
+    })
+}
+
+/// Whether the hash of a row of [`ENTRY`] is its own.
+fn is_written(row: &Row<'_>) -> Result<bool, StoreError> {
+    let mut hash = Hash::default();
+    for column in (0..8).chain([9]) {
+        hash.add(row.get_ref(column)?);
+    }
+    Ok(row.get_ref(8)? == ValueRef::Integer(hash.value()))
 }
 
 /// Notes where an epoch begins.

@@ -11,6 +11,7 @@ use rusqlite::Transaction;
 use super::super::StoreError;
 use super::super::db::GROUP_BYTES;
 use super::super::row::{malformed, to_sql};
+use super::applier::forget_outcomes;
 use super::file::JournalStore;
 use super::head::Head;
 use super::row::{epoch_of, insert_entry, insert_mark, insert_part, place, seq_of};
@@ -236,5 +237,5 @@ fn trim(tx: &Transaction<'_>, head: &mut Head, floor: Position) -> Result<(), St
 fn delete_between(tx: &Transaction<'_>, ends: (i64, i64)) -> Result<(), StoreError> {
     tx.prepare_cached("DELETE FROM entries WHERE place BETWEEN ?1 AND ?2")?.execute(ends)?;
     tx.prepare_cached("DELETE FROM epochs WHERE place BETWEEN ?1 AND ?2")?.execute(ends)?;
-    Ok(())
+    forget_outcomes(tx, ends)
 }
