@@ -187,10 +187,12 @@ pub struct AppendPart {
 /// What became of one part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Appended {
-    /// Every replica in sync has stored it; it is never lost.
+    /// Every replica in sync has stored what stands under the part; it is never lost.
     Committed {
         /// Its number.
         seq: u64,
+        /// A refusal stands there: the part itself will never be done.
+        refused: bool,
         /// How many are in sync.
         in_sync: u32,
         /// How many copies the shard should have.

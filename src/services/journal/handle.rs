@@ -16,7 +16,7 @@ use super::inbox::{Inbox, NotTaken};
 use super::records::{self, CreateError};
 use crate::proto::env::Instant;
 use crate::proto::journal::entry::ENTRY_BODY_MAX_BYTES;
-use crate::proto::journal::{Answer, Body, Entry, Hint, Kind, Write};
+use crate::proto::journal::{Answer, Body, Entry, Hint, Kind, Stands, Write};
 use crate::services::ledger::{LedgerHandle, now};
 use crate::store::{JournalStore, StoreError};
 use crate::types::limits::APPEND_PARTS_MAX;
@@ -35,7 +35,7 @@ pub(super) enum Input {
     Applied(Vec<(JournalKey, u64)>),
     Unapplied(Vec<(JournalKey, u64)>),
     Trim(JournalKey, u64),
-    Snapshot { key: JournalKey, at: Position, parts: Vec<(TaskPart, u64)>, tell: oneshot::Sender<bool> },
+    Snapshot { key: JournalKey, at: Position, parts: Vec<(TaskPart, Stands)>, tell: oneshot::Sender<bool> },
     Repair(JournalKey, String),
     Status(PhysicalIndex, oneshot::Sender<BTreeMap<ShardId, ShardStatus>>),
     HandOver(oneshot::Sender<()>),
@@ -185,7 +185,7 @@ impl JournalHandle {
             let length = usize::try_from(part.length).unwrap_or(usize::MAX);
             let end = at.checked_add(length).filter(|end| *end <= body.len());
             let Some(end) = end else { return malformed("the parts are longer than the body") };
-            if length > ENTRY_BODY_MAX_BYTES || part.kind == Kind::Empty {
+            if length > ENTRY_BODY_MAX_BYTES || matches!(part.kind, Kind::Empty | Kind::Home) {
                 return malformed("a part that can't be written");
             }
             let write = Write { part: part.part, kind: part.kind, body: Body(body[at..end].into()) };
@@ -279,7 +279,7 @@ impl JournalHandle {
     }
 
     /// The copy here has been made anew, as it was at `at`, with the parts that stood there. Says whether that was taken.
-    pub async fn snapshot(&self, key: &JournalKey, at: Position, parts: Vec<(TaskPart, u64)>) -> bool {
+    pub async fn snapshot(&self, key: &JournalKey, at: Position, parts: Vec<(TaskPart, Stands)>) -> bool {
         let (tell, wait) = oneshot::channel();
         drop(self.inputs.send(Input::Snapshot { key: key.clone(), at, parts, tell }).await);
         wait.await.unwrap_or(false)
@@ -342,8 +342,8 @@ pub(super) fn unknown() -> Answer {
 fn appended(answer: Answer) -> Appended {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     match answer {
-        Answer::Committed { seq, in_sync, copies } => {
-            Appended::Committed { seq, in_sync: count(in_sync), copies: count(copies) }
+        Answer::Committed { seq, refused, in_sync, copies } => {
+            Appended::Committed { seq, refused, in_sync: count(in_sync), copies: count(copies) }
         }
         Answer::NotPrimary(hint) => Appended::NotPrimary(hint.primary, hint.epoch),
         Answer::NoQuorum => Appended::NoQuorum,
@@ -357,8 +357,8 @@ fn appended(answer: Answer) -> Appended {
 pub(super) fn answer_of(appended: Appended) -> Answer {
     let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
     match appended {
-        Appended::Committed { seq, in_sync, copies } => {
-            Answer::Committed { seq, in_sync: count(in_sync), copies: count(copies) }
+        Appended::Committed { seq, refused, in_sync, copies } => {
+            Answer::Committed { seq, refused, in_sync: count(in_sync), copies: count(copies) }
         }
         Appended::NotPrimary(primary, epoch) => Answer::NotPrimary(Hint { primary, epoch }),
         Appended::NoQuorum => Answer::NoQuorum,

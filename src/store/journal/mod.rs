@@ -34,7 +34,7 @@ mod row;
 mod tests;
 mod write;
 
-pub use applier::{Applied, EntryOutcome, StoredApplier};
+pub use applier::{ApplierRows, EntryOutcome, StoredApplier};
 pub use file::JournalStore;
 pub use keep::Listed;
 pub use write::Apply;

@@ -15,7 +15,7 @@ use super::applier::forget_outcomes;
 use super::file::JournalStore;
 use super::head::Head;
 use super::row::{epoch_of, insert_entry, insert_mark, insert_part, place, seq_of};
-use crate::proto::journal::{Entry, Rows};
+use crate::proto::journal::{Entry, Rows, Stands};
 use crate::types::{JournalKey, Position, TaskPart};
 
 /// What one replica wants stored.
@@ -26,12 +26,12 @@ pub struct Apply {
     /// What.
     pub rows: Rows,
     /// With [`Rows::begin_at`]: the parts of tasks that came with the snapshot, and where they stood.
-    pub parts: Vec<(TaskPart, u64)>,
+    pub parts: Vec<(TaskPart, Stands)>,
 }
 
 impl Apply {
     fn weight(&self) -> usize {
-        self.rows.entries.iter().map(Entry::weight).sum::<usize>() + self.parts.len() * size_of::<(TaskPart, u64)>()
+        self.rows.entries.iter().map(Entry::weight).sum::<usize>() + self.parts.len() * size_of::<(TaskPart, Stands)>()
     }
 }
 
@@ -116,7 +116,7 @@ fn write_one(
     tx: &Transaction<'_>,
     head: &mut Head,
     rows: &Rows,
-    parts: &[(TaskPart, u64)],
+    parts: &[(TaskPart, Stands)],
     stored_at: i64,
 ) -> Result<(), StoreError> {
     if let Some(at) = rows.begin_at {
@@ -144,7 +144,7 @@ fn begin_at(
     tx: &Transaction<'_>,
     head: &mut Head,
     at: Position,
-    parts: &[(TaskPart, u64)],
+    parts: &[(TaskPart, Stands)],
     stored_at: i64,
 ) -> Result<(), StoreError> {
     Head::retire(tx, head.id)?;
@@ -152,11 +152,11 @@ fn begin_at(
     *head = Head { epoch: head.epoch.max(at.epoch), floor: at, last: at, commit: at.seq, applied: at.seq, ..new };
     place(head.id, at.seq)?;
     head.put(tx)?;
-    for (part, seq) in parts {
-        if *seq > at.seq {
-            return refuse(head, format!("part {part} at {seq} came with a snapshot at {at}"));
+    for (part, stands) in parts {
+        if stands.seq > at.seq {
+            return refuse(head, format!("part {part} at {} came with a snapshot at {at}", stands.seq));
         }
-        insert_part(tx, head.id, *part, *seq, stored_at)?;
+        insert_part(tx, head.id, *part, *stands, stored_at)?;
     }
     Ok(())
 }
@@ -171,7 +171,7 @@ fn push(tx: &Transaction<'_>, head: &mut Head, entry: &Entry, stored_at: i64) ->
         insert_mark(tx, head.id, at)?;
     }
     if let Some(part) = entry.part {
-        insert_part(tx, head.id, part, at.seq, stored_at)?;
+        insert_part(tx, head.id, part, entry.stands(), stored_at)?;
     }
     head.last = at;
     Ok(())
