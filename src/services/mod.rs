@@ -10,6 +10,7 @@
 //! | [`jobs`] | long work that several members share |
 //! | [`aliases`] | names that stand for an index |
 //! | [`mesh`] | how the mesh is made, and who belongs to it |
+//! | [`apply`] | committed entries, into the own node; not used by the binary yet |
 //! | [`records`] | the records of names and indexes |
 //! | [`local`] | everything that touches the own node |
 //! | [`members`] | one way to ask any member, the own one included |
@@ -28,6 +29,7 @@
 //! Must not know: HTTP types of the API, SQL, quinn.
 
 pub mod aliases;
+pub mod apply;
 pub mod cluster;
 pub mod documents;
 pub mod failure;

@@ -160,6 +160,54 @@ pub enum Request {
     Journal,
     /// Parts of a client's request, for the primary of their shards.
     Append(Append),
+    /// Your verdicts on entries of shards of which you are the primary.
+    Verdicts(VerdictsOf),
+    /// The documents that one entry names, as you have them, if you are the primary of its shard.
+    Documents(DocumentsOf),
+}
+
+/// Entries whose verdicts are wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictsOf {
+    /// Of which index.
+    pub index: PhysicalIndex,
+    /// Of which shards, from which entry to which.
+    pub shards: Vec<(ShardId, u64, u64)>,
+}
+
+/// Verdicts on entries of one shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardVerdicts {
+    /// Which shard.
+    pub shard: ShardId,
+    /// From the first that was asked for to here every entry has one.
+    pub to: u64,
+    /// The entries among them that failed, in order; all others were applied.
+    pub failed: Vec<EntryError>,
+}
+
+/// Why an entry failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryError {
+    /// Which entry.
+    pub seq: u64,
+    /// Meilisearch's code.
+    pub code: String,
+    /// For people.
+    pub message: String,
+}
+
+/// An entry whose documents are wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DocumentsOf {
+    /// Of which index.
+    pub index: PhysicalIndex,
+    /// Of which shard.
+    pub shard: ShardId,
+    /// Which entry.
+    pub seq: u64,
+    /// Behind this one no conditional entry of the shard may have been done.
+    pub first: u64,
 }
 
 /// Parts of a request for shards of one index; the body holds what each says, one behind the other.
@@ -320,6 +368,12 @@ pub enum Reply {
     TaskIds(Vec<TaskUid>),
     /// What became of each part, in their order.
     Appended(Vec<Appended>),
+    /// Verdicts, of those shards of which the asked member is the primary.
+    Verdicts(Vec<ShardVerdicts>),
+    /// The documents are in the body as NDJSON; of these ids there are none.
+    Documents(Vec<String>),
+    /// The documents can't be had as they have to be; `true`: not now, `false`: never.
+    NoDocuments(bool),
 }
 
 macro_rules! verbs {
@@ -392,6 +446,8 @@ verbs! {
     13 Replicate Journal,
     14 Replicate Append(payload),
     15 Control TaskIds(payload),
+    16 Replicate Verdicts(payload),
+    17 Replicate Documents(payload),
 }
 
 /// The number of [`Request::Read`].
@@ -442,6 +498,8 @@ mod tests {
             Request::Node(NodeQuestion::Tasks(vec![1, 2])),
             Request::Task(TaskUid(9)),
             Request::TaskIds(64),
+            Request::Verdicts(VerdictsOf { index: index.clone(), shards: vec![(ShardId(1), 3, u64::MAX)] }),
+            Request::Documents(DocumentsOf { index: index.clone(), shard: ShardId(1), seq: 4, first: 2 }),
             Request::Order(LeaderOrder {
                 head: Order { scope: Scope::Ilm, epoch: Epoch::ZERO, record: "operation:ilm".into(), version: 4 },
                 operation: "op".into(),

@@ -273,6 +273,22 @@ impl JournalHandle {
         Ok(())
     }
 
+    /// The node has applied some shards up to there, and lost what it had of others behind these; all of it is durable already.
+    pub async fn tell_applied(&self, applied: Vec<(JournalKey, u64)>, unapplied: Vec<(JournalKey, u64)>) {
+        // Without its driver the process is about to end.
+        if !unapplied.is_empty() {
+            drop(self.inputs.send(Input::Unapplied(unapplied)).await);
+        }
+        if !applied.is_empty() {
+            drop(self.inputs.send(Input::Applied(applied)).await);
+        }
+    }
+
+    /// A read has found a journal damaged: it is repaired, and its copy made anew.
+    pub async fn repair(&self, key: &JournalKey, reason: String) {
+        drop(self.inputs.send(Input::Repair(key.clone(), reason)).await);
+    }
+
     /// Entries up to `to` are older than the retention: what nobody needs of them goes.
     pub async fn trim(&self, key: &JournalKey, to: u64) {
         drop(self.inputs.send(Input::Trim(key.clone(), to)).await);

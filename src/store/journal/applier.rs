@@ -12,11 +12,14 @@ use rusqlite::{OptionalExtension, Transaction};
 use super::super::StoreError;
 use super::super::row::{Hash, from_sql, to_sql};
 use super::file::JournalStore;
-use super::head::Head as Journal;
+use super::head::{HEAD, Head as Journal};
 use super::row::{ENTRY, outline_of, place, seq_of};
 use crate::proto::apply::effect::{LaneRow, Need};
 use crate::proto::apply::{Flaw, Head, Note, Rows, Span, Stored};
 use crate::types::{JournalKey, PhysicalIndex, ShardId};
+
+const APPLIERS: &str = "SELECT physical FROM appliers UNION SELECT physical FROM lanes \
+                        UNION SELECT physical FROM journals WHERE applied < last";
 
 /// Left out when numbers of notes are lost: more than any applier has given since it last stored one.
 const LOST_NOTES: u64 = 1 << 32;
@@ -53,7 +56,7 @@ pub struct EntryOutcome {
 }
 
 impl JournalStore {
-    /// Indexes of which an applier has stored something.
+    /// Indexes of which an applier has stored something, or has entries that are not applied.
     ///
     /// Cancel-safe.
     ///
@@ -61,7 +64,7 @@ impl JournalStore {
     /// [`StoreError`].
     pub async fn appliers(&self) -> Result<Vec<PhysicalIndex>, StoreError> {
         self.read(|tx| {
-            let mut found = tx.prepare_cached("SELECT physical FROM appliers UNION SELECT physical FROM lanes")?;
+            let mut found = tx.prepare_cached(APPLIERS)?;
             let names = found.query_map([], |row| row.get::<_, String>(0))?;
             let mut all = Vec::new();
             for name in names {
@@ -84,6 +87,52 @@ impl JournalStore {
     pub async fn applier(&self, index: &PhysicalIndex) -> Result<StoredApplier, StoreError> {
         let index = index.clone();
         self.read(move |tx| read_applier(tx, &index)).await
+    }
+
+    /// The position of one shard's copy, if it has one that is what was written.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn lane(&self, key: &JournalKey) -> Result<Option<LaneRow>, StoreError> {
+        let key = key.clone();
+        self.read(move |tx| {
+            let sql = "SELECT checked, row, hash FROM lanes WHERE physical = ?1 AND shard = ?2";
+            let mut found = tx.prepare_cached(sql)?;
+            let row = found.query_row((key.index.as_str(), key.shard.0), |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?))
+            });
+            let row = row.optional()?.filter(|(checked, text, hash)| {
+                *hash == hash_of_lane(&key.index, key.shard, *checked, text)
+            });
+            Ok(row.and_then(|(_, text, _)| serde_json::from_str(&text).ok()))
+        })
+        .await
+    }
+
+    /// Of each journal of an index up to where it is applied, and known to be committed; those that are damaged say nothing.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn positions(&self, index: &PhysicalIndex) -> Result<BTreeMap<ShardId, (u64, u64)>, StoreError> {
+        let index = index.clone();
+        self.read(move |tx| {
+            let mut found = tx.prepare_cached(&format!("{HEAD} WHERE physical = ?1"))?;
+            let mut rows = found.query([index.as_str()])?;
+            let mut all = BTreeMap::new();
+            while let Some(row) = rows.next()? {
+                match Journal::read(row) {
+                    Ok(journal) => drop(all.insert(journal.key.shard, (journal.applied, journal.commit))),
+                    Err(StoreError::Damaged { .. }) => {}
+                    Err(other) => return Err(other),
+                }
+            }
+            Ok(all)
+        })
+        .await
     }
 
     /// Makes all of this durable, whole or not at all, and the journals' applied positions with it.
@@ -142,7 +191,7 @@ impl JournalStore {
         .await
     }
 
-    /// What became of these entries; each must be applied.
+    /// What became of those of these entries that are applied.
     ///
     /// Cancel-safe.
     ///
@@ -158,7 +207,7 @@ impl JournalStore {
             let Some(journal) = Journal::find(tx, &key)? else { return Ok(BTreeMap::new()) };
             let last = place(journal.id, journal.last.seq)?;
             let mut all = BTreeMap::new();
-            for seq in seqs {
+            for seq in seqs.into_iter().filter(|seq| *seq <= journal.applied) {
                 let at = place(journal.id, seq)?;
                 let changed = tx
                     .prepare_cached("SELECT changed FROM counted WHERE place = ?1")?
