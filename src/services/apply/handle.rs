@@ -170,11 +170,7 @@ impl ApplyHandle {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn outcomes(
-        &self,
-        key: &JournalKey,
-        seqs: Vec<u64>,
-    ) -> Result<BTreeMap<u64, EntryOutcome>, StoreError> {
+    pub async fn outcomes(&self, key: &JournalKey, seqs: Vec<u64>) -> Result<BTreeMap<u64, EntryOutcome>, StoreError> {
         self.store.outcomes(key, seqs).await
     }
 

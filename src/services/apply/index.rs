@@ -80,8 +80,7 @@ pub(super) async fn run(common: Arc<Common>, index: PhysicalIndex, board: Arc<Bo
     let lanes = lags.keys().copied().collect();
     let committed = lags.iter().map(|(shard, lag)| (*shard, lag.committed)).collect();
     let verdicts = Verdicts::of(stored.checked, &lags);
-    let core =
-        Applier::recover(&mut Env { now: now(), rng: &mut rng }, common.config.core.clone(), stored.stored);
+    let core = Applier::recover(&mut Env { now: now(), rng: &mut rng }, common.config.core.clone(), stored.stored);
     common.shared.known().entry(index.clone()).or_default().lags = lags;
     let mut task = Task {
         common,
@@ -195,8 +194,10 @@ impl Task {
         }
         let tell = self.were_made(made);
         self.drain().await?;
-        // Whoever asked may have gone.
-        tell.into_iter().for_each(|tell| drop(tell.send(())));
+        for tell in tell {
+            // Whoever asked may have gone.
+            let _ = tell.send(());
+        }
         Ok(())
     }
 

@@ -177,7 +177,8 @@ mod tests {
         let of = |text: &str| tag_of(&store, Some(text));
         assert_eq!(of(&tag(&store, 12)), Tag::Note(12));
         assert_eq!(tag_of(&store, None), Tag::None);
-        for foreign in [tag(&other, 12), other_tag(&store), "12".into(), format!("{store}:+12"), format!("{store}:012")] {
+        for foreign in [tag(&other, 12), other_tag(&store), "12".into(), format!("{store}:+12"), format!("{store}:012")]
+        {
             assert_eq!(of(&foreign), Tag::Other, "{foreign}");
         }
     }

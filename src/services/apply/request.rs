@@ -173,7 +173,10 @@ mod tests {
     #[test]
     fn payloads_of_one_kind_are_one_payload() {
         let set = Kind::Set { skip_creation: false };
-        assert_eq!(together(set, &["{\"a\":1}\n{\"a\":2}", "{\"a\":3}\n"]).unwrap(), "{\"a\":1}\n{\"a\":2}\n{\"a\":3}\n");
+        assert_eq!(
+            together(set, &["{\"a\":1}\n{\"a\":2}", "{\"a\":3}\n"]).unwrap(),
+            "{\"a\":1}\n{\"a\":2}\n{\"a\":3}\n"
+        );
         assert_eq!(together(Kind::Delete, &[" [1 ,\"a\"]\n", "[]", "[3]"]).unwrap(), "[1 ,\"a\",3]");
         assert_eq!(together(Kind::Delete, &["[]"]).unwrap(), "[]");
         let filter = r#"{"filter":[["a = 1"]]}"#;

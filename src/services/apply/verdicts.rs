@@ -160,7 +160,9 @@ impl Task {
         self.verdicts.asking.remove(of);
         let Some((asked, heard)) = heard else { return Ok(()) };
         for said in heard {
-            let Some((shard, from, to)) = asked.iter().find(|(shard, ..)| *shard == said.shard).copied() else { continue };
+            let Some((shard, from, to)) = asked.iter().find(|(shard, ..)| *shard == said.shard).copied() else {
+                continue;
+            };
             let follows = self.levels.shards.get(&shard).is_some_and(|level| !level.primary);
             let (to, key) = (said.to.min(to), self.key(shard));
             if !follows || to < from {

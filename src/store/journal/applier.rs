@@ -103,9 +103,9 @@ impl JournalStore {
             let row = found.query_row((key.index.as_str(), key.shard.0), |row| {
                 Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?))
             });
-            let row = row.optional()?.filter(|(checked, text, hash)| {
-                *hash == hash_of_lane(&key.index, key.shard, *checked, text)
-            });
+            let row = row
+                .optional()?
+                .filter(|(checked, text, hash)| *hash == hash_of_lane(&key.index, key.shard, *checked, text));
             Ok(row.and_then(|(_, text, _)| serde_json::from_str(&text).ok()))
         })
         .await
@@ -197,11 +197,7 @@ impl JournalStore {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn outcomes(
-        &self,
-        key: &JournalKey,
-        seqs: Vec<u64>,
-    ) -> Result<BTreeMap<u64, EntryOutcome>, StoreError> {
+    pub async fn outcomes(&self, key: &JournalKey, seqs: Vec<u64>) -> Result<BTreeMap<u64, EntryOutcome>, StoreError> {
         let key = key.clone();
         self.read(move |tx| {
             let Some(journal) = Journal::find(tx, &key)? else { return Ok(BTreeMap::new()) };
