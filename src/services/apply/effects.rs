@@ -32,7 +32,13 @@ impl Task {
                     applied.retain(|(of, _)| *of != key);
                     unapplied.push((key, to));
                 }
-                other => self.carry_out_one(other),
+                other => {
+                    // Before anything else is sent.
+                    if matches!(&other, Effect::Trouble { flaw, .. } if flaw.code == "index_not_found") {
+                        self.common.local.doubt_index(&self.index).await;
+                    }
+                    self.carry_out_one(other);
+                }
             }
         }
         self.common.journals.tell_applied(applied, unapplied).await;

@@ -29,6 +29,7 @@ const TIMES: usize = 4_096;
 /// What was done beside the applier.
 #[derive(Debug)]
 pub(super) enum Done {
+    Started { starts: u64, emptied: bool },
     Heads { shard: ShardId, ticket: u64, heads: Vec<Head> },
     Queued { note: u64, queued: Queued },
     Listed { ticket: u64, page: Option<(Page, Times)> },
@@ -188,9 +189,14 @@ impl Task {
         }
         let node = (levels.up, levels.starts) != (self.levels.up, self.levels.starts);
         self.levels = levels;
-        if node {
-            let up = self.levels.up;
-            self.call(|core, env| core.handle_node(env, up));
+        if node && self.levels.up {
+            let (common, index, starts) = (self.common.clone(), self.index.clone(), self.levels.starts);
+            self.done.spawn(async move {
+                let _turn = common.asking.acquire().await.map_err(|_| StoreError::Closed)?;
+                Ok(Done::Started { starts, emptied: common.local.has_lost(&index).await })
+            });
+        } else if node {
+            self.call(|core, env| core.handle_node(env, false));
         }
         let tell = self.were_made(made);
         self.drain().await?;
@@ -236,6 +242,11 @@ impl Task {
 
     async fn did(&mut self, done: Done) -> Result<(), StoreError> {
         match done {
+            Done::Started { starts, emptied } if self.levels.up && starts == self.levels.starts => {
+                self.is_emptied(emptied);
+                self.call(|core, env| core.handle_node(env, true));
+            }
+            Done::Started { .. } => {}
             Done::Heads { shard, ticket, heads } => {
                 self.call(|core, env| core.handle_heads(env, shard, ticket, heads));
             }
@@ -270,6 +281,10 @@ impl Task {
         self.shaken |= shaken;
         self.has_trouble(why);
         self.call(|core, env| core.handle_answered(env, note, answer));
+        self.is_emptied(emptied);
+    }
+
+    fn is_emptied(&mut self, emptied: bool) {
         if emptied {
             tracing::warn!(index = %self.index, "the node does not have the index any more; everything is applied to it again");
             self.emptied = true;

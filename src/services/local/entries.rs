@@ -11,7 +11,7 @@ use http::Method;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::{Local, Slot, percent};
+use super::{Local, Slot, percent, waiting};
 use crate::net::Answer as Answered;
 use crate::net::node::{NodeAnswer, NodeError, NodeRequest};
 use crate::proto::apply::{Answer, Flaw, TaskRef};
@@ -116,13 +116,38 @@ impl Local {
         queued
     }
 
-    /// Whether the node has lost an index that this member has made, and that can be made again from its record alone.
+    /// The node may not have the index any more: that is found out before the next request.
+    pub async fn doubt_index(&self, physical: &PhysicalIndex) {
+        self.slot(physical).enqueue.lock().await.ready = false;
+    }
+
+    /// Whether the node has lost an index that this member has made, and that can be made again from its record alone. That it
+    /// can't be asked is no.
+    pub async fn has_lost(&self, physical: &PhysicalIndex) -> bool {
+        let slot = self.slot(physical);
+        // Nothing comes to the queue meanwhile.
+        let mut on_node = slot.enqueue.lock().await;
+        on_node.ready = false;
+        let Some(record) = self.record_of(physical) else { return false };
+        self.is_emptied(&record.value, &slot, Instant::now() + PATIENCE).await
+    }
+
     async fn is_emptied(&self, record: &IndexRecord, slot: &Slot, deadline: Instant) -> bool {
-        if !slot.local().made || record.settings_version > 0 {
+        #[derive(Deserialize)]
+        struct Page {
+            total: u64,
+        }
+        if !slot.local().made || record.settings_version > 0 || record.deleted {
             return false;
         }
-        let path = format!("/indexes/{}", record.physical);
-        matches!(self.send("question", NodeRequest::get(path), deadline).await, Ok(NodeAnswer { status: 404, .. }))
+        // What waits may be its creation, and what comes behind that.
+        let ask = async |path: String| self.send("question", NodeRequest::get(path), deadline).await;
+        let waits = match ask(waiting(&record.physical)).await {
+            Ok(NodeAnswer { status: 200, body }) => serde_json::from_slice::<Page>(&body).map_or(1, |page| page.total),
+            _ => 1,
+        };
+        let index = async || ask(format!("/indexes/{}", record.physical)).await;
+        waits == 0 && matches!(index().await, Ok(NodeAnswer { status: 404, .. }))
     }
 
     /// The node holds no document of the index any more, and that is known where it matters.
