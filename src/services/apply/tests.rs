@@ -220,7 +220,7 @@ impl All {
 
     /// Something random.
     async fn write_any(&mut self, rng: &mut fastrand::Rng) {
-        let mut some = |rng: &mut fastrand::Rng| -> Vec<Value> {
+        let some = |rng: &mut fastrand::Rng| -> Vec<Value> {
             let count = rng.u32(1..5);
             (0..count).map(|_| document(rng.u16(0..SHARDS), rng.u32(0..6), rng.u32(0..4))).collect()
         };

@@ -180,7 +180,6 @@ impl State {
         self.next = next;
     }
 
-
     fn time(&mut self) -> String {
         self.clock += 1;
         crate::rt::clock::rfc3339_at(self.clock)
@@ -387,7 +386,7 @@ fn filter(body: &[u8]) -> impl Fn(&Value) -> bool {
                 let letter = document[SHARD_FIELD].as_str().unwrap();
                 list.contains(letter) != list.contains("NOT")
             }
-            None => one.strip_prefix("v = ").is_some_and(|v| document["v"].to_string() == v),
+            None => one.strip_prefix("v = ").and_then(|v| v.parse::<u64>().ok()).is_some_and(|v| document["v"] == v),
         })
     }
 }
