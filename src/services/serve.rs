@@ -113,7 +113,7 @@ impl Serve {
             // Nothing here hands out ids.
             Request::TaskIds(_) => Answer::of(Reply::Refused(Refusal::UnknownVerb(call.request.verb()))),
             // Nothing here drives journals.
-            Request::Journal | Request::Append(_) => {
+            Request::Journal | Request::Append(_) | Request::Home => {
                 Answer::of(Reply::Refused(Refusal::UnknownVerb(call.request.verb())))
             }
             Request::Read(read) => self.local.read(read, &call).await,

@@ -160,6 +160,8 @@ pub enum Request {
     Journal,
     /// Parts of a client's request, for the primary of their shards.
     Append(Append),
+    /// A question about tasks, to the primary of a home or to any member: as JSON in the body.
+    Home,
 }
 
 /// Parts of a request for shards of one index; the body holds what each says, one behind the other.
@@ -320,6 +322,8 @@ pub enum Reply {
     TaskIds(Vec<TaskUid>),
     /// What became of each part, in their order.
     Appended(Vec<Appended>),
+    /// The answer to a question about tasks, as JSON in the body.
+    Home,
 }
 
 macro_rules! verbs {
@@ -392,6 +396,7 @@ verbs! {
     13 Replicate Journal,
     14 Replicate Append(payload),
     15 Control TaskIds(payload),
+    18 Replicate Home,
 }
 
 /// The number of [`Request::Read`].
@@ -417,6 +422,7 @@ mod tests {
             Request::Probe,
             Request::Ledger,
             Request::Journal,
+            Request::Home,
             Request::Append(Append {
                 index: index.clone(),
                 parts: vec![AppendPart {

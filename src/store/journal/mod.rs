@@ -9,6 +9,7 @@
 //! | `read` | what a replica begins with, entries, where a part stands |
 //! | `repair` | what is left of a journal that is damaged |
 //! | `keep` | which journals there are, how large and how old; deleting them |
+//! | `homes` | what homes of tasks have made of their journals |
 //!
 //! **Hashes.** Each entry carries a hash of its own row, its place in it; they are not chained. A chain would tell a missing
 //! or exchanged row as well, but that is seen anyway: numbers run on without a gap up to the last one that the head names, and
@@ -24,6 +25,7 @@
 
 mod file;
 mod head;
+mod homes;
 mod keep;
 mod read;
 mod repair;
@@ -33,5 +35,6 @@ mod tests;
 mod write;
 
 pub use file::JournalStore;
+pub use homes::StoredHome;
 pub use keep::Listed;
 pub use write::Apply;
