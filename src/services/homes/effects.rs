@@ -37,8 +37,7 @@ impl Driver {
     /// The same after a report; what is meant for its sender is the answer.
     fn drain_for(&mut self, home: u16, reports: Option<&MemberId>) -> Heard {
         let (mut appends, mut heard) = (Vec::new(), Heard::default());
-        loop {
-            let Some(slot) = self.slots.get_mut(&home) else { break };
+        while let Some(slot) = self.slots.get_mut(&home) {
             let Core::Reigns(epoch, core) = &mut slot.core else { break };
             let epoch = *epoch;
             let Some(effect) = core.poll_effect() else { break };
