@@ -18,6 +18,7 @@
 //! | [`documents`] | adds and deletes documents |
 //! | [`writes`] | sends a write to all replicas |
 //! | [`tasks`] | mesh tasks: ids, parts, state |
+//! | [`homes`] | who keeps tasks, and what members tell them; not used by the binary yet |
 //! | [`task_ids`] | ids from ranges of the ledger; not used by the binary yet |
 //! | [`reads`] | documents by id, listings |
 //! | [`search`] | plans, scatters, merges |
@@ -34,6 +35,7 @@ pub mod cluster;
 pub mod documents;
 pub mod failure;
 pub mod health;
+pub mod homes;
 pub mod indexes;
 pub mod jobs;
 pub mod journal;

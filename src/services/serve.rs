@@ -112,8 +112,8 @@ impl Serve {
             }),
             // Nothing here hands out ids.
             Request::TaskIds(_) => Answer::of(Reply::Refused(Refusal::UnknownVerb(call.request.verb()))),
-            // Nothing here drives journals, or applies them.
-            Request::Journal | Request::Append(_) | Request::Verdicts(_) | Request::Documents(_) => {
+            // Nothing here drives journals, applies them, or keeps tasks in them.
+            Request::Journal | Request::Append(_) | Request::Verdicts(_) | Request::Documents(_) | Request::Home => {
                 Answer::of(Reply::Refused(Refusal::UnknownVerb(call.request.verb())))
             }
             Request::Read(read) => self.local.read(read, &call).await,

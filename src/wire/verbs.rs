@@ -164,6 +164,8 @@ pub enum Request {
     Verdicts(VerdictsOf),
     /// The documents that one entry names, as you have them, if you are the primary of its shard.
     Documents(DocumentsOf),
+    /// A question about tasks, to the primary of a home or to any member: as JSON in the body.
+    Home,
 }
 
 /// Entries whose verdicts are wanted.
@@ -374,6 +376,8 @@ pub enum Reply {
     Documents(Vec<String>),
     /// The documents can't be had as they have to be; `true`: not now, `false`: never.
     NoDocuments(bool),
+    /// The answer to a question about tasks, as JSON in the body.
+    Home,
 }
 
 macro_rules! verbs {
@@ -448,6 +452,7 @@ verbs! {
     15 Control TaskIds(payload),
     16 Replicate Verdicts(payload),
     17 Replicate Documents(payload),
+    18 Replicate Home,
 }
 
 /// The number of [`Request::Read`].
@@ -473,6 +478,7 @@ mod tests {
             Request::Probe,
             Request::Ledger,
             Request::Journal,
+            Request::Home,
             Request::Append(Append {
                 index: index.clone(),
                 parts: vec![AppendPart {

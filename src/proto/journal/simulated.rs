@@ -440,8 +440,8 @@ impl World {
         let op = OpId(self.next_op);
         let Some(pending) = &self.clients[client].pending else { return };
         let (shard, write) = (pending.shard, pending.write.clone());
-        // Somebody gives the task up while its sender goes on.
-        let kind = if self.chance(100) { Kind::Refusal } else { write.kind };
+        // Somebody gives the task up while its sender goes on: by the number, so that no other choice of the seed is another.
+        let kind = if op.0 % 10 == 3 { Kind::Refusal } else { write.kind };
         let write = Write { kind, ..write };
         self.ops.insert(op, (client, write.part));
         let to = self.clients[client].targets.get(&shard).filter(|_| !elsewhere).cloned().unwrap_or(any);

@@ -3,7 +3,7 @@
 //! Rule: an index has at most one applier at any time: the next one begins only when the one before has ended. If the store
 //! fails, or an applier contradicts itself, the driver ends, and with it the process. Must not know: what an applier does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -39,8 +39,6 @@ pub struct Config {
     pub verdicts_min: Duration,
     /// The longest such time.
     pub verdicts_max: Duration,
-    /// Indexes whose journals have no node behind them.
-    pub without_node: BTreeSet<PhysicalIndex>,
 }
 
 impl Default for Config {
@@ -50,7 +48,6 @@ impl Default for Config {
             linger: Duration::from_secs(30),
             verdicts_min: Duration::from_millis(200),
             verdicts_max: Duration::from_secs(10),
-            without_node: BTreeSet::new(),
         }
     }
 }
@@ -185,7 +182,8 @@ impl Driver {
     /// to do.
     async fn begin_with_stored(&mut self) -> Result<(), StoreError> {
         for index in self.common.store.appliers().await? {
-            if self.common.config.without_node.contains(&index) {
+            // No node is behind the journals of tasks.
+            if index.is_of_tasks() {
                 continue;
             }
             self.common.shared.known().entry(index.clone()).or_default();
@@ -243,7 +241,7 @@ impl Driver {
         for (key, copy) in copies.beginning_with(JournalRecord::PREFIX) {
             let Some(index) = JournalRecord::of_key(key) else { continue };
             let known = self.held.get(&index).is_some_and(|held| held.version >= copy.version);
-            if known || self.common.config.without_node.contains(&index) {
+            if known || index.is_of_tasks() {
                 continue;
             }
             // One that can't be read is reported by the journals' driver; the one before stays in use.

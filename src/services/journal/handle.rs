@@ -17,7 +17,9 @@ use super::records::{self, CreateError};
 use crate::proto::env::Instant;
 use crate::proto::journal::entry::ENTRY_BODY_MAX_BYTES;
 use crate::proto::journal::{Answer, Body, Entry, Hint, Kind, Stands, Write};
+use crate::proto::tasks::home::{StoredRow, Touched};
 use crate::services::ledger::{LedgerHandle, now};
+use crate::store::journal::StoredHome;
 use crate::store::{JournalStore, StoreError};
 use crate::types::limits::APPEND_PARTS_MAX;
 use crate::types::{
@@ -180,6 +182,9 @@ impl JournalHandle {
         if append.parts.len() > APPEND_PARTS_MAX {
             return malformed("too many parts");
         }
+        if append.index.is_of_tasks() {
+            return malformed("only a home's own primary writes its journal");
+        }
         let (mut parts, mut at) = (Vec::new(), 0_usize);
         for part in &append.parts {
             let length = usize::try_from(part.length).unwrap_or(usize::MAX);
@@ -247,7 +252,7 @@ impl JournalHandle {
         let most = usize::try_from(commit - from + 1).unwrap_or(usize::MAX);
         let read = self.store.load(key, from, entries.min(most), bytes).await;
         if let Err(StoreError::Damaged { reason, .. }) = &read {
-            drop(self.inputs.send(Input::Repair(key.clone(), reason.clone())).await);
+            self.repair(key, reason.clone()).await;
         }
         read
     }
@@ -284,9 +289,88 @@ impl JournalHandle {
         }
     }
 
-    /// A read has found a journal damaged: it is repaired, and its copy made anew.
+    /// What stands or stood under a part here, committed or not, also after its entry was dropped at the beginning.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::read_committed`].
+    pub async fn find(&self, key: &JournalKey, part: TaskPart) -> Result<Option<Stands>, StoreError> {
+        let found = self.store.find(key, part).await;
+        if let Err(StoreError::Damaged { reason, .. }) = &found {
+            self.repair(key, reason.clone()).await;
+        }
+        found
+    }
+
+    /// What stands in order from `from` on under parts, of at most so many entries, without what it says, and the last entry
+    /// looked at; committed or not.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::read_committed`].
+    pub async fn standing(
+        &self,
+        key: &JournalKey,
+        from: u64,
+        entries: usize,
+    ) -> Result<(Vec<(TaskPart, Stands)>, u64), StoreError> {
+        let read = self.store.standing(key, from, entries).await;
+        if let Err(StoreError::Damaged { reason, .. }) = &read {
+            self.repair(key, reason.clone()).await;
+        }
+        read
+    }
+
+    /// A journal is damaged: what is left of it is kept, and the copy made anew.
     pub async fn repair(&self, key: &JournalKey, reason: String) {
         drop(self.inputs.send(Input::Repair(key.clone(), reason)).await);
+    }
+
+    /// What is stored of a home of tasks.
+    ///
+    /// # Errors
+    /// As [`Self::read_committed`].
+    pub async fn home(&self, key: &JournalKey) -> Result<StoredHome, StoreError> {
+        let home = self.store.home(key).await;
+        if let Err(StoreError::Damaged { reason, .. }) = &home {
+            self.repair(key, reason.clone()).await;
+        }
+        home
+    }
+
+    /// A home has taken in entries up to `to`, which changed these of its rows; all of it is durable when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn home_applied(
+        &self,
+        key: &JournalKey,
+        to: u64,
+        changed: Vec<(Touched, Option<StoredRow>)>,
+    ) -> Result<(), StoreError> {
+        self.store.put_home(key, to, changed).await?;
+        drop(self.inputs.send(Input::Applied(vec![(key.clone(), to)])).await);
+        Ok(())
+    }
+
+    /// These rows of a home are to come with the next [`Self::snapshot`]; see [`JournalStore::stage_home`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn stage_home(&self, key: &JournalKey, first: bool, rows: Vec<StoredRow>) -> Result<(), StoreError> {
+        self.store.stage_home(key, first, rows).await
+    }
+
+    /// The parts that stand up to `to`, for a snapshot that is taken there.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn parts(&self, key: &JournalKey, to: u64) -> Result<Vec<(TaskPart, Stands)>, StoreError> {
+        self.store.parts(key, to).await
     }
 
     /// Entries up to `to` are older than the retention: what nobody needs of them goes.

@@ -190,6 +190,7 @@ fn purge_step(tx: &Transaction<'_>) -> Result<bool, StoreError> {
                  (SELECT task, part FROM parts WHERE journal = ?1 LIMIT ?2)";
     removed += tx.execute(parts, (id, step))?;
     removed += forget_some_outcomes(tx, ends, step)?;
+    removed += tx.execute("DELETE FROM home_rows WHERE journal IN (?1, -?1)", [id])?;
     if removed == 0 {
         tx.execute("DELETE FROM gone WHERE id = ?1", [id])?;
     }

@@ -10,6 +10,7 @@
 //! | `repair` | what is left of a journal that is damaged |
 //! | `applier` | what appliers have noted, and what became of entries |
 //! | `keep` | which journals there are, how large and how old; deleting them |
+//! | `homes` | what homes of tasks have made of their journals |
 //!
 //! **Hashes.** Each entry carries a hash of its own row, its place in it; they are not chained. A chain would tell a missing
 //! or exchanged row as well, but that is seen anyway: numbers run on without a gap up to the last one that the head names, and
@@ -26,6 +27,7 @@
 mod applier;
 mod file;
 mod head;
+mod homes;
 mod keep;
 mod read;
 mod repair;
@@ -36,5 +38,6 @@ mod write;
 
 pub use applier::{ApplierRows, EntryOutcome, StoredApplier};
 pub use file::JournalStore;
+pub use homes::StoredHome;
 pub use keep::Listed;
 pub use write::Apply;

@@ -9,7 +9,7 @@ use super::super::StoreError;
 use super::file::JournalStore;
 use super::head::Head;
 use super::repair::repair;
-use super::row::{ENTRY, PART, SEQ_MAX, entry_of, mark_of, part_of, place};
+use super::row::{ENTRY, PART, SEQ_MAX, entry_of, mark_of, part_of, place, seq_of};
 use crate::proto::journal::log::{Bounds, StoredLog};
 use crate::proto::journal::{Entry, Stands, Stored};
 use crate::types::{JournalKey, Position, TaskPart, TaskUid};
@@ -86,6 +86,45 @@ impl JournalStore {
                 Some(Some((_, at))) if at.seq <= head.last.seq => Ok(Some(at)),
                 Some(_) => Err(damaged(&key, format!("the place of part {part}"))),
             }
+        })
+        .await
+    }
+
+    /// What stands in order from `from` on under parts, of at most so many entries, without what it says; and the last entry
+    /// looked at.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn standing(
+        &self,
+        key: &JournalKey,
+        from: u64,
+        entries: usize,
+    ) -> Result<(Vec<(TaskPart, Stands)>, u64), StoreError> {
+        let key = key.clone();
+        self.read(move |tx| {
+            let Some(head) = Head::find(tx, &key)? else { return Ok((Vec::new(), 0)) };
+            let from = from.clamp(head.floor.seq + 1, SEQ_MAX);
+            let ends = (place(head.id, from)?, place(head.id, SEQ_MAX)?, i64::try_from(entries).unwrap_or(i64::MAX));
+            let sql = "SELECT place, task, part FROM entries WHERE place BETWEEN ?1 AND ?2 ORDER BY place LIMIT ?3";
+            let mut found = tx.prepare_cached(sql)?;
+            let mut known = tx.prepare_cached(&format!("{PART} WHERE journal = ?1 AND task = ?2 AND part = ?3"))?;
+            let (mut rows, mut all, mut last) = (found.query(ends)?, Vec::new(), 0);
+            while let Some(row) = rows.next()? {
+                last = seq_of(row.get(0)?);
+                let (Some(task), Some(part)) = (row.get::<_, Option<u32>>(1)?, row.get::<_, Option<u32>>(2)?) else {
+                    continue;
+                };
+                // The entry's own hash is over its body as well, which is not read here; the part has one of its own.
+                let stands = known.query_row((head.id, task, part), |row| Ok(part_of(row))).optional()?.transpose()?;
+                match stands.flatten() {
+                    Some((part, at)) if at.seq == last => all.push((part, at)),
+                    _ => return Err(damaged(&key, format!("the part of entry {last}"))),
+                }
+            }
+            Ok((all, last))
         })
         .await
     }

@@ -14,6 +14,7 @@ use super::super::row::{malformed, to_sql};
 use super::applier::forget_outcomes;
 use super::file::JournalStore;
 use super::head::Head;
+use super::homes::take_over;
 use super::row::{epoch_of, insert_entry, insert_mark, insert_part, place, seq_of};
 use crate::proto::journal::{Entry, Rows, Stands};
 use crate::types::{JournalKey, Position, TaskPart};
@@ -147,11 +148,13 @@ fn begin_at(
     parts: &[(TaskPart, Stands)],
     stored_at: i64,
 ) -> Result<(), StoreError> {
-    Head::retire(tx, head.id)?;
+    let old = head.id;
+    Head::retire(tx, old)?;
     let new = Head::new(tx, head.key.clone())?;
     *head = Head { epoch: head.epoch.max(at.epoch), floor: at, last: at, commit: at.seq, applied: at.seq, ..new };
     place(head.id, at.seq)?;
     head.put(tx)?;
+    take_over(tx, old, head.id)?;
     for (part, stands) in parts {
         if stands.seq > at.seq {
             return refuse(head, format!("part {part} at {} came with a snapshot at {at}", stands.seq));
