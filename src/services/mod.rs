@@ -10,6 +10,7 @@
 //! | [`jobs`] | long work that several members share |
 //! | [`aliases`] | names that stand for an index |
 //! | [`mesh`] | how the mesh is made, and who belongs to it |
+//! | [`apply`] | committed entries, into the own node; not used by the binary yet |
 //! | [`records`] | the records of names and indexes |
 //! | [`local`] | everything that touches the own node |
 //! | [`members`] | one way to ask any member, the own one included |
@@ -17,6 +18,7 @@
 //! | [`documents`] | adds and deletes documents |
 //! | [`writes`] | sends a write to all replicas |
 //! | [`tasks`] | mesh tasks: ids, parts, state |
+//! | [`homes`] | who keeps tasks, and what members tell them; not used by the binary yet |
 //! | [`task_ids`] | ids from ranges of the ledger; not used by the binary yet |
 //! | [`reads`] | documents by id, listings |
 //! | [`search`] | plans, scatters, merges |
@@ -28,10 +30,12 @@
 //! Must not know: HTTP types of the API, SQL, quinn.
 
 pub mod aliases;
+pub mod apply;
 pub mod cluster;
 pub mod documents;
 pub mod failure;
 pub mod health;
+pub mod homes;
 pub mod indexes;
 pub mod jobs;
 pub mod journal;
