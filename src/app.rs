@@ -20,11 +20,13 @@ use crate::proto::lease::Config as LeaseConfig;
 use crate::proto::ledger::{Bootstrap, Config as LedgerConfig};
 use crate::rt::{Essential, Phase, Shutdown, Signal, Signals, clock, files};
 use crate::services::aliases::Aliases;
+use crate::services::apply::{self, Driver as ApplyDriver};
 use crate::services::cluster::{Cluster, MemberState, NodeHealth, Seen};
 use crate::services::documents::Documents;
 use crate::services::health;
+use crate::services::homes::{self, Driver as HomesDriver, Reporter};
 use crate::services::indexes::Indexes;
-use crate::services::journal::{self, Driver as JournalDriver, JournalHandle, Retention, Seen as Sighted, sight};
+use crate::services::journal::{self, Driver as JournalDriver, JournalHandle, Retention, Seen as Sighted, Sender, sight};
 use crate::services::leases::{self, Driver as LeaseDriver, LeaseHandle};
 use crate::services::ledger::{self, Driver, LedgerHandle};
 use crate::services::local::{Local, Lost};
@@ -227,7 +229,29 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Arc::clone(&metrics),
     )
     .await?;
-    let tasks = Tasks::new(store.clone(), cluster.clone(), members.clone());
+    let peers = Arc::clone(&mesh) as Arc<dyn Peers>;
+    let (apply_driver, apply) = ApplyDriver::new(apply::Parts {
+        config: apply::Config::default(),
+        ledger: ledger.clone(),
+        journals: journal.clone(),
+        store: journals.clone(),
+        local: local.clone(),
+        peers: Arc::clone(&peers),
+        metrics: Arc::clone(&metrics),
+    });
+    let sender = Sender::new(journal.clone(), peers);
+    let (homes_driver, homes) = HomesDriver::new(homes::Parts {
+        config: homes::Config::default(),
+        journals: journal.clone(),
+        sender: sender.clone(),
+        ledger: ledger.clone(),
+        members: members.clone(),
+        cluster: cluster.clone(),
+        ids: task_ids.clone(),
+        outcomes: Arc::new(apply.clone()),
+        hook: None,
+    });
+    let tasks = Tasks::new(homes.clone(), sender);
     let runners: Vec<Arc<dyn Runner>> = vec![Arc::new(AliasFlips::new(records.clone(), Arc::clone(&metrics)))];
     let orders = Orders::new(&runners, leases.clone(), records.clone(), Arc::clone(&metrics));
     let (operations_driver, operations) = OperationsDriver::new(operations::Parts {
@@ -241,7 +265,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let serve = Arc::new(Serve::new(serve::Parts {
         records: records.clone(),
         local: local.clone(),
-        tasks: tasks.clone(),
+        apply: apply.clone(),
+        homes: homes.clone(),
         orders,
         journal: journal.clone(),
         task_ids,
@@ -278,6 +303,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ..MemberGossip::default()
     };
     let gossip = Arc::new(start_gossip(&config, &mesh, &store, &about).await?);
+    let founding = homes::found::found(journal.clone(), leases.clone(), cluster.clone(), seen.subscribe());
+    tokio::spawn(founding);
     let picture = Picture { mesh: Arc::clone(&mesh), cluster: cluster.clone(), me: journal.me().clone(), seen };
     essential.spawn("following the mesh", picture.follow(gossip.members(), ledger.clone()));
     essential.spawn("the driver of journals", journal_driver.run());
@@ -296,8 +323,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let publish = publish(about, Arc::clone(&gossip), cluster.clone(), records.clone(), says);
     essential.spawn("telling of this member", publish);
     essential.spawn("following the records", local.clone().follow_records());
-    tasks.end_unsent().await.map_err(|e| anyhow!("{e:?}"))?;
-    essential.spawn("the sweep of tasks", tasks.clone().sweep(Arc::clone(&metrics)));
+    essential.spawn("the driver of appliers", apply_driver.run());
+    essential.spawn("the driver of homes", homes_driver.run());
+    essential.spawn("what is told to homes", Reporter::new(homes).run());
 
     let control = Control {
         mesh: mesh_service.clone(),

@@ -6,14 +6,18 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::body;
-use super::error::{ApiError, ApiResult, json_value};
+use super::error::{ApiError, ApiResult, json_value, mark};
 use super::params::{Params, decode, index_uid};
 use super::routes::Api;
 use super::search::answer;
+use super::service::DEGRADED;
 use crate::proto::document::{Format, IdList};
-use crate::services::documents::{Addition, failure};
+use crate::proto::tasks::home::entry::KEY_MAX_BYTES;
+use crate::services::documents::{Addition, With, failure};
+use crate::services::tasks::Accepted;
 use crate::types::ErrorCode;
 use crate::types::TraceId;
 
@@ -36,11 +40,53 @@ pub async fn add(
         merge,
         skip_creation: skip_creation(params.get("skipCreation"))?,
         primary_key: params.get("primaryKey").map(str::to_owned),
-        custom_metadata: params.get("customMetadata").map(str::to_owned),
+        with: With { custom_metadata: params.get("customMetadata").map(str::to_owned), key: None },
     };
-    let hold = body::account(&request);
+    let (hold, key) = (body::account(&request), IdempotencyKey::of(&request)?);
     let (_, bytes) = body::read(&api, request).await?;
-    json_value(StatusCode::ACCEPTED, &api.documents.add(&uid, bytes, add, hold, trace).await?)
+    let add = Addition { with: With { key: key.map(|key| key.with(&bytes)), ..add.with }, ..add };
+    accepted(api.documents.add(&uid, bytes, add, hold, trace).await?)
+}
+
+/// The header by which a client repeats a write without doing it twice.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// Such a key, with all of the request but its body.
+struct IdempotencyKey {
+    key: String,
+    request: Sha256,
+}
+
+impl IdempotencyKey {
+    fn of(request: &Request) -> Result<Option<Self>, ApiError> {
+        let Some(value) = request.headers().get(IDEMPOTENCY_KEY) else { return Ok(None) };
+        let key = value.to_str().ok().filter(|key| (1..=KEY_MAX_BYTES).contains(&key.len()));
+        let Some(key) = key else {
+            let message = format!("Invalid header `Idempotency-Key`: expected 1 to {KEY_MAX_BYTES} printable ASCII characters.");
+            return Err(ApiError::new(ErrorCode::BadRequest, message));
+        };
+        let mut hash = Sha256::new();
+        for part in [request.method().as_str(), request.uri().path(), request.uri().query().unwrap_or_default()] {
+            hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+            hash.update(part);
+        }
+        Ok(Some(Self { key: key.to_owned(), request: hash }))
+    }
+
+    /// The key, and the hash of the whole request.
+    fn with(mut self, body: &[u8]) -> (String, [u8; 32]) {
+        self.request.update(body);
+        (self.key, self.request.finalize().into())
+    }
+}
+
+/// The answer to a write that was taken.
+fn accepted(accepted: Accepted) -> ApiResult {
+    let mut response = json_value(StatusCode::ACCEPTED, &accepted.summary)?;
+    if let Some((in_sync, copies)) = accepted.copies.filter(|(in_sync, copies)| in_sync < copies) {
+        mark(response.headers_mut(), DEGRADED, &format!("copies={in_sync}/{copies}"));
+    }
+    Ok(response)
 }
 
 fn skip_creation(value: Option<&str>) -> Result<bool, ApiError> {
@@ -132,9 +178,9 @@ pub async fn delete_one(
     Path((uid, id)): Path<(String, String)>,
     request: Request,
 ) -> ApiResult {
-    let metadata = metadata(&request)?;
+    let (metadata, key) = (metadata(&request)?, IdempotencyKey::of(&request)?);
     let body = Bytes::from(json!([id]).to_string());
-    accepted(api, &uid, body, metadata, trace).await
+    deleted(api, &uid, body, metadata, key, trace).await
 }
 
 /// The one parameter that deletions have.
@@ -150,15 +196,23 @@ pub async fn delete_batch(
     request: Request,
 ) -> ApiResult {
     index_uid(&uid)?;
-    let metadata = metadata(&request)?;
+    let (metadata, key) = (metadata(&request)?, IdempotencyKey::of(&request)?);
     let body = body::json_bytes(&api, request).await?;
-    accepted(api, &uid, body, metadata, trace).await
+    deleted(api, &uid, body, metadata, key, trace).await
 }
 
-async fn accepted(api: Api, uid: &str, body: Bytes, metadata: Option<String>, trace: TraceId) -> ApiResult<Response> {
+async fn deleted(
+    api: Api,
+    uid: &str,
+    body: Bytes,
+    custom_metadata: Option<String>,
+    key: Option<IdempotencyKey>,
+    trace: TraceId,
+) -> ApiResult<Response> {
     let uid = index_uid(uid)?;
+    let with = With { custom_metadata, key: key.map(|key| key.with(&body)) };
     let list = IdList::parse(body).map_err(|e| failure(&e))?;
-    json_value(StatusCode::ACCEPTED, &api.documents.delete_ids(&uid, list, metadata, trace).await?)
+    accepted(api.documents.delete_ids(&uid, list, with, trace).await?)
 }
 
 /// `POST /indexes/{uid}/documents/delete`
@@ -169,7 +223,7 @@ pub async fn delete_by_filter(
     request: Request,
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
-    let metadata = metadata(&request)?;
+    let (custom_metadata, key) = (metadata(&request)?, IdempotencyKey::of(&request)?);
     let map = body::json_object(&api, request, &["filter"]).await?;
     let Some(filter) = map.get("filter") else {
         return Err(ApiError::new(ErrorCode::MissingDocumentFilter, "Missing field `filter`"));
@@ -182,7 +236,8 @@ pub async fn delete_by_filter(
         return Err(ApiError::new(ErrorCode::InvalidDocumentFilter, "Sending an empty filter is forbidden."));
     }
     let body = Bytes::from(json!({ "filter": filter }).to_string());
-    json_value(StatusCode::ACCEPTED, &api.documents.delete_by_filter(&uid, filter, body, metadata, trace).await?)
+    let with = With { custom_metadata, key: key.map(|key| key.with(&body)) };
+    accepted(api.documents.delete_by_filter(&uid, filter, body, with, trace).await?)
 }
 
 /// `DELETE /indexes/{uid}/documents`
@@ -193,6 +248,7 @@ pub async fn delete_all(
     request: Request,
 ) -> ApiResult {
     let uid = index_uid(&uid)?;
-    let metadata = metadata(&request)?;
-    json_value(StatusCode::ACCEPTED, &api.documents.delete_all(&uid, metadata, trace).await?)
+    let (custom_metadata, key) = (metadata(&request)?, IdempotencyKey::of(&request)?);
+    let with = With { custom_metadata, key: key.map(|key| key.with(b"")) };
+    accepted(api.documents.delete_all(&uid, with, trace).await?)
 }

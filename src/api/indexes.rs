@@ -13,7 +13,7 @@ use super::routes::Api;
 use super::search::marked;
 use crate::rt::clock;
 use crate::services::indexes::Index;
-use crate::services::tasks::Subject;
+use crate::proto::tasks::Subject;
 use crate::types::TraceId;
 use crate::types::{ErrorCode, IndexRecord, IndexUid};
 
@@ -88,8 +88,8 @@ pub async fn update(
     }
     let key = optional_text(&map, "primaryKey", ErrorCode::InvalidIndexPrimaryKey)?;
     let Some(index) = api.indexes.find_for_write(&uid)? else {
-        let subject = Subject::IndexUpdate { primary_key: key };
-        return json_value(StatusCode::ACCEPTED, &api.indexes.missing(&uid, subject, None).await?);
+        let subject = Subject::IndexUpdate { primary_key: key, renamed: None };
+        return json_value(StatusCode::ACCEPTED, &api.indexes.missing(&uid, subject, None, trace).await?);
     };
     let unused = || api.stats.unused(&index, trace);
     json_value(StatusCode::ACCEPTED, &api.indexes.set_primary_key(&index, key, unused, trace).await?)

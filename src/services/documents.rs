@@ -1,29 +1,30 @@
-//! Adds and deletes documents: the whole request is checked first, then split by shard and sent.
+//! Adds and deletes documents: the whole request is checked first, then split by shard and given to the shards' journals.
 //!
-//! A bad document or id fails the whole request with nothing applied, as on one node. Must not know: how parts travel.
+//! A bad document or id fails the whole request with nothing applied, as on one node. Must not know: who holds a shard, how
+//! parts travel.
 
 use std::borrow::Borrow;
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::Value;
 
 use super::cluster::Cluster;
 use super::failure::Failure;
+use super::homes::submit::NewWrite;
 use super::indexes::{Index, Indexes};
-use super::tasks::{Subject, Summary, Tasks};
-use super::writes::{Order, Writes};
+use super::tasks::{Accepted, Tasks};
+use super::writes::Writes;
 use crate::proto::document::{self, Batch, DocumentError, Format, IdList, Payload};
+use crate::proto::journal::Kind;
 use crate::proto::search::filter::names_shard_field;
+use crate::proto::tasks::Subject;
 use crate::types::SHARD_FIELD;
 use crate::types::TraceId;
-use crate::types::limits::NODE_BODY_MAX_BYTES;
-use crate::types::{ErrorCode, IndexRecord, IndexUid, MemberId, ShardId};
-use crate::wire::verbs::WriteKind;
+use crate::types::{ErrorCode, IndexUid, ShardId};
 
-/// How long the replicas may take to enqueue a write.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Documents of one shard go into its journal in pieces of so many bytes, unless one alone is larger: a replica that is slow
+/// to store a piece is taken for gone.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// What a client says about the documents that it adds.
 #[derive(Debug, Clone)]
@@ -36,9 +37,21 @@ pub struct Addition {
     pub skip_creation: bool,
     /// The primary key that the request names.
     pub primary_key: Option<String>,
+    /// What goes with the task.
+    pub with: With,
+}
+
+/// What a client sends along with a write.
+#[derive(Debug, Clone, Default)]
+pub struct With {
     /// Shown again in the task.
     pub custom_metadata: Option<String>,
+    /// The `Idempotency-Key`, and the hash of the request.
+    pub key: Option<(String, [u8; 32])>,
 }
+
+/// What each shard is to do.
+type Parts = Vec<(ShardId, Kind, Bytes)>;
 
 /// The service; cheap to clone.
 #[derive(Debug, Clone)]
@@ -47,25 +60,6 @@ pub struct Documents {
     indexes: Indexes,
     tasks: Tasks,
     writes: Writes,
-}
-
-/// The members that hold an index, and which of them hold each shard.
-struct Owners {
-    members: Vec<MemberId>,
-    by_shard: Vec<Vec<usize>>,
-}
-
-impl Owners {
-    fn of(record: &IndexRecord) -> Self {
-        let members: Vec<MemberId> = record.members().into_iter().cloned().collect();
-        let position: BTreeMap<&MemberId, usize> = members.iter().enumerate().map(|(i, m)| (m, i)).collect();
-        let by_shard = record.shards.iter().map(|s| s.replicas.iter().map(|r| position[&r.member]).collect()).collect();
-        Self { members, by_shard }
-    }
-
-    fn of_shard(&self, shard: ShardId) -> &[usize] {
-        &self.by_shard[usize::from(shard.0)]
-    }
 }
 
 impl Documents {
@@ -86,12 +80,12 @@ impl Documents {
         add: Addition,
         hold: impl Fn(usize) -> Result<(), Failure> + Clone + Send + 'static,
         trace: TraceId,
-    ) -> Result<Summary, Failure> {
+    ) -> Result<Accepted, Failure> {
         let format = add.format;
         let parse_hold = hold.clone();
         let payload = blocking(move || Payload::parse_within(body, format, parse_hold)).await??;
         let received = payload.received();
-        let subject = Subject::Documents { received, distinct: 0 };
+        let subject = Subject::Documents { received: received as u64, distinct: 0 };
         // As on a node, the index is there even if its first documents are refused.
         let index = match self.indexes.find_for_write(uid)? {
             Some(index) => index,
@@ -100,11 +94,10 @@ impl Documents {
                 self.indexes.find_or_create(uid, None, trace).await?.0
             }
         };
-        let uid = index.value.uid.clone();
         let settled = index.value.primary_key.as_deref();
         let key = match payload.primary_key(settled, add.primary_key.as_deref()) {
             Ok(key) => key,
-            Err(e) => return self.refuse(&uid, subject, add, &e).await,
+            Err(e) => return self.refuse(&index, subject, add.with, &e, trace).await,
         };
         let shards = index.value.shard_count();
         let batch = match &key {
@@ -114,49 +107,81 @@ impl Documents {
                 hold(Batch::size_of(received))?;
                 match blocking(move || payload.batch(&key, shards)).await? {
                     Ok(batch) => Some(batch),
-                    Err(e) => return self.refuse(&uid, subject, add, &e).await,
+                    Err(e) => return self.refuse(&index, subject, add.with, &e, trace).await,
                 }
             }
         };
         let (Some(key), Some(batch)) = (key, batch) else {
-            return self.empty(&uid, subject, add).await;
+            return self.write(&index, subject, Vec::new(), add.with, trace).await;
         };
         let index = match self.indexes.settle_primary_key(&index, &key, trace).await {
             Ok(index) => index,
             Err(Failure::Mesh { code: code @ ErrorCode::IndexPrimaryKeyAlreadyExists, message, .. }) => {
-                return self.refuse(&uid, subject, add, &DocumentError::Task { code, message }).await;
+                let error = DocumentError::Task { code, message };
+                return self.refuse(&index, subject, add.with, &error, trace).await;
             }
             Err(e) => return Err(e),
         };
-        let subject = Subject::Documents { received, distinct: batch.distinct_ids() };
-        let owners = Owners::of(&index.value);
-        let kind =
-            WriteKind::AddDocuments { merge: add.merge, skip_creation: add.skip_creation, primary_key: key.clone() };
-        let orders = blocking(move || {
-            hold(batch.sizes(owners.members.len(), |shard| owners.of_shard(shard)).iter().sum())?;
-            let parts = batch.split(owners.members.len(), |shard| owners.of_shard(shard));
-            let filled = owners.members.into_iter().zip(parts).filter(|(_, part)| part.documents > 0);
-            Ok::<_, Failure>(filled.flat_map(|(member, part)| orders_of(member, part, &kind)).collect::<Vec<_>>())
+        let subject = Subject::Documents { received: received as u64, distinct: batch.distinct_ids() as u64 };
+        let skip_creation = add.skip_creation;
+        let kind = if add.merge { Kind::Merge { skip_creation } } else { Kind::Set { skip_creation } };
+        let parts = blocking(move || {
+            let each = each(shards);
+            hold(batch.sizes(each.len(), |shard| &each[usize::from(shard.0)]).iter().sum())?;
+            let parts = batch.split(each.len(), |shard| &each[usize::from(shard.0)]);
+            let filled = (0..).map(ShardId).zip(parts).filter(|(_, part)| part.documents > 0);
+            let pieces = filled.flat_map(|(shard, part)| {
+                let whole = Bytes::from(part.body);
+                let pieces = document::pieces(&whole, PIECE_BYTES).map(|piece| whole.slice_ref(piece));
+                pieces.map(|piece| (shard, kind, piece)).collect::<Vec<_>>()
+            });
+            Ok::<Parts, Failure>(pieces.collect())
         })
         .await??;
-        self.writes.send(&index, subject, orders, add.custom_metadata, Instant::now() + PATIENCE, trace).await
+        self.write(&index, subject, parts, add.with, trace).await
     }
 
     async fn refuse(
         &self,
-        uid: &IndexUid,
+        index: &Index,
         subject: Subject,
-        add: Addition,
+        with: With,
         error: &DocumentError,
-    ) -> Result<Summary, Failure> {
+        trace: TraceId,
+    ) -> Result<Accepted, Failure> {
         let DocumentError::Task { code, message } = error else { return Err(failure(error)) };
-        let task = self.tasks.begin(Some(uid), None, subject, 1, add.custom_metadata).await?;
-        self.tasks.fail(task, *code, message).await
+        let error = Some((*code, message.as_str()));
+        Ok(self.tasks.over(Some(&index.value.uid), subject, error, with.custom_metadata, trace).await?.into())
     }
 
-    async fn empty(&self, uid: &IndexUid, subject: Subject, add: Addition) -> Result<Summary, Failure> {
-        let task = self.tasks.begin(Some(uid), None, subject, 1, add.custom_metadata).await?;
-        self.tasks.sent(task, Vec::new()).await
+    async fn write(
+        &self,
+        index: &Index,
+        subject: Subject,
+        parts: Parts,
+        with: With,
+        trace: TraceId,
+    ) -> Result<Accepted, Failure> {
+        let write = NewWrite {
+            index: index.value.physical.clone(),
+            index_uid: index.value.uid.as_str().to_owned(),
+            subject,
+            custom_metadata: with.custom_metadata,
+            key: with.key,
+            parts,
+        };
+        self.tasks.write(write, trace).await
+    }
+
+    /// A write to an index that is not there.
+    async fn missing(
+        &self,
+        uid: &IndexUid,
+        subject: Subject,
+        with: With,
+        trace: TraceId,
+    ) -> Result<Accepted, Failure> {
+        Ok(self.indexes.missing(uid, subject, with.custom_metadata, trace).await?.into())
     }
 
     /// Deletes documents by id.
@@ -167,25 +192,20 @@ impl Documents {
         &self,
         uid: &IndexUid,
         list: IdList,
-        metadata: Option<String>,
+        with: With,
         trace: TraceId,
-    ) -> Result<Summary, Failure> {
-        let provided = list.provided();
+    ) -> Result<Accepted, Failure> {
+        let distinct: std::collections::BTreeSet<_> = list.ids().collect();
+        let subject = Subject::DeletionByIds { provided: list.provided() as u64, distinct: distinct.len() as u64 };
         let Some(index) = self.indexes.find_for_write(uid)? else {
-            return self.indexes.missing(uid, Subject::DeleteIds { provided }, metadata).await;
+            return self.missing(uid, subject, with, trace).await;
         };
-        let owners = Owners::of(&index.value);
-        let parts = list.split(index.value.shard_count(), owners.members.len(), |shard| owners.of_shard(shard));
-        let filled = owners.members.into_iter().zip(parts).filter(|(_, part)| part.ids > 0);
-        let orders = filled
-            .map(|(member, part)| Order {
-                member,
-                kind: WriteKind::DeleteIds,
-                shards: part.shards,
-                body: part.body.into(),
-            })
-            .collect();
-        self.everywhere(&index, Subject::DeleteIds { provided }, orders, metadata, trace).await
+        let shards = index.value.shard_count();
+        let each = each(shards);
+        let parts = list.split(shards, each.len(), |shard| &each[usize::from(shard.0)]);
+        let filled = (0..).map(ShardId).zip(parts).filter(|(_, part)| part.ids > 0);
+        let parts = filled.map(|(shard, part)| (shard, Kind::Delete, Bytes::from(part.body))).collect();
+        self.write(&index, subject, parts, with, trace).await
     }
 
     /// Deletes the documents that a filter selects.
@@ -197,61 +217,41 @@ impl Documents {
         uid: &IndexUid,
         filter: &Value,
         body: Bytes,
-        metadata: Option<String>,
+        with: With,
         trace: TraceId,
-    ) -> Result<Summary, Failure> {
+    ) -> Result<Accepted, Failure> {
         if names_shard_field(filter) {
             return Err(reserved("filter"));
         }
-        let original_filter = filter.to_string();
-        let subject = Subject::DeleteFilter { original_filter };
+        let subject = Subject::DeletionByFilter(filter.to_string());
         let Some(index) = self.indexes.find_for_write(uid)? else {
-            return self.indexes.missing(uid, subject, metadata).await;
+            return self.missing(uid, subject, with, trace).await;
         };
-        let order =
-            |m: &MemberId| Order { body: body.clone(), ..Order::without_body(m.clone(), WriteKind::DeleteFilter) };
-        let orders = index.value.members().into_iter().map(order).collect();
-        self.everywhere(&index, subject, orders, metadata, trace).await
+        let parts = all(&index, Kind::DeleteByFilter, &body);
+        self.write(&index, subject, parts, with, trace).await
     }
 
     /// Deletes every document.
     ///
     /// # Errors
     /// As for every write.
-    pub async fn delete_all(
-        &self,
-        uid: &IndexUid,
-        metadata: Option<String>,
-        trace: TraceId,
-    ) -> Result<Summary, Failure> {
+    pub async fn delete_all(&self, uid: &IndexUid, with: With, trace: TraceId) -> Result<Accepted, Failure> {
         let Some(index) = self.indexes.find_for_write(uid)? else {
-            return self.indexes.missing(uid, Subject::DeleteAll, metadata).await;
+            return self.missing(uid, Subject::Clear, with, trace).await;
         };
-        let order = |m: &MemberId| Order::without_body(m.clone(), WriteKind::DeleteAll);
-        let orders = index.value.members().into_iter().map(order).collect();
-        self.everywhere(&index, Subject::DeleteAll, orders, metadata, trace).await
-    }
-
-    async fn everywhere(
-        &self,
-        index: &Index,
-        subject: Subject,
-        orders: Vec<Order>,
-        metadata: Option<String>,
-        trace: TraceId,
-    ) -> Result<Summary, Failure> {
-        self.writes.send(index, subject, orders, metadata, Instant::now() + PATIENCE, trace).await
+        let parts = all(&index, Kind::Clear, &Bytes::new());
+        self.write(&index, Subject::Clear, parts, with, trace).await
     }
 }
 
-/// A member's part as orders that its node takes: the field that marks shards makes a body larger than the client's.
-fn orders_of(member: MemberId, part: document::Part, kind: &WriteKind) -> Vec<Order> {
-    let order = |body| Order { member: member.clone(), kind: kind.clone(), shards: part.shards.clone(), body };
-    let whole = Bytes::from(part.body);
-    if whole.len() <= NODE_BODY_MAX_BYTES {
-        return vec![order(whole)];
-    }
-    document::pieces(&whole, NODE_BODY_MAX_BYTES).map(|piece| order(whole.slice_ref(piece))).collect()
+/// Each shard by itself.
+fn each(shards: u16) -> Vec<[usize; 1]> {
+    (0..usize::from(shards)).map(|shard| [shard]).collect()
+}
+
+/// The same for every shard.
+fn all(index: &Index, kind: Kind, body: &Bytes) -> Parts {
+    (0..index.value.shard_count()).map(|shard| (ShardId(shard), kind, body.clone())).collect()
 }
 
 /// Splitting a large body takes long enough to hold up other requests, so it has a thread of its own.

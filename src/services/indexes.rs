@@ -14,11 +14,13 @@ use super::failure::Failure;
 use super::journal::{CreateError, JournalHandle, RetireError};
 use super::leases::LeaseHandle;
 use super::records::{ChangeError, NAMES, Records, Versioned, index_key, key_of};
-use super::tasks::{Subject, Summary, Tasks};
+use super::tasks::Tasks;
 use super::writes::{Order, Writes};
 use crate::proto::alias::{self, AliasError};
 use crate::proto::document::DocumentError;
 use crate::proto::placement;
+use crate::proto::tasks::Subject;
+use crate::proto::tasks::view::Summary;
 use crate::rt::clock;
 use crate::types::TraceId;
 use crate::types::{ErrorCode, IndexRecord, IndexUid, MemberId, PhysicalIndex, ReplicaId};
@@ -274,29 +276,28 @@ impl Indexes {
         primary_key: Option<String>,
         trace: TraceId,
     ) -> Result<Summary, Failure> {
-        let subject = Subject::IndexCreation { primary_key: primary_key.clone() };
+        let subject = Subject::IndexCreation(primary_key.clone());
         let names = self.records.snapshot();
         if names.find(uid).is_some() || names.names().value.aliases.contains_key(uid) {
-            return self.already_exists(uid, subject).await;
+            return self.already_exists(uid, subject, trace).await;
         }
         let topology = self.cluster.topology();
         // Looked at before the record is made, so that "nothing was done" is true.
         self.writes.require_serving(topology.holders())?;
         let (index, ours) = self.find_or_create(uid, primary_key.as_deref(), trace).await?;
         if !ours {
-            return self.already_exists(uid, subject).await;
+            return self.already_exists(uid, subject, trace).await;
         }
         let orders = topology.holders().cloned().map(|m| Order::without_body(m, WriteKind::EnsureIndex)).collect();
-        self.writes.send(&index, subject, orders, None, Instant::now() + PATIENCE, trace).await
+        self.writes.send(&index, subject, orders, Instant::now() + PATIENCE, trace).await
     }
 
-    async fn already_exists(&self, uid: &IndexUid, subject: Subject) -> Result<Summary, Failure> {
-        let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
+    async fn already_exists(&self, uid: &IndexUid, subject: Subject, trace: TraceId) -> Result<Summary, Failure> {
         let message = match self.records.snapshot().names().value.aliases.get(uid) {
             Some(alias) => format!("Index `{uid}` already exists: it is an alias for index `{}`.", alias.target),
             None => format!("Index `{uid}` already exists."),
         };
-        self.tasks.fail(task, ErrorCode::IndexAlreadyExists, &message).await
+        self.tasks.over(Some(uid), subject, Some((ErrorCode::IndexAlreadyExists, &message)), None, trace).await
     }
 
     /// `PATCH /indexes/{uid}`: a primary key. Another one can still take its place while `unused` says that the index has no
@@ -311,11 +312,10 @@ impl Indexes {
         unused: impl Fn() -> U,
         trace: TraceId,
     ) -> Result<Summary, Failure> {
-        let subject = Subject::IndexUpdate { primary_key: key.clone() };
+        let subject = Subject::IndexUpdate { primary_key: key.clone(), renamed: None };
         let uid = &index.value.uid;
         let Some(key) = key else {
-            let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
-            return self.tasks.sent(task, Vec::new()).await;
+            return self.tasks.over(Some(uid), subject, None, None, trace).await;
         };
         self.writes.require_serving(self.cluster.topology().holders())?;
         let other = index.value.primary_key.as_deref().filter(|old| *old != key);
@@ -326,16 +326,16 @@ impl Indexes {
         let index = match settled {
             Ok(index) => index,
             Err(Failure::Mesh { code: code @ ErrorCode::IndexPrimaryKeyAlreadyExists, message, .. }) => {
-                let task = self.tasks.begin(Some(uid), None, subject, 1, None).await?;
                 // As on a node, which names the index here and not where documents bring another key.
-                return self.tasks.fail(task, code, &format!("Index `{uid}`: {message}")).await;
+                let message = format!("Index `{uid}`: {message}");
+                return self.tasks.over(Some(uid), subject, Some((code, &message)), None, trace).await;
             }
             Err(e) => return Err(e),
         };
         let body = Bytes::from(serde_json::json!({ "primaryKey": key }).to_string());
         let order = |m| Order { body: body.clone(), ..Order::without_body(m, WriteKind::UpdateIndex) };
         let orders = self.cluster.topology().holders().cloned().map(order).collect();
-        self.writes.send(&index, subject, orders, None, Instant::now() + PATIENCE, trace).await
+        self.writes.send(&index, subject, orders, Instant::now() + PATIENCE, trace).await
     }
 
     /// Puts another primary key in the place of `old`, unless documents have come meanwhile that were split by that.
@@ -379,9 +379,10 @@ impl Indexes {
         uid: &IndexUid,
         subject: Subject,
         metadata: Option<String>,
+        trace: TraceId,
     ) -> Result<Summary, Failure> {
-        let task = self.tasks.begin(Some(uid), None, subject, 1, metadata).await?;
-        self.tasks.fail(task, ErrorCode::IndexNotFound, &format!("Index `{uid}` not found.")).await
+        let message = format!("Index `{uid}` not found.");
+        self.tasks.over(Some(uid), subject, Some((ErrorCode::IndexNotFound, &message)), metadata, trace).await
     }
 
     /// `DELETE /indexes/{uid}`: the name goes first, by one change of names, then the record says so, then every node's copy
@@ -391,7 +392,7 @@ impl Indexes {
     /// `miroir_alias_conflict` for an alias, or an index that one stands for; `miroir_no_quorum` if nothing was done.
     pub async fn delete(&self, uid: &IndexUid, trace: TraceId) -> Result<Summary, Failure> {
         let Some(physical) = self.take_name(uid, trace).await? else {
-            return self.missing(uid, Subject::IndexDeletion, None).await;
+            return self.missing(uid, Subject::IndexDeletion, None, trace).await;
         };
         // From here on nobody finds the index; whatever is left behind follows the record.
         if let Err(error) = self.mark_deleted(&physical, trace).await {
@@ -406,7 +407,7 @@ impl Indexes {
         let topology = self.cluster.topology();
         let here = topology.holders().filter(|m| self.cluster.serving(m)).cloned();
         let orders = here.map(|m| Order::without_body(m, WriteKind::DeleteIndex)).collect();
-        self.writes.send(&index, Subject::IndexDeletion, orders, None, Instant::now() + PATIENCE, trace).await
+        self.writes.send(&index, Subject::IndexDeletion, orders, Instant::now() + PATIENCE, trace).await
     }
 
     /// Takes an index out of names, so that no alias can come to stand for it; `None` if there is none of that name.

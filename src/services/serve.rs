@@ -7,6 +7,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tracing::Instrument;
 
+use super::apply::ApplyHandle;
+use super::homes::Homes;
 use super::journal::JournalHandle;
 use super::journal::inbox::NotTaken as JournalNotTaken;
 use super::ledger::inbox::NotTaken;
@@ -14,7 +16,6 @@ use super::local::Local;
 use super::operations::Orders;
 use super::records::Records;
 use super::task_ids::TaskIdsHandle;
-use super::tasks::Tasks;
 use crate::net::{Answer, Call, Handler};
 use crate::rt::UnderWay;
 use crate::telemetry::metrics::Metrics;
@@ -28,8 +29,10 @@ pub struct Parts {
     pub records: Records,
     /// The own node.
     pub local: Local,
-    /// Tasks of which this member is the home.
-    pub tasks: Tasks,
+    /// What is done with the journals.
+    pub apply: ApplyHandle,
+    /// The homes of tasks.
+    pub homes: Homes,
     /// Orders of leaders.
     pub orders: Orders,
     /// The journals of which this member holds a copy.
@@ -113,7 +116,7 @@ impl Drop for Served<'_> {
 
 impl Serve {
     async fn answer(&self, from: &MemberId, call: Call) -> Answer {
-        let Parts { records, local, tasks, orders, journal, task_ids, .. } = &self.parts;
+        let Parts { records, local, apply, homes, orders, journal, task_ids, .. } = &self.parts;
         match &call.request {
             Request::Probe => Answer::of(Reply::Done),
             Request::Ledger => Answer::of(match records.ledger().deliver(from, &call.body) {
@@ -144,10 +147,15 @@ impl Serve {
                 Ok(Err(e)) => Answer::of(Reply::Refused(Refusal::Other(e.to_string()))),
                 Err(e) => Answer::of(Reply::Refused(Refusal::Other(e.to_string()))),
             },
-            // Nothing here applies journals, or keeps tasks in them.
-            Request::Verdicts(_) | Request::Documents(_) | Request::Home => {
-                Answer::of(Reply::Refused(Refusal::UnknownVerb(call.request.verb())))
-            }
+            Request::Verdicts(of) => Answer::of(match apply.verdicts(of).await {
+                Ok(verdicts) => Reply::Verdicts(verdicts),
+                Err(refusal) => Reply::Refused(refusal),
+            }),
+            Request::Documents(of) => match apply.documents(of).await {
+                Ok(answer) => answer,
+                Err(refusal) => Answer::of(Reply::Refused(refusal)),
+            },
+            Request::Home => homes.receive(from, &call).await,
             Request::Read(read) => local.read(read, &call).await,
             Request::Write(write) => {
                 // A write runs to its end even if the caller goes: it may have reached the node.
@@ -161,11 +169,6 @@ impl Serve {
                 write.await.unwrap_or_else(|e| Answer::of(Reply::NodeUnknown(format!("the write failed inside: {e}"))))
             }
             Request::Node(question) => local.question(question, call.deadline).await,
-            Request::Task(uid) => match tasks.own_task(*uid, call.trace).await {
-                Ok(Some(view)) => Answer { reply: Reply::Task, body: Bytes::from(view) },
-                Ok(None) => Answer::of(Reply::NoTask),
-                Err(e) => Answer::of(Reply::Refused(Refusal::Other(format!("{e:?}")))),
-            },
         }
     }
 }

@@ -12,9 +12,10 @@ use super::documents::reserved;
 use super::failure::Failure;
 use super::indexes::{Index, Indexes};
 use super::stats::Nodes;
-use super::tasks::{Subject, Summary};
 use super::writes::{Order, Writes};
 use crate::proto::settings;
+use crate::proto::tasks::Subject;
+use crate::proto::tasks::view::Summary;
 use crate::types::TraceId;
 use crate::types::{ErrorCode, IndexUid};
 use crate::wire::verbs::{NodeQuestion, WriteKind};
@@ -70,9 +71,9 @@ impl Settings {
         let body = Bytes::from(Value::Object(node_patch).to_string());
         let order = |m| Order { body: body.clone(), ..Order::without_body(m, WriteKind::Settings) };
         let orders = self.cluster.topology().holders().cloned().map(order).collect();
-        let subject = Subject::Settings(details(&patch));
+        let subject = Subject::Settings(details(&patch).to_string());
         let deadline = Instant::now() + PATIENCE;
-        let summary = self.writes.send(index, subject, orders, None, deadline, trace).await?;
+        let summary = self.writes.send(index, subject, orders, deadline, trace).await?;
         // Only what every node has taken becomes the client's view.
         let kept = self.indexes.update(&record.physical, trace, |r| {
             // Against what stands now: another change may have come in between.
@@ -115,7 +116,7 @@ impl Settings {
     ) -> Result<Summary, Failure> {
         match self.indexes.find_for_write(uid)? {
             Some(index) => self.patch_index(&index, patch, trace).await,
-            None => self.indexes.missing(uid, Subject::Settings(details(&patch)), None).await,
+            None => self.indexes.missing(uid, Subject::Settings(details(&patch).to_string()), None, trace).await,
         }
     }
 }

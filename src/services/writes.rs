@@ -1,33 +1,43 @@
-//! Sends a client's write to every replica's sidecar and says what became of it.
+//! Orders about a whole index (made, deleted, its settings, its primary key): sent to the sidecar of every member that is to
+//! carry them out, and followed until each node has.
 //!
-//! Nothing is sent before all replicas are known to serve; success is told only when every one has taken its part. A
-//! write that no replica has taken is refused (`miroir_no_quorum`); one that some may have taken is `miroir_write_unknown`, with the
-//! task that names who has. Must not know: how documents are split, HTTP.
+//! Nothing is sent before all of them are known to serve; success is told only when every one has taken its part. An order
+//! that nobody has taken is refused (`miroir_no_quorum`); one that some may have taken is `miroir_write_unknown`, with the
+//! task that names who has. Must not know: documents, HTTP.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::cluster::Cluster;
 use super::failure::Failure;
 use super::indexes::Index;
 use super::members::Members;
-use super::tasks::{NewTask, Part, Subject, Summary, Tasks};
+use super::homes::wall;
+use super::tasks::{Order as Task, Tasks};
 use crate::net::{Answer, Call, CallError};
 use crate::proto::document::error_text_hiding;
 use crate::proto::settings::IndexView;
+use crate::proto::tasks::view::Summary;
+use crate::proto::tasks::{Outcome, Status, Subject, TaskError, TaskKind, When};
 use crate::telemetry::metrics::Metrics;
 use crate::types::TraceId;
 use crate::types::{ErrorCode, MemberId, ShardSet};
-use crate::wire::verbs::{Refusal, Reply, Request, Write, WriteKind};
+use crate::wire::verbs::{NodeQuestion, Refusal, Reply, Request, Write, WriteKind};
 
 /// Pause before a part that was certainly not taken is sent again; it doubles.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// The longest such pause.
 const RETRY_MOST: Duration = Duration::from_millis(500);
+/// Between two looks at the nodes' tasks; doubles up to the longest.
+const LOOK_FIRST: Duration = Duration::from_millis(20);
+const LOOK_MOST: Duration = Duration::from_secs(2);
+/// How long a member is asked for the state of its part.
+const ASK: Duration = Duration::from_secs(5);
 
 /// One member's part of a write.
 #[derive(Debug, Clone)]
@@ -79,7 +89,7 @@ impl Writes {
         Self { cluster, members, tasks, metrics }
     }
 
-    /// Sends all parts and waits until every node has enqueued its own.
+    /// Sends all parts and waits until every node has enqueued its own; what becomes of them is followed beside all else.
     ///
     /// # Errors
     /// `miroir_no_quorum` if nothing was done, `miroir_write_unknown` (with the task) if something may have been, the node's own
@@ -89,22 +99,17 @@ impl Writes {
         index: &Index,
         subject: Subject,
         orders: Vec<Order>,
-        custom_metadata: Option<String>,
         deadline: Instant,
         trace: TraceId,
     ) -> Result<Summary, Failure> {
-        let kind = subject.kind();
+        let kind = subject.kind().as_str();
         let ready =
             self.require_serving(orders.iter().map(|o| &o.member)).and_then(|()| self.require_whole(index, &orders));
         if let Err(failure) = ready {
             self.metrics.writes.with_label_values(&[kind, "no_quorum"]).inc();
             return Err(failure);
         }
-        let record = &index.value;
-        let copies = record.shards.first().map_or(1, |s| s.replicas.len());
-        // Every node deletes its own copies: documents are counted once for all of them.
-        let task =
-            self.tasks.begin(Some(&record.uid), Some(&record.physical), subject, copies, custom_metadata).await?;
+        let task = self.tasks.order(Some(&index.value.uid), subject, trace).await?;
         let mut by_member: BTreeMap<MemberId, Vec<Order>> = BTreeMap::new();
         for order in orders {
             by_member.entry(order.member.clone()).or_default().push(order);
@@ -123,7 +128,7 @@ impl Writes {
             fates
         });
         let fates = futures_util::future::join_all(sends).await.into_iter().flatten().collect();
-        let concluded = self.conclude(index, task, fates).await;
+        let concluded = self.conclude(index, task, fates);
         let outcome = match &concluded {
             Ok(_) => "accepted",
             Err(Failure::Mesh { code: ErrorCode::MiroirNoQuorum, .. }) => "no_quorum",
@@ -189,7 +194,7 @@ impl Writes {
         }
     }
 
-    async fn conclude(&self, index: &Index, task: NewTask, fates: Vec<(MemberId, Fate)>) -> Result<Summary, Failure> {
+    fn conclude(&self, index: &Index, task: Task, fates: Vec<(MemberId, Fate)>) -> Result<Summary, Failure> {
         let mut parts = Vec::new();
         let (mut not_taken, mut unknown, mut rejected) = (Vec::new(), Vec::new(), None);
         for (member, fate) in fates {
@@ -205,7 +210,9 @@ impl Writes {
             }
         }
         if not_taken.is_empty() && unknown.is_empty() {
-            return self.tasks.sent(task, parts).await;
+            let summary = task.summary();
+            tokio::spawn(follow(self.members.clone(), Arc::clone(index), task, parts));
+            return Ok(summary);
         }
         let client = |text: &str| client_text(text, index);
         if parts.is_empty() && unknown.is_empty() {
@@ -217,9 +224,7 @@ impl Writes {
                     format!("No replica has taken the write: {why}. Nothing was done; send it again."),
                 ),
             };
-            self.tasks
-                .fail(task, ErrorCode::MiroirNoQuorum, &format!("No replica has taken the write: {why}."))
-                .await?;
+            task.fail(ErrorCode::MiroirNoQuorum, &format!("No replica has taken the write: {why}."));
             return Err(failure);
         }
         let taken: Vec<_> = parts.iter().map(|p| p.member.as_str()).collect();
@@ -229,10 +234,134 @@ impl Writes {
             client(&not_taken.join("; ")),
             client(&unknown.join("; "))
         );
-        let uid = task.uid;
-        self.tasks.fail(task, ErrorCode::MiroirIncomplete, &message).await?;
+        let uid = task.uid();
+        task.fail(ErrorCode::MiroirIncomplete, &message);
         Err(Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, message, task: Some(uid) })
     }
+}
+
+/// The task of one member's node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Part {
+    member: MemberId,
+    task: u32,
+}
+
+/// A node's task, as far as it matters here.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeTask {
+    uid: u32,
+    status: Status,
+    error: Option<NodeError>,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    details: Option<NodeDetails>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct NodeError {
+    code: String,
+    message: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeDetails {
+    deleted_documents: Option<u64>,
+}
+
+/// What is known of a part.
+#[derive(Debug, Clone)]
+enum Seen {
+    /// The node's own word.
+    Known(NodeTask),
+    /// The node answers, but has no such task.
+    Lost,
+}
+
+impl Seen {
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Lost) || matches!(self, Self::Known(task) if task.status.is_final())
+    }
+}
+
+/// Looks at the nodes' tasks until all are over, and tells the home. A member that is away is waited for.
+async fn follow(members: Members, index: Index, task: Task, parts: Vec<Part>) {
+    let mut seen: BTreeMap<usize, Seen> = BTreeMap::new();
+    let mut pause = LOOK_FIRST;
+    while seen.len() < parts.len() {
+        let open: Vec<(usize, &Part)> = parts.iter().enumerate().filter(|(i, _)| !seen.contains_key(i)).collect();
+        let asked = open.into_iter().map(|(i, part)| {
+            let members = &members;
+            async move { (i, look(members, part).await) }
+        });
+        for (i, found) in futures_util::future::join_all(asked).await {
+            if let Some(found) = found.filter(Seen::is_over) {
+                seen.insert(i, found);
+            }
+        }
+        if seen.len() < parts.len() {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_MOST);
+        }
+    }
+    let copies = index.value.shards.first().map_or(1, |shard| shard.replicas.len());
+    let outcome = combine(task.kind(), &parts, &seen, copies as u64, &|text| client_text(text, &index));
+    task.ended(outcome).await;
+}
+
+/// How a part stands; `None` if its member can't say.
+async fn look(members: &Members, part: &Part) -> Option<Seen> {
+    #[derive(Deserialize)]
+    struct Page {
+        results: Vec<NodeTask>,
+    }
+    let request = Request::Node(NodeQuestion::Tasks(vec![part.task]));
+    let call = Call { request, body: Bytes::new(), deadline: Instant::now() + ASK, trace: TraceId::default() };
+    let answer = members.call(&part.member, call).await.ok()?;
+    if answer.reply != Reply::Node(200) {
+        return None;
+    }
+    let page: Page = serde_json::from_slice(&answer.body).ok()?;
+    Some(page.results.into_iter().find(|task| task.uid == part.task).map_or(Seen::Lost, Seen::Known))
+}
+
+/// What became of the whole.
+fn combine(
+    kind: TaskKind,
+    parts: &[Part],
+    seen: &BTreeMap<usize, Seen>,
+    copies: u64,
+    client: &dyn Fn(&str) -> String,
+) -> Outcome {
+    let known = || seen.values().filter_map(|seen| if let Seen::Known(task) = seen { Some(task) } else { None });
+    let lost = seen.iter().find(|(_, seen)| matches!(seen, Seen::Lost)).map(|(i, _)| {
+        let Part { member, task } = &parts[*i];
+        let message = format!(
+            "The node of member {member} no longer knows task {task} of its own; whether it was carried out is not known."
+        );
+        TaskError::of(ErrorCode::MiroirIncomplete, &message)
+    });
+    // A node that has lost an index before it was to delete it has done what was wanted.
+    let as_wanted = |error: &NodeError| {
+        kind == TaskKind::IndexDeletion && error.code == ErrorCode::IndexNotFound.as_str()
+    };
+    let failed = known().find_map(|task| task.error.as_ref().filter(|error| !as_wanted(error)));
+    let error = failed.map(|e| TaskError::of_node(&e.code, &client(&e.message))).or(lost);
+    let canceled = known().any(|task| task.status == Status::Canceled);
+    let status = match (&error, canceled) {
+        (Some(_), _) => Status::Failed,
+        (None, true) => Status::Canceled,
+        (None, false) => Status::Succeeded,
+    };
+    let time = |of: fn(&NodeTask) -> Option<&String>| known().filter_map(of).filter_map(|text| When::parse(text));
+    let now = wall();
+    let finished = time(|t| t.finished_at.as_ref()).max().unwrap_or(now);
+    let started = time(|t| t.started_at.as_ref()).min().unwrap_or(finished).min(finished);
+    let deleted = known().filter_map(|task| task.details.as_ref()?.deleted_documents).fold(0, u64::saturating_add);
+    // Every node deletes its own copies: documents are counted once for all of them.
+    Outcome { status, error, changed: deleted / copies.max(1), matched: 0, started, finished }
 }
 
 fn fate_of(answer: Result<Answer, CallError>) -> Fate {

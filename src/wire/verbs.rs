@@ -146,8 +146,6 @@ pub enum Request {
     Write(Write),
     /// A question to the node beside you.
     Node(NodeQuestion),
-    /// A mesh task of which you are the home.
-    Task(TaskUid),
     /// A message of the ledger, in the body. One-way: the answer says that it arrived.
     Ledger,
     /// Answered when your copy of the record is at that version or a newer one.
@@ -362,10 +360,6 @@ pub enum Reply {
     Enqueued(u32),
     /// Some of the shards asked for are not served here; nothing was read. Carries those shards and the version known here.
     NotServed(ShardSet, RecordVersion),
-    /// The mesh task as JSON is in the body.
-    Task,
-    /// No such mesh task.
-    NoTask,
     /// Refused, nothing was done.
     Refused(Refusal),
     /// Task ids, as many as were asked for; none: this member can't say now.
@@ -441,13 +435,12 @@ macro_rules! verbs {
     }};
 }
 
-// 2 to 5 were given once.
+// 2 to 5, and 9, were given once.
 verbs! {
     1 Control Probe,
     6 Query Read(payload),
     7 Replicate Write(payload),
     8 Query Node(payload),
-    9 Query Task(payload),
     10 Control Ledger,
     11 Control Confirm(payload),
     12 Control Order(payload),

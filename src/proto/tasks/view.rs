@@ -17,7 +17,8 @@ use crate::types::TaskUid;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Summary {
-    task_uid: TaskUid,
+    /// Its number.
+    pub task_uid: TaskUid,
     index_uid: Option<String>,
     status: Status,
     r#type: TaskKind,
