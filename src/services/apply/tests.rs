@@ -35,6 +35,7 @@ const SHARDS: u16 = 3;
 const MEMBERS: usize = 3;
 const SET: Kind = Kind::Set { skip_creation: false };
 const MERGE: Kind = Kind::Merge { skip_creation: false };
+const EDIT: &str = r#"{"function":"if \"n\" in doc { doc.n += 1 } else { doc.n = 1 }","filter":null}"#;
 
 fn index() -> PhysicalIndex {
     PhysicalIndex::new("movies__m00000001").unwrap()
@@ -237,7 +238,7 @@ impl All {
                 drop(self.write(Kind::Delete, ids.into_iter().collect()).await);
             }
             16 => drop(self.write(Kind::DeleteByFilter, every(r#"{"filter":"v = 3"}"#.into())).await),
-            17 => drop(self.write(Kind::Edit, every(r#"{"function":"doc.n += 1","filter":null}"#.into())).await),
+            17 => drop(self.write(Kind::Edit, every(EDIT.into())).await),
             18 => drop(self.write(Kind::Clear, every(String::new())).await),
             _ => {
                 let bad = documents.into_iter().map(|mut document| {
