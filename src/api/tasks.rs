@@ -41,34 +41,42 @@ async fn one(api: &Api, listing: Listing, uid: TaskUid, trace: TraceId) -> ApiRe
 
 /// `GET /tasks`
 pub async fn list(State(api): State<Api>, Extension(trace): Extension<TraceId>, request: Request) -> ApiResult {
-    listed(&api, Listing::Tasks, &request, trace).await
+    let query = request.uri().query().map(str::to_owned);
+    drop(request);
+    listed(&api, Listing::Tasks, query.as_deref(), trace).await
 }
 
 /// `GET /batches`
 pub async fn batches(State(api): State<Api>, Extension(trace): Extension<TraceId>, request: Request) -> ApiResult {
-    listed(&api, Listing::Batches, &request, trace).await
+    let query = request.uri().query().map(str::to_owned);
+    drop(request);
+    listed(&api, Listing::Batches, query.as_deref(), trace).await
 }
 
-async fn listed(api: &Api, listing: Listing, request: &Request, trace: TraceId) -> ApiResult {
-    let query = Query::parse(listing, &decode(request.uri().query()))?;
+async fn listed(api: &Api, listing: Listing, query: Option<&str>, trace: TraceId) -> ApiResult {
+    let query = Query::parse(listing, &decode(query))?;
     let json = api.tasks.homes().list_json(&query, Instant::now() + PATIENCE, trace).await?;
     Ok(json_bytes(StatusCode::OK, json.into()))
 }
 
 /// `POST /tasks/cancel`
 pub async fn cancel(State(api): State<Api>, Extension(trace): Extension<TraceId>, request: Request) -> ApiResult {
-    act(&api, Action::Cancel, StatusCode::OK, &request, trace).await
+    let query = request.uri().query().map(str::to_owned);
+    drop(request);
+    act(&api, Action::Cancel, query.as_deref(), trace).await
 }
 
 /// `DELETE /tasks`
 pub async fn delete(State(api): State<Api>, Extension(trace): Extension<TraceId>, request: Request) -> ApiResult {
-    act(&api, Action::Delete, StatusCode::OK, &request, trace).await
+    let query = request.uri().query().map(str::to_owned);
+    drop(request);
+    act(&api, Action::Delete, query.as_deref(), trace).await
 }
 
-async fn act(api: &Api, action: Action, status: StatusCode, request: &Request, trace: TraceId) -> ApiResult {
-    let filter = parse_action(action, &decode(request.uri().query()))?;
-    let original = original_filter(request.uri().query().unwrap_or_default());
+async fn act(api: &Api, action: Action, query: Option<&str>, trace: TraceId) -> ApiResult {
+    let filter = parse_action(action, &decode(query))?;
+    let original = original_filter(query.unwrap_or_default());
     let deadline = Instant::now() + PATIENCE;
     let taken = api.tasks.homes().sweep(action, filter, original, deadline, trace).await;
-    json_value(status, &taken.map_err(crate::services::Failure::from)?)
+    json_value(StatusCode::OK, &taken.map_err(crate::services::Failure::from)?)
 }

@@ -19,7 +19,6 @@ pub mod ledger;
 pub mod local;
 pub mod member;
 mod row;
-pub mod tasks;
 
 pub use error::StoreError;
 pub use identity::Identity;
