@@ -17,7 +17,9 @@
 //! | [`documents`] | adds and deletes documents |
 //! | [`writes`] | sends a write to all replicas |
 //! | [`tasks`] | mesh tasks: ids, parts, state |
-//! | [`task_ids`] | ids from ranges of the ledger; not used by the binary yet |
+//! | [`journal`] | one order for the writes of each shard, stored by all replicas in sync; who is primary |
+//! | [`shards`] | who holds which shard of an index, and who is behind |
+//! | [`task_ids`] | ids from ranges of the ledger |
 //! | [`reads`] | documents by id, listings |
 //! | [`search`] | plans, scatters, merges |
 //! | [`settings`] | settings, to all nodes and back |
