@@ -4,6 +4,8 @@
 //! one at a time; a read is filtered by shard unless the shards asked for are all of which the node holds any document; an
 //! index is deleted only if this member made it. Must not know: who asked, plans, other members' nodes.
 
+mod entries;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +15,7 @@ use http::Method;
 use serde::Deserialize;
 use tokio::sync::{Notify, RwLock, watch};
 
+pub use self::entries::{Queued, Work};
 use super::cluster::{Cluster, NodeHealth};
 use super::health;
 use super::records::{Records, Versioned};

@@ -10,6 +10,7 @@
 //! | [`jobs`] | long work that several members share |
 //! | [`aliases`] | names that stand for an index |
 //! | [`mesh`] | how the mesh is made, and who belongs to it |
+//! | [`apply`] | committed entries, into the own node; not used by the binary yet |
 //! | [`records`] | the records of names and indexes |
 //! | [`local`] | everything that touches the own node |
 //! | [`members`] | one way to ask any member, the own one included |
@@ -20,6 +21,7 @@
 //! | [`journal`] | one order for the writes of each shard, stored by all replicas in sync; who is primary |
 //! | [`shards`] | who holds which shard of an index, and who is behind |
 //! | [`task_ids`] | ids from ranges of the ledger |
+//! | [`homes`] | who keeps tasks, and what members tell them; not used by the binary yet |
 //! | [`reads`] | documents by id, listings |
 //! | [`search`] | plans, scatters, merges |
 //! | [`settings`] | settings, to all nodes and back |
@@ -30,10 +32,12 @@
 //! Must not know: HTTP types of the API, SQL, quinn.
 
 pub mod aliases;
+pub mod apply;
 pub mod cluster;
 pub mod documents;
 pub mod failure;
 pub mod health;
+pub mod homes;
 pub mod indexes;
 pub mod jobs;
 pub mod journal;

@@ -144,6 +144,10 @@ impl Serve {
                 Ok(Err(e)) => Answer::of(Reply::Refused(Refusal::Other(e.to_string()))),
                 Err(e) => Answer::of(Reply::Refused(Refusal::Other(e.to_string()))),
             },
+            // Nothing here applies journals, or keeps tasks in them.
+            Request::Verdicts(_) | Request::Documents(_) | Request::Home => {
+                Answer::of(Reply::Refused(Refusal::UnknownVerb(call.request.verb())))
+            }
             Request::Read(read) => local.read(read, &call).await,
             Request::Write(write) => {
                 // A write runs to its end even if the caller goes: it may have reached the node.

@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::net::{Answer, Call, CallError, Handler, Peers};
 use crate::proto::journal::{Alive, Config as JournalConfig};
 use crate::proto::lease::Config as LeaseConfig;
 use crate::proto::ledger::{Bootstrap, BootstrapMember, Config as LedgerConfig};
+use crate::proto::tasks::home::{Config as HomeConfig, Done};
 use crate::services::cluster::{Cluster, Listed, MemberState, Topology};
+use crate::services::homes::{self, Homes, Outcomes, Reporter};
 use crate::services::journal::{self, JournalHandle, Seen, Sender};
 use crate::services::leases::{self, LeaseHandle};
 use crate::services::ledger::{self, LedgerHandle};
@@ -23,7 +25,7 @@ use crate::services::records::Records;
 use crate::services::task_ids::{self, TaskIdsHandle};
 use crate::store::{JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{GroupId, MemberId, MeshId, ReplicaId};
+use crate::types::{GroupId, JournalKey, MemberId, MeshId, ReplicaId};
 use crate::wire::gossip::MemberGossip;
 use crate::wire::verbs::{Reply, Request};
 
@@ -60,6 +62,60 @@ fn journal_config() -> journal::Config {
 
 pub(super) fn member(i: usize) -> MemberId {
     MemberId::new(format!("m{i}")).unwrap()
+}
+
+/// What a node would have done: whatever a test says.
+#[derive(Default)]
+pub(super) struct Applied {
+    told: Mutex<BTreeMap<JournalKey, u64>>,
+    /// Entries that failed, with code and message.
+    pub(super) failed: Mutex<BTreeMap<(JournalKey, u64), (String, String)>>,
+    events: Mutex<Option<broadcast::Sender<(JournalKey, u64)>>>,
+}
+
+impl Applied {
+    fn events(&self) -> broadcast::Sender<(JournalKey, u64)> {
+        self.events.lock().unwrap().get_or_insert_with(|| broadcast::Sender::new(64)).clone()
+    }
+
+    /// Everything up to there is applied.
+    pub(super) fn apply(&self, key: &JournalKey, to: u64) {
+        self.told.lock().unwrap().insert(key.clone(), to);
+        drop(self.events().send((key.clone(), to)));
+    }
+}
+
+#[async_trait]
+impl Outcomes for Applied {
+    fn subscribe(&self) -> broadcast::Receiver<(JournalKey, u64)> {
+        self.events().subscribe()
+    }
+
+    fn applied(&self, key: &JournalKey) -> u64 {
+        self.told.lock().unwrap().get(key).copied().unwrap_or(0)
+    }
+
+    async fn outcomes(&self, key: &JournalKey, seqs: &[u64]) -> Vec<Option<Done>> {
+        let (applied, failed) = (self.applied(key), self.failed.lock().unwrap());
+        let of = |seq: &u64| {
+            let error = failed.get(&(key.clone(), *seq)).cloned();
+            let at = homes::wall();
+            (*seq <= applied).then_some(Done { error, changed: 1, started: at, finished: at })
+        };
+        seqs.iter().map(of).collect()
+    }
+}
+
+/// Homes that notice everything soon.
+fn home_config() -> homes::Config {
+    homes::Config {
+        core: HomeConfig {
+            incomplete_after: Duration::from_secs(2),
+            ask_after: Duration::from_millis(200),
+            append_again: Duration::from_millis(300),
+            ..HomeConfig::default()
+        },
+    }
 }
 
 /// Who can be reached, and who is cut off.
@@ -129,6 +185,7 @@ struct Serving {
     orders: Orders,
     task_ids: TaskIdsHandle,
     journals: JournalHandle,
+    homes: Homes,
 }
 
 #[async_trait]
@@ -154,6 +211,7 @@ impl Handler for Serving {
             Request::Confirm(record) => refused(self.records.confirm(record).await),
             Request::Order(order) => refused(self.orders.receive(from, order).await),
             Request::TaskIds(count) => Answer::of(Reply::TaskIds(self.task_ids.answer(*count).await)),
+            Request::Home => self.homes.receive(from, &call).await,
             other => panic!("nobody asks {other:?} here"),
         }
     }
@@ -171,7 +229,10 @@ pub(super) struct Running {
     pub(super) journals: JournalHandle,
     pub(super) journal_store: JournalStore,
     pub(super) sender: Sender,
-    seen: watch::Sender<Arc<Seen>>,
+    pub(super) homes: Homes,
+    pub(super) applied: Arc<Applied>,
+    pub(super) cluster: Cluster,
+    pub(super) seen: watch::Sender<Arc<Seen>>,
     serving: Arc<Serving>,
     drivers: Vec<JoinHandle<Result<(), StoreError>>>,
     _state: watch::Sender<MemberState>,
@@ -305,7 +366,8 @@ impl World {
         });
         let sender = Sender::new(journal_handle.clone(), Arc::clone(&peers) as Arc<dyn Peers>);
         let members = Members::new(me.clone(), peers, Arc::clone(&metrics));
-        let records = Records::new(ledger.clone(), Cluster::new(self.topology(&me)), members.clone());
+        let cluster = Cluster::new(self.topology(&me));
+        let records = Records::new(ledger.clone(), cluster.clone(), members.clone());
         driver.follow(records.follower());
         let runners = runners(i, &records);
         let orders = Orders::new(&runners, leases.clone(), records.clone(), Arc::clone(&metrics));
@@ -324,11 +386,25 @@ impl World {
             leases.clone(),
             members.clone(),
         );
+        let applied = Arc::<Applied>::default();
+        let (homes_driver, homes) = homes::Driver::new(homes::Parts {
+            config: home_config(),
+            journals: journal_handle.clone(),
+            sender: sender.clone(),
+            ledger: ledger.clone(),
+            members: members.clone(),
+            cluster: cluster.clone(),
+            ids: task_ids.clone(),
+            outcomes: Arc::clone(&applied) as Arc<dyn Outcomes>,
+            hook: None,
+        });
+        let reporter = Reporter::new(homes.clone());
         let serving = Arc::new(Serving {
             records: records.clone(),
             orders,
             task_ids: task_ids.clone(),
             journals: journal_handle.clone(),
+            homes: homes.clone(),
         });
         members.set_local(Arc::clone(&serving) as Arc<dyn Handler>);
         self.net.up.lock().unwrap().insert(me, Arc::clone(&serving));
@@ -343,6 +419,8 @@ impl World {
                 Ok(())
             }),
             tokio::spawn(journal_driver.run()),
+            tokio::spawn(homes_driver.run()),
+            tokio::spawn(reporter.run()),
         ];
         Running {
             ledger,
@@ -355,6 +433,9 @@ impl World {
             journals: journal_handle,
             journal_store: journals,
             sender,
+            homes,
+            applied,
+            cluster,
             seen,
             serving,
             drivers,

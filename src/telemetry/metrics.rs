@@ -92,6 +92,8 @@ metrics! {
         "Time of requests to the own node (search, documents, write, question)", ["kind"], SECONDS;
     node_failures: IntCounterVec = "miroir_node_failures_total",
         "Requests to the own node without an answer", ["kind"], &[];
+    verdict_mismatches: IntCounter = "miroir_verdict_mismatch_total",
+        "Entries of which the own node made something else than the primary's", [], &[];
     node_healthy: IntGauge = "miroir_node_healthy", "1 while the own node answers its probes, otherwise 0", [], &[];
     shards_served: IntGauge = "miroir_shards_served",
         "Shards of all indexes that have a serving copy, as this member sees it", [], &[];

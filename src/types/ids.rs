@@ -118,7 +118,18 @@ impl PhysicalIndex {
     pub fn of(uid: &IndexUid, nonce: u32) -> Self {
         // A uid is ASCII, so any cut is a character boundary.
         let part = &uid.as_str()[..uid.as_str().len().min(limits::PHYSICAL_UID_PART_MAX_BYTES)];
-        Self(format!("{part}__m{nonce:08x}"))
+        Self(format!("{part}__m{:08x}", nonce.max(1)))
+    }
+
+    /// The reserved name under which the journals of the homes of tasks stand: one shard for each home, and no node behind
+    /// them. No index is made under it: their numbers begin at 1.
+    pub fn of_tasks() -> Self {
+        Self("_miroir_tasks__m00000000".into())
+    }
+
+    /// Whether it is that one.
+    pub fn is_of_tasks(&self) -> bool {
+        self.0 == "_miroir_tasks__m00000000"
     }
 }
 

@@ -82,6 +82,10 @@ pub enum EntryKind {
     Clear,
     /// Nothing: a new primary's first entry.
     Empty,
+    /// The part under which it stands will never be done.
+    Refusal,
+    /// What happened to tasks, in the journal of their home; no documents.
+    Home,
 }
 
 impl EntryKind {
@@ -90,8 +94,13 @@ impl EntryKind {
         match self {
             Self::Set { skip_creation } | Self::Merge { skip_creation } => skip_creation,
             Self::DeleteByFilter | Self::Edit => true,
-            Self::Delete | Self::Clear | Self::Empty => false,
+            Self::Delete | Self::Clear | Self::Empty | Self::Refusal | Self::Home => false,
         }
+    }
+
+    /// Whether it changes no document, whatever its body says.
+    pub fn is_idle(self) -> bool {
+        matches!(self, Self::Empty | Self::Refusal | Self::Home)
     }
 }
 

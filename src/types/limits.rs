@@ -36,6 +36,10 @@ pub const JOURNAL_ENCODED_MAX_BYTES: usize = BODY_DEFAULT_MAX_BYTES + (2 << 20);
 pub const JOURNAL_MESSAGES_MAX: usize = 1_024;
 /// Most parts of one request that one call brings to a primary.
 pub const APPEND_PARTS_MAX: usize = 8_192;
+/// Homes of tasks: shards of their reserved index. The home of a task is its number modulo this.
+pub const HOMES: u16 = 16;
+/// Most bytes of one question to a home, or of its answer, but for one task more.
+pub const HOME_CALL_MAX_BYTES: usize = 8 << 20;
 /// Largest gossip message.
 pub const GOSSIP_MESSAGE_MAX_BYTES: usize = 64 << 10;
 /// Largest total of a member's own gossip values.

@@ -162,6 +162,56 @@ pub enum Request {
     Append(Append),
     /// How your copies of an index's shards stand; the answer is JSON.
     Shards(PhysicalIndex),
+    /// Your verdicts on entries of shards of which you are the primary.
+    Verdicts(VerdictsOf),
+    /// The documents that one entry names, as you have them, if you are the primary of its shard.
+    Documents(DocumentsOf),
+    /// A question about tasks, to the primary of a home or to any member: as JSON in the body.
+    Home,
+}
+
+/// Entries whose verdicts are wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictsOf {
+    /// Of which index.
+    pub index: PhysicalIndex,
+    /// Of which shards, from which entry to which.
+    pub shards: Vec<(ShardId, u64, u64)>,
+}
+
+/// Verdicts on entries of one shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardVerdicts {
+    /// Which shard.
+    pub shard: ShardId,
+    /// From the first that was asked for to here every entry has one.
+    pub to: u64,
+    /// The entries among them that failed, in order; all others were applied.
+    pub failed: Vec<EntryError>,
+}
+
+/// Why an entry failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryError {
+    /// Which entry.
+    pub seq: u64,
+    /// Meilisearch's code.
+    pub code: String,
+    /// For people.
+    pub message: String,
+}
+
+/// An entry whose documents are wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DocumentsOf {
+    /// Of which index.
+    pub index: PhysicalIndex,
+    /// Of which shard.
+    pub shard: ShardId,
+    /// Which entry.
+    pub seq: u64,
+    /// Behind this one no conditional entry of the shard may have been done.
+    pub first: u64,
 }
 
 /// Parts of a request for shards of one index; the body holds what each says, one behind the other.
@@ -189,10 +239,12 @@ pub struct AppendPart {
 /// What became of one part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Appended {
-    /// Every replica in sync has stored it; it is never lost.
+    /// Every replica in sync has stored what stands under the part; it is never lost.
     Committed {
         /// Its number.
         seq: u64,
+        /// A refusal stands there: the part itself will never be done.
+        refused: bool,
         /// How many are in sync.
         in_sync: u32,
         /// How many copies the shard should have.
@@ -322,6 +374,14 @@ pub enum Reply {
     Appended(Vec<Appended>),
     /// What was asked for is in the body, as JSON.
     Json,
+    /// Verdicts, of those shards of which the asked member is the primary.
+    Verdicts(Vec<ShardVerdicts>),
+    /// The documents are in the body as NDJSON; of these ids there are none.
+    Documents(Vec<String>),
+    /// The documents can't be had as they have to be; `true`: not now, `false`: never.
+    NoDocuments(bool),
+    /// The answer to a question about tasks, as JSON in the body.
+    Home,
 }
 
 macro_rules! verbs {
@@ -394,6 +454,9 @@ verbs! {
     13 Replicate Journal,
     14 Replicate Append(payload),
     15 Control TaskIds(payload),
+    16 Replicate Verdicts(payload),
+    17 Replicate Documents(payload),
+    18 Replicate Home,
     19 Query Shards(payload),
 }
 
@@ -421,6 +484,7 @@ mod tests {
             Request::Ledger,
             Request::Journal,
             Request::Shards(index.clone()),
+            Request::Home,
             Request::Append(Append {
                 index: index.clone(),
                 parts: vec![AppendPart {
@@ -446,6 +510,8 @@ mod tests {
             Request::Node(NodeQuestion::Tasks(vec![1, 2])),
             Request::Task(TaskUid(9)),
             Request::TaskIds(64),
+            Request::Verdicts(VerdictsOf { index: index.clone(), shards: vec![(ShardId(1), 3, u64::MAX)] }),
+            Request::Documents(DocumentsOf { index: index.clone(), shard: ShardId(1), seq: 4, first: 2 }),
             Request::Order(LeaderOrder {
                 head: Order { scope: Scope::Ilm, epoch: Epoch::ZERO, record: "operation:ilm".into(), version: 4 },
                 operation: "op".into(),

@@ -245,7 +245,9 @@ impl Group {
     pub fn of(kind: Kind) -> Self {
         match kind {
             Kind::Set { .. } | Kind::Merge { .. } => Self::Addition,
-            Kind::Delete | Kind::DeleteByFilter | Kind::Clear | Kind::Empty => Self::Deletion,
+            Kind::Delete | Kind::DeleteByFilter | Kind::Clear | Kind::Empty | Kind::Refusal | Kind::Home => {
+                Self::Deletion
+            }
             Kind::Edit => Self::Edition,
         }
     }

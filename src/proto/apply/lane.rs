@@ -117,7 +117,7 @@ impl Lane {
         let mut without = BTreeSet::new();
         for head in self.waiting().take_while(|head| head.seq <= until) {
             if is_passed_over(head) {
-                if head.kind != Kind::Empty {
+                if !head.kind.is_idle() {
                     without.insert(head.seq);
                 }
                 if let Some(taken) = &mut taken {
@@ -254,5 +254,5 @@ impl Lane {
 
 /// Whether nothing is to be done at this entry.
 fn is_passed_over(head: &Head) -> bool {
-    head.kind == Kind::Empty || head.failed
+    head.kind.is_idle() || head.failed
 }

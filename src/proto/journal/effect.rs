@@ -100,10 +100,13 @@ pub struct Hint {
 /// What became of a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Every replica in sync has stored it; it is never lost.
+    /// Every replica in sync has stored what stands under the part; it is never lost.
     Committed {
         /// Its number.
         seq: u64,
+        /// A refusal stands there: the part itself will never be done. Otherwise the part stands there, also for whoever came
+        /// to refuse it.
+        refused: bool,
         /// How many are in sync.
         in_sync: usize,
         /// How many copies the shard should have.

@@ -1,7 +1,7 @@
 //! One entry of a shard's journal.
 //!
-//! Rule: an entry never changes once it has its position; the part of a task that it carries stands in a journal once. Must
-//! not know: what a body says.
+//! Rule: an entry never changes once it has its position; the part of a task that it carries stands in a journal once, as
+//! itself or as its refusal, whichever came first. Must not know: what a body says.
 
 use std::fmt;
 use std::sync::Arc;
@@ -69,6 +69,15 @@ pub struct Write {
     pub body: Body,
 }
 
+/// What stands under a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stands {
+    /// Its number.
+    pub seq: u64,
+    /// It is a refusal: the part itself will never be done.
+    pub refused: bool,
+}
+
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
@@ -91,6 +100,11 @@ impl Entry {
     /// The first entry of a new primary.
     pub fn empty(at: Position) -> Self {
         Self { at, part: None, kind: Kind::Empty, body: Body::empty() }
+    }
+
+    /// What stands under its part.
+    pub fn stands(&self) -> Stands {
+        Stands { seq: self.at.seq, refused: self.kind == Kind::Refusal }
     }
 
     /// What it adds to a message or a window.
@@ -119,6 +133,8 @@ mod tests {
             Kind::Delete,
             Kind::Clear,
             Kind::Empty,
+            Kind::Refusal,
+            Kind::Home,
         ];
         assert!(conditional.iter().all(|k| k.is_conditional()));
         assert!(!plain.iter().any(|k| k.is_conditional()));

@@ -5,15 +5,15 @@
 //! | `one_primary_per_epoch` | of an epoch there is one primary process |
 //! | `one_entry_per_place` | under one epoch and number there is one entry, for ever |
 //! | `committed_agree` | what two replicas hold as committed under one number is the same |
-//! | `a_part_stands_once` | a part of a task is committed under one number |
-//! | `acknowledged_is_committed` | what a sender was told to be committed is, under the number it was told |
+//! | `a_part_stands_once` | a part of a task, or its refusal, is committed under one number |
+//! | `acknowledged_is_committed` | what a sender was told to stand is committed, under the number it was told |
 //! | `acknowledged_is_kept` | every later primary has every acknowledged entry, unless its loss was accepted |
 //!
 //! Rule: nothing here changes anything. It grows without bound. Must not know: how replicas work.
 
 use std::collections::BTreeMap;
 
-use super::entry::Entry;
+use super::entry::{Entry, Stands};
 use crate::types::{Epoch, Holder, Position, TaskPart};
 
 /// An invariant that does not hold.
@@ -89,21 +89,22 @@ impl History {
         Ok(())
     }
 
-    /// A sender was told by the primary of `reign` that its part is committed under this number.
+    /// A sender was told by the primary of `reign` that this stands committed under its part.
     ///
     /// # Errors
     /// [`Broken`] if it is not.
-    pub fn acknowledged(&mut self, reign: Epoch, part: TaskPart, seq: u64) -> Result<(), Broken> {
+    pub fn acknowledged(&mut self, reign: Epoch, part: TaskPart, stands: Stands) -> Result<(), Broken> {
+        let seq = stands.seq;
         if reign < self.loss {
             return Ok(());
         }
         match self.committed.get(&seq) {
-            Some(at) if self.entries.get(at).is_some_and(|e| e.part == Some(part)) => {
+            Some(at) if self.entries.get(at).is_some_and(|e| e.part == Some(part) && e.stands() == stands) => {
                 let first = self.acknowledged.entry(seq).or_insert((*at, reign));
                 first.1 = first.1.min(reign);
                 Ok(())
             }
-            seen => broken("acknowledged_is_committed", format!("{part} at {seq}, where {seen:?} is committed")),
+            seen => broken("acknowledged_is_committed", format!("{part} at {stands:?}, where {seen:?} is committed")),
         }
     }
 

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::entry::Entry;
+use super::entry::{Entry, Stands};
 use crate::types::{Epoch, Position, TaskPart, TaskUid};
 
 /// How much of the newest entries is kept in memory.
@@ -58,12 +58,12 @@ pub enum Fit {
     Broken,
 }
 
-/// Where a part of a task stands.
+/// What stands under a part of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// At this number.
-    At(u64),
-    /// Nowhere.
+    /// This.
+    At(Stands),
+    /// Nothing.
     Nowhere,
     /// Only the store can say: the task is not newer than entries that are not in memory.
     Perhaps,
@@ -90,7 +90,7 @@ pub struct Log {
     pending: VecDeque<Pending>,
     cache: VecDeque<Entry>,
     cached_bytes: usize,
-    parts: BTreeMap<TaskPart, u64>,
+    parts: BTreeMap<TaskPart, Stands>,
     older: Option<TaskUid>,
 }
 
@@ -320,10 +320,10 @@ impl Log {
         (!slice.is_empty()).then_some(slice)
     }
 
-    /// Where a part stands.
+    /// What stands under a part.
     pub fn find(&self, part: TaskPart) -> Found {
         match self.parts.get(&part) {
-            Some(seq) => Found::At(*seq),
+            Some(stands) => Found::At(*stands),
             None if self.older.is_some_and(|older| part.task <= older) => Found::Perhaps,
             None => Found::Nowhere,
         }
@@ -332,14 +332,14 @@ impl Log {
     fn cached(&mut self, entry: Entry) {
         self.cached_bytes += entry.weight();
         if let Some(part) = entry.part {
-            self.parts.insert(part, entry.at.seq);
+            self.parts.insert(part, entry.stands());
         }
         self.cache.push_back(entry);
     }
 
     fn uncached(&mut self, gone: &Entry) {
         self.cached_bytes -= gone.weight();
-        if let Some(part) = gone.part.filter(|part| self.parts.get(part) == Some(&gone.at.seq)) {
+        if let Some(part) = gone.part.filter(|part| self.parts.get(part).is_some_and(|at| at.seq == gone.at.seq)) {
             self.parts.remove(&part);
         }
     }
@@ -481,7 +481,7 @@ mod tests {
         let part = |task| TaskPart { task: TaskUid(task), part: 1 };
         assert_eq!(
             [5, 3, 2, 9].map(|t| log.find(part(t))),
-            [Found::At(5), Found::Perhaps, Found::Perhaps, Found::Nowhere]
+            [Found::At(Stands { seq: 5, refused: false }), Found::Perhaps, Found::Perhaps, Found::Nowhere]
         );
     }
 

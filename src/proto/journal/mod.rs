@@ -39,6 +39,6 @@ pub(crate) mod simulated;
 mod tests;
 
 pub use effect::{Alive, Answer, Config, Effect, Hint, OpId, Rest, Rows, Sight, Stored};
-pub use entry::{Body, Entry, Kind, Write};
+pub use entry::{Body, Entry, Kind, Stands, Write};
 pub use message::{Message, Said};
 pub use replica::Replica;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::effect::{Answer, Effect, OpId, Rows};
-use super::entry::{Entry, Write};
+use super::entry::{Entry, Stands, Write};
 use super::in_sync::Asked;
 use super::log::Found;
 use super::message::Said;
@@ -43,7 +43,7 @@ pub(super) struct Primary {
     pub(super) asked: Option<Asked>,
     /// When another member was last asked to take over.
     pub(super) handed_at: Option<Instant>,
-    waiting: BTreeMap<u64, Vec<OpId>>,
+    waiting: BTreeMap<u64, (bool, Vec<OpId>)>,
     waiters: usize,
     finding: BTreeMap<TaskPart, Vec<(OpId, Write)>>,
 }
@@ -85,7 +85,7 @@ impl Primary {
     /// The reign is over: what its senders wait for may be committed by the next primary, or never.
     pub(super) fn end(self, base: &mut Base) {
         let hint = base.hint();
-        for op in self.waiting.into_values().flatten() {
+        for op in self.waiting.into_values().flat_map(|(_, ops)| ops) {
             base.answer(op, Answer::Unknown(hint.clone()));
         }
         for (op, _) in self.finding.into_values().flatten() {
@@ -146,7 +146,7 @@ impl Primary {
             None => {}
         }
         match base.log.find(write.part) {
-            Found::At(seq) => self.wait(base, op, seq),
+            Found::At(at) => self.wait(base, op, at),
             Found::Nowhere => self.append_write(base, now, op, write),
             Found::Perhaps if self.finding.len() >= FINDING_MAX => base.answer(op, Answer::Busy),
             Found::Perhaps => {
@@ -157,26 +157,26 @@ impl Primary {
     }
 
     /// What the store says about a part.
-    pub(super) fn found(&mut self, base: &mut Base, now: Instant, part: TaskPart, at: Option<u64>) {
+    pub(super) fn found(&mut self, base: &mut Base, now: Instant, part: TaskPart, at: Option<Stands>) {
         for (op, write) in self.finding.remove(&part).unwrap_or_default() {
-            let stored = at.filter(|seq| *seq <= base.log.last().seq);
+            let stored = at.filter(|at| at.seq <= base.log.last().seq);
             match (stored, base.log.find(part)) {
-                (_, Found::At(seq)) | (Some(seq), _) => self.wait(base, op, seq),
+                (_, Found::At(at)) | (Some(at), _) => self.wait(base, op, at),
                 (None, _) => self.append_write(base, now, op, write),
             }
         }
     }
 
     /// The sender is told when the entry is committed.
-    fn wait(&mut self, base: &mut Base, op: OpId, seq: u64) {
-        if self.is_open() && seq <= base.log.commit() {
-            let answer = self.committed(base, seq);
+    fn wait(&mut self, base: &mut Base, op: OpId, at: Stands) {
+        if self.is_open() && at.seq <= base.log.commit() {
+            let answer = self.committed(base, at);
             base.answer(op, answer);
         } else if self.waiters >= WAITING_MAX {
             base.answer(op, Answer::Busy);
         } else {
             self.waiters += 1;
-            self.waiting.entry(seq).or_default().push(op);
+            self.waiting.entry(at.seq).or_insert((at.refused, Vec::new())).1.push(op);
         }
     }
 
@@ -192,13 +192,15 @@ impl Primary {
             return base.answer(op, Answer::Busy);
         }
         let at = Position { epoch: base.epoch, seq: last + 1 };
-        self.append(base, now, Entry::of(write, at));
-        self.wait(base, op, at.seq);
+        let entry = Entry::of(write, at);
+        let stands = entry.stands();
+        self.append(base, now, entry);
+        self.wait(base, op, stands);
     }
 
-    fn committed(&self, base: &Base, seq: u64) -> Answer {
+    fn committed(&self, base: &Base, Stands { seq, refused }: Stands) -> Answer {
         let (in_sync, copies) = base.record.as_ref().map_or((0, 0), |r| (r.in_sync.len(), r.copies()));
-        Answer::Committed { seq, in_sync, copies }
+        Answer::Committed { seq, refused, in_sync, copies }
     }
 
     /// What a replica said in this reign.
@@ -287,9 +289,9 @@ impl Primary {
         }
         base.commit(to);
         let waiting = self.waiting.split_off(&(base.log.commit() + 1));
-        for (seq, ops) in std::mem::replace(&mut self.waiting, waiting) {
+        for (seq, (refused, ops)) in std::mem::replace(&mut self.waiting, waiting) {
             self.waiters -= ops.len();
-            let answer = self.committed(base, seq);
+            let answer = self.committed(base, Stands { seq, refused });
             ops.into_iter().for_each(|op| base.answer(op, answer.clone()));
         }
     }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::effect::{Answer, Config, Effect, Hint, OpId, Rest, Rows, Sight, Stored};
-use super::entry::{Entry, Write};
+use super::entry::{Entry, Stands, Write};
 use super::follower::Follower;
 use super::log::Log;
 use super::message::{Message, Said};
@@ -219,7 +219,7 @@ impl Replica {
     }
 
     /// What [`Effect::Find`] asked for.
-    pub fn handle_found(&mut self, env: &mut Env, epoch: Epoch, part: TaskPart, at: Option<u64>) {
+    pub fn handle_found(&mut self, env: &mut Env, epoch: Epoch, part: TaskPart, at: Option<Stands>) {
         if let Role::Primary(primary) = &mut self.role
             && epoch == self.base.epoch
         {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use self::disk::{Copied, Disk};
 use super::effect::{Alive, Answer, Config, OpId, Rows, Sight};
 use super::election;
-use super::entry::{Body, Kind, Write};
+use super::entry::{Body, Kind, Stands, Write};
 use super::invariant::{Broken, History};
 use super::log::Bounds;
 use super::message::Message;
@@ -321,8 +321,11 @@ impl World {
             Answer::Unknown(_) => "unknown",
         };
         self.count(name);
-        if let Answer::Committed { seq, .. } = answer {
-            let checked = self.histories[shard].acknowledged(epoch, part, seq);
+        if let Answer::Committed { seq, refused, .. } = answer {
+            if refused {
+                self.count("stands refused");
+            }
+            let checked = self.histories[shard].acknowledged(epoch, part, Stands { seq, refused });
             self.hold(checked);
             self.check_durable(shard, epoch, seq);
         }
@@ -437,6 +440,9 @@ impl World {
         let op = OpId(self.next_op);
         let Some(pending) = &self.clients[client].pending else { return };
         let (shard, write) = (pending.shard, pending.write.clone());
+        // Somebody gives the task up while its sender goes on: by the number, so that no other choice of the seed is another.
+        let kind = if op.0 % 10 == 3 { Kind::Refusal } else { write.kind };
+        let write = Write { kind, ..write };
         self.ops.insert(op, (client, write.part));
         let to = self.clients[client].targets.get(&shard).filter(|_| !elsewhere).cloned().unwrap_or(any);
         if !lost {

@@ -345,7 +345,7 @@ fn a_primary_stores_its_epoch_then_an_empty_entry_and_then_knows_what_is_committ
     assert!(answers(&one.all_store(1)).is_empty(), "its own store counts as well");
     assert!(!one.replica.is_open());
     let effects = one.stored(3);
-    assert_eq!(answers(&effects), [Answer::Committed { seq: 2, in_sync: 3, copies: 3 }]);
+    assert_eq!(answers(&effects), [Answer::Committed { seq: 2, refused: false, in_sync: 3, copies: 3 }]);
     assert!(effects.contains(&Effect::Committed { to: 2 }) && one.replica.is_open());
 }
 
@@ -360,7 +360,7 @@ fn a_new_primary_answers_no_resend_before_its_empty_entry_is_committed() {
     one.stored(1);
     one.stored(2);
     assert_eq!(answers(&one.write(1, 7)), []);
-    assert_eq!(answers(&one.all_store(2)), [Answer::Committed { seq: 1, in_sync: 3, copies: 3 }]);
+    assert_eq!(answers(&one.all_store(2)), [Answer::Committed { seq: 1, refused: false, in_sync: 3, copies: 3 }]);
 }
 
 #[test]
@@ -456,7 +456,7 @@ fn a_newcomer_counts_from_before_it_is_asked_for_until_a_higher_set_leaves_it_ou
     let effects = one.hears(1, 0, 1, Said::Stored { to: 2, commit: 1, applied: 0 });
     assert_eq!(answers(&effects), [], "the newcomer has not stored it");
     let effects = one.step(|r, env| r.handle_record(env, state(&[0, 1], (0, 1), 1, 3)));
-    assert_eq!(answers(&effects), [Answer::Committed { seq: 2, in_sync: 2, copies: 3 }]);
+    assert_eq!(answers(&effects), [Answer::Committed { seq: 2, refused: false, in_sync: 2, copies: 3 }]);
 }
 
 #[test]

@@ -36,6 +36,11 @@ impl When {
         Self(i64::try_from(nanos).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX }))
     }
 
+    /// So many nanoseconds after 1970.
+    pub fn since_1970(span: std::time::Duration) -> Self {
+        Self(i64::try_from(span.as_nanos()).unwrap_or(i64::MAX))
+    }
+
     /// As Meilisearch writes it.
     pub fn text(self) -> String {
         let time = OffsetDateTime::from_unix_timestamp_nanos(self.0.into()).unwrap_or(OffsetDateTime::UNIX_EPOCH);

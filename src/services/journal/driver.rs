@@ -24,7 +24,7 @@ use super::storing::Storing;
 use crate::net::Peers;
 use crate::proto::env::Instant;
 use crate::proto::journal::log::Bounds;
-use crate::proto::journal::{Answer, Config as CoreConfig, Entry, Rest, Said, Stored};
+use crate::proto::journal::{Answer, Config as CoreConfig, Entry, Rest, Said, Stands, Stored};
 use crate::rt::clock;
 use crate::services::leases::LeaseHandle;
 use crate::services::ledger::{LedgerHandle, driver::seed, nap, now};
@@ -83,7 +83,7 @@ pub(super) enum Done {
     Stored,
     Opened(JournalKey, Box<Stored>),
     Loaded(JournalKey, u64, MemberId, Result<Vec<Entry>, StoreError>),
-    Found(JournalKey, u64, (Epoch, TaskPart), Result<Option<u64>, StoreError>),
+    Found(JournalKey, u64, (Epoch, TaskPart), Result<Option<Stands>, StoreError>),
     Asked(PhysicalIndex),
     Purged,
 }

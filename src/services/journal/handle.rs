@@ -16,8 +16,10 @@ use super::inbox::{Inbox, NotTaken};
 use super::records::{self, CreateError, RetireError};
 use crate::proto::env::Instant;
 use crate::proto::journal::entry::ENTRY_BODY_MAX_BYTES;
-use crate::proto::journal::{Answer, Body, Entry, Hint, Kind, Write};
+use crate::proto::journal::{Answer, Body, Entry, Hint, Kind, Stands, Write};
+use crate::proto::tasks::home::{StoredRow, Touched};
 use crate::services::ledger::{LedgerHandle, now};
+use crate::store::journal::StoredHome;
 use crate::store::{JournalStore, StoreError};
 use crate::types::limits::APPEND_PARTS_MAX;
 use crate::types::{
@@ -35,7 +37,7 @@ pub(super) enum Input {
     Applied(Vec<(JournalKey, u64)>),
     Unapplied(Vec<(JournalKey, u64)>),
     Trim(JournalKey, u64),
-    Snapshot { key: JournalKey, at: Position, parts: Vec<(TaskPart, u64)>, tell: oneshot::Sender<bool> },
+    Snapshot { key: JournalKey, at: Position, parts: Vec<(TaskPart, Stands)>, tell: oneshot::Sender<bool> },
     Repair(JournalKey, String),
     Status(PhysicalIndex, oneshot::Sender<BTreeMap<ShardId, ShardStatus>>),
     HandOver(oneshot::Sender<()>),
@@ -210,12 +212,15 @@ impl JournalHandle {
         if append.parts.len() > APPEND_PARTS_MAX {
             return malformed("too many parts");
         }
+        if append.index.is_of_tasks() {
+            return malformed("only a home's own primary writes its journal");
+        }
         let (mut parts, mut at) = (Vec::new(), 0_usize);
         for part in &append.parts {
             let length = usize::try_from(part.length).unwrap_or(usize::MAX);
             let end = at.checked_add(length).filter(|end| *end <= body.len());
             let Some(end) = end else { return malformed("the parts are longer than the body") };
-            if length > ENTRY_BODY_MAX_BYTES || part.kind == Kind::Empty {
+            if length > ENTRY_BODY_MAX_BYTES || matches!(part.kind, Kind::Empty | Kind::Home) {
                 return malformed("a part that can't be written");
             }
             let write = Write { part: part.part, kind: part.kind, body: Body(body[at..end].into()) };
@@ -277,7 +282,7 @@ impl JournalHandle {
         let most = usize::try_from(commit - from + 1).unwrap_or(usize::MAX);
         let read = self.store.load(key, from, entries.min(most), bytes).await;
         if let Err(StoreError::Damaged { reason, .. }) = &read {
-            drop(self.inputs.send(Input::Repair(key.clone(), reason.clone())).await);
+            self.repair(key, reason.clone()).await;
         }
         read
     }
@@ -303,13 +308,108 @@ impl JournalHandle {
         Ok(())
     }
 
+    /// The node has applied some shards up to there, and lost what it had of others behind these; all of it is durable already.
+    pub async fn tell_applied(&self, applied: Vec<(JournalKey, u64)>, unapplied: Vec<(JournalKey, u64)>) {
+        // Without its driver the process is about to end.
+        if !unapplied.is_empty() {
+            drop(self.inputs.send(Input::Unapplied(unapplied)).await);
+        }
+        if !applied.is_empty() {
+            drop(self.inputs.send(Input::Applied(applied)).await);
+        }
+    }
+
+    /// What stands or stood under a part here, committed or not, also after its entry was dropped at the beginning.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::read_committed`].
+    pub async fn find(&self, key: &JournalKey, part: TaskPart) -> Result<Option<Stands>, StoreError> {
+        let found = self.store.find(key, part).await;
+        if let Err(StoreError::Damaged { reason, .. }) = &found {
+            self.repair(key, reason.clone()).await;
+        }
+        found
+    }
+
+    /// What stands in order from `from` on under parts, of at most so many entries, without what it says, and the last entry
+    /// looked at; committed or not.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::read_committed`].
+    pub async fn standing(
+        &self,
+        key: &JournalKey,
+        from: u64,
+        entries: usize,
+    ) -> Result<(Vec<(TaskPart, Stands)>, u64), StoreError> {
+        let read = self.store.standing(key, from, entries).await;
+        if let Err(StoreError::Damaged { reason, .. }) = &read {
+            self.repair(key, reason.clone()).await;
+        }
+        read
+    }
+
+    /// A journal is damaged: what is left of it is kept, and the copy made anew.
+    pub async fn repair(&self, key: &JournalKey, reason: String) {
+        drop(self.inputs.send(Input::Repair(key.clone(), reason)).await);
+    }
+
+    /// What is stored of a home of tasks.
+    ///
+    /// # Errors
+    /// As [`Self::read_committed`].
+    pub async fn home(&self, key: &JournalKey) -> Result<StoredHome, StoreError> {
+        let home = self.store.home(key).await;
+        if let Err(StoreError::Damaged { reason, .. }) = &home {
+            self.repair(key, reason.clone()).await;
+        }
+        home
+    }
+
+    /// A home has taken in entries up to `to`, which changed these of its rows; all of it is durable when this returns.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn home_applied(
+        &self,
+        key: &JournalKey,
+        to: u64,
+        changed: Vec<(Touched, Option<StoredRow>)>,
+    ) -> Result<(), StoreError> {
+        self.store.put_home(key, to, changed).await?;
+        drop(self.inputs.send(Input::Applied(vec![(key.clone(), to)])).await);
+        Ok(())
+    }
+
+    /// These rows of a home are to come with the next [`Self::snapshot`]; see [`JournalStore::stage_home`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn stage_home(&self, key: &JournalKey, first: bool, rows: Vec<StoredRow>) -> Result<(), StoreError> {
+        self.store.stage_home(key, first, rows).await
+    }
+
+    /// The parts that stand up to `to`, for a snapshot that is taken there.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn parts(&self, key: &JournalKey, to: u64) -> Result<Vec<(TaskPart, Stands)>, StoreError> {
+        self.store.parts(key, to).await
+    }
+
     /// Entries up to `to` are older than the retention: what nobody needs of them goes.
     pub async fn trim(&self, key: &JournalKey, to: u64) {
         drop(self.inputs.send(Input::Trim(key.clone(), to)).await);
     }
 
     /// The copy here has been made anew, as it was at `at`, with the parts that stood there. Says whether that was taken.
-    pub async fn snapshot(&self, key: &JournalKey, at: Position, parts: Vec<(TaskPart, u64)>) -> bool {
+    pub async fn snapshot(&self, key: &JournalKey, at: Position, parts: Vec<(TaskPart, Stands)>) -> bool {
         let (tell, wait) = oneshot::channel();
         drop(self.inputs.send(Input::Snapshot { key: key.clone(), at, parts, tell }).await);
         wait.await.unwrap_or(false)
@@ -372,8 +472,8 @@ pub(super) fn unknown() -> Answer {
 fn appended(answer: Answer) -> Appended {
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     match answer {
-        Answer::Committed { seq, in_sync, copies } => {
-            Appended::Committed { seq, in_sync: count(in_sync), copies: count(copies) }
+        Answer::Committed { seq, refused, in_sync, copies } => {
+            Appended::Committed { seq, refused, in_sync: count(in_sync), copies: count(copies) }
         }
         Answer::NotPrimary(hint) => Appended::NotPrimary(hint.primary, hint.epoch),
         Answer::NoQuorum => Appended::NoQuorum,
@@ -387,8 +487,8 @@ fn appended(answer: Answer) -> Appended {
 pub(super) fn answer_of(appended: Appended) -> Answer {
     let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
     match appended {
-        Appended::Committed { seq, in_sync, copies } => {
-            Answer::Committed { seq, in_sync: count(in_sync), copies: count(copies) }
+        Appended::Committed { seq, refused, in_sync, copies } => {
+            Answer::Committed { seq, refused, in_sync: count(in_sync), copies: count(copies) }
         }
         Appended::NotPrimary(primary, epoch) => Answer::NotPrimary(Hint { primary, epoch }),
         Appended::NoQuorum => Answer::NoQuorum,

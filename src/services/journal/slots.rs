@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::driver::{Done, Driver};
 use super::handle::Event;
 use crate::proto::env::{Env, Instant};
-use crate::proto::journal::{Answer, Hint, Message, OpId, Replica, Rows, Stored, Write};
+use crate::proto::journal::{Answer, Hint, Message, OpId, Replica, Rows, Stands, Stored, Write};
 use crate::services::ledger::now;
 use crate::store::StoreError;
 use crate::types::{Epoch, JournalKey, MemberId, Position, TaskPart};
@@ -41,7 +41,7 @@ pub(super) struct Open {
     /// Parts that are to be looked for when it is.
     pub(super) finds: Vec<(Epoch, TaskPart)>,
     /// What came with the snapshot that it has taken.
-    pub(super) parts: Vec<(TaskPart, u64)>,
+    pub(super) parts: Vec<(TaskPart, Stands)>,
     /// The commit position that was last stored.
     pub(super) commit_stored: u64,
     /// Since when it is idle.
@@ -57,7 +57,7 @@ pub(super) enum Told {
     Trim(u64),
     Applied(u64),
     Unapplied(u64),
-    Snapshot { at: Position, parts: Vec<(TaskPart, u64)>, tell: oneshot::Sender<bool> },
+    Snapshot { at: Position, parts: Vec<(TaskPart, Stands)>, tell: oneshot::Sender<bool> },
 }
 
 impl Driver {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::proto::journal::{Entry, Rows};
+use crate::proto::journal::{Entry, Rows, Stands};
 use crate::store::journal::Apply;
 use crate::types::{JournalKey, TaskPart};
 
@@ -47,7 +47,7 @@ pub(super) struct Storing {
 
 impl Storing {
     /// Puts rows behind all others; `token` is who hears of it.
-    pub(super) fn push(&mut self, key: JournalKey, rows: Rows, parts: Vec<(TaskPart, u64)>, token: Option<Token>) {
+    pub(super) fn push(&mut self, key: JournalKey, rows: Rows, parts: Vec<(TaskPart, Stands)>, token: Option<Token>) {
         let weight = rows.entries.iter().map(Entry::weight).sum::<usize>() + 64;
         self.bytes += weight;
         self.waiting.push_back(Waiting { apply: Apply { key, rows, parts }, token, weight });

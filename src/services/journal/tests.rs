@@ -214,6 +214,7 @@ async fn what_a_sender_says_of_its_parts_is_checked() {
         (vec![part(1, Kind::Delete)], b"ab"),
         (vec![part(u32::MAX, Kind::Delete)], b"ab"),
         (vec![part(2, Kind::Empty)], b"ab"),
+        (vec![part(2, Kind::Home)], b"ab"),
         (vec![part(0, Kind::Delete); 8_193], b""),
     ] {
         let answer = receive(parts, body).await;
@@ -222,6 +223,28 @@ async fn what_a_sender_says_of_its_parts_is_checked() {
     let good = receive(vec![part(2, Kind::Delete)], b"ab").await.unwrap();
     assert!(matches!(good[..], [crate::wire::verbs::Appended::Committed { .. }]), "{good:?}");
     assert_eq!(receive(Vec::new(), b"").await, Ok(Vec::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_stands_or_its_refusal_and_both_senders_hear_which() {
+    let world = world(1).await;
+    let sender = &world.at(1).sender;
+    let refusal = |task| Write { kind: Kind::Refusal, ..write(task) };
+    let send = async |write| {
+        let answers = sender.send(&index(), vec![(ShardId(0), write)], soon(), TraceId::default()).await;
+        let [Answer::Committed { seq, refused, .. }] = answers[..] else { panic!("{answers:?}") };
+        (seq, refused)
+    };
+    let (there, _) = send(write(1)).await;
+    let (gone, _) = send(refusal(2)).await;
+    assert_eq!((send(refusal(1)).await, send(write(1)).await), ((there, false), (there, false)));
+    assert_eq!((send(write(2)).await, send(refusal(2)).await), ((gone, true), (gone, true)));
+    for i in 0..3 {
+        until("it is committed everywhere", async || world.at(i).journals.committed(&key(0)) >= Some(gone)).await;
+        let entries = world.at(i).journals.read_committed(&key(0), there, 9, 1 << 20).await.unwrap();
+        let kinds: Vec<Kind> = entries.iter().map(|e| e.kind).collect();
+        assert_eq!(kinds, [write(1).kind, Kind::Refusal]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,7 +17,8 @@ use super::super::{LedgerStore, StoreError};
 const SCHEMA: Schema = Schema {
     file: "journal.sqlite",
     thread: "journal-store",
-    migrations: &["CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+    migrations: &[
+        "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
      CREATE TABLE journals (
         id INTEGER PRIMARY KEY, physical TEXT NOT NULL, shard INTEGER NOT NULL, epoch INTEGER NOT NULL,
         floor_epoch INTEGER NOT NULL, floor INTEGER NOT NULL, last_epoch INTEGER NOT NULL, last INTEGER NOT NULL,
@@ -34,7 +35,30 @@ const SCHEMA: Schema = Schema {
      CREATE TABLE parts (
         journal INTEGER NOT NULL, task INTEGER NOT NULL, part INTEGER NOT NULL, seq INTEGER NOT NULL,
         stored_at INTEGER NOT NULL, hash INTEGER NOT NULL, PRIMARY KEY (journal, task, part)
-     ) STRICT, WITHOUT ROWID;"],
+     ) STRICT, WITHOUT ROWID;",
+        "ALTER TABLE parts ADD COLUMN refused INTEGER NOT NULL DEFAULT 0;
+     CREATE TABLE home_rows (
+        journal INTEGER NOT NULL, kind INTEGER NOT NULL, name TEXT NOT NULL, hash INTEGER NOT NULL, body BLOB NOT NULL,
+        PRIMARY KEY (journal, kind, name)
+     ) STRICT, WITHOUT ROWID;",
+        "CREATE TABLE appliers (physical TEXT PRIMARY KEY, next_note INTEGER NOT NULL, hash INTEGER NOT NULL)
+        STRICT, WITHOUT ROWID;
+     CREATE TABLE lanes (
+        physical TEXT NOT NULL, shard INTEGER NOT NULL, checked INTEGER NOT NULL, row TEXT NOT NULL, hash INTEGER NOT NULL,
+        PRIMARY KEY (physical, shard)
+     ) STRICT, WITHOUT ROWID;
+     CREATE TABLE notes (
+        physical TEXT NOT NULL, note INTEGER NOT NULL, row TEXT NOT NULL, hash INTEGER NOT NULL,
+        PRIMARY KEY (physical, note)
+     ) STRICT, WITHOUT ROWID;
+     CREATE TABLE failed (
+        place INTEGER PRIMARY KEY, code TEXT NOT NULL, message TEXT NOT NULL, hash INTEGER NOT NULL
+     ) STRICT;
+     CREATE TABLE counted (place INTEGER PRIMARY KEY, changed INTEGER NOT NULL) STRICT;
+     CREATE TABLE done (
+        place INTEGER PRIMARY KEY, first INTEGER NOT NULL, started INTEGER NOT NULL, finished INTEGER NOT NULL
+     ) STRICT;",
+    ],
     // Readers could not open it either. The ledger's file beside it is had by one process alone, and that covers this one.
     exclusive: false,
 };

@@ -32,7 +32,9 @@ const COLUMNS: usize = 12;
 /// Above all numbers that any row has, also one whose head is lost.
 const FREE: &str = "SELECT 1 + max(coalesce((SELECT max(id) FROM journals), 0), coalesce((SELECT max(id) FROM gone), 0), \
                     coalesce((SELECT max(place) FROM entries) >> ?1, 0), coalesce((SELECT max(place) FROM epochs) >> ?1, 0), \
-                    coalesce((SELECT max(journal) FROM parts), 0))";
+                    coalesce((SELECT max(journal) FROM parts), 0), \
+                    coalesce((SELECT max(place) FROM failed) >> ?1, 0), coalesce((SELECT max(place) FROM counted) >> ?1, 0), \
+                    coalesce((SELECT max(place) FROM done) >> ?1, 0))";
 
 impl Head {
     /// A journal without entries, under a number that no rows have.

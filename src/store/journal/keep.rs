@@ -7,6 +7,7 @@ use rusqlite::{OptionalExtension, Transaction};
 
 use super::super::StoreError;
 use super::super::row::to_sql;
+use super::applier::forget_some_outcomes;
 use super::file::JournalStore;
 use super::head::{HEAD, Head};
 use super::row::{SEQ_MAX, place, seq_of};
@@ -188,6 +189,8 @@ fn purge_step(tx: &Transaction<'_>) -> Result<bool, StoreError> {
     let parts = "DELETE FROM parts WHERE journal = ?1 AND (task, part) IN \
                  (SELECT task, part FROM parts WHERE journal = ?1 LIMIT ?2)";
     removed += tx.execute(parts, (id, step))?;
+    removed += forget_some_outcomes(tx, ends, step)?;
+    removed += tx.execute("DELETE FROM home_rows WHERE journal IN (?1, -?1)", [id])?;
     if removed == 0 {
         tx.execute("DELETE FROM gone WHERE id = ?1", [id])?;
     }

@@ -8,7 +8,9 @@
 //! | `write` | rows of replicas, whole and in order |
 //! | `read` | what a replica begins with, entries, where a part stands |
 //! | `repair` | what is left of a journal that is damaged |
+//! | `applier` | what appliers have noted, and what became of entries |
 //! | `keep` | which journals there are, how large and how old; deleting them |
+//! | `homes` | what homes of tasks have made of their journals |
 //!
 //! **Hashes.** Each entry carries a hash of its own row, its place in it; they are not chained. A chain would tell a missing
 //! or exchanged row as well, but that is seen anyway: numbers run on without a gap up to the last one that the head names, and
@@ -22,8 +24,10 @@
 //! Rule: what was told to be durable is read as it was written, or said to be damaged. Must not know: who is primary, what a
 //! body says, any clock.
 
+mod applier;
 mod file;
 mod head;
+mod homes;
 mod keep;
 mod read;
 mod repair;
@@ -32,6 +36,8 @@ mod row;
 mod tests;
 mod write;
 
+pub use applier::{ApplierRows, EntryOutcome, StoredApplier};
 pub use file::JournalStore;
+pub use homes::StoredHome;
 pub use keep::Listed;
 pub use write::Apply;

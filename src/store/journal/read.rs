@@ -9,9 +9,9 @@ use super::super::StoreError;
 use super::file::JournalStore;
 use super::head::Head;
 use super::repair::repair;
-use super::row::{ENTRY, SEQ_MAX, entry_of, mark_of, part_of, place};
+use super::row::{ENTRY, PART, SEQ_MAX, entry_of, mark_of, part_of, place, seq_of};
 use crate::proto::journal::log::{Bounds, StoredLog};
-use crate::proto::journal::{Entry, Stored};
+use crate::proto::journal::{Entry, Stands, Stored};
 use crate::types::{JournalKey, Position, TaskPart, TaskUid};
 
 impl JournalStore {
@@ -65,28 +65,66 @@ impl JournalStore {
         self.read(move |tx| read_entries(tx, &key, from, Bounds { entries, bytes })).await
     }
 
-    /// Where a part stands or stood, also after its entry was dropped at the beginning.
+    /// What stands or stood under a part, also after its entry was dropped at the beginning.
     ///
     /// Cancel-safe.
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub async fn find(&self, key: &JournalKey, part: TaskPart) -> Result<Option<u64>, StoreError> {
+    pub async fn find(&self, key: &JournalKey, part: TaskPart) -> Result<Option<Stands>, StoreError> {
         let key = key.clone();
         self.read(move |tx| {
             let Some(head) = Head::find(tx, &key)? else { return Ok(None) };
-            let sql = "SELECT journal, task, part, seq, stored_at, hash FROM parts \
-                       WHERE journal = ?1 AND task = ?2 AND part = ?3";
+            let sql = format!("{PART} WHERE journal = ?1 AND task = ?2 AND part = ?3");
             let found = tx
-                .prepare_cached(sql)?
+                .prepare_cached(&sql)?
                 .query_row((head.id, part.task.0, part.part), |row| Ok(part_of(row)))
                 .optional()?
                 .transpose()?;
             match found {
                 None => Ok(None),
-                Some(Some((_, seq, _))) if seq <= head.last.seq => Ok(Some(seq)),
+                Some(Some((_, at))) if at.seq <= head.last.seq => Ok(Some(at)),
                 Some(_) => Err(damaged(&key, format!("the place of part {part}"))),
             }
+        })
+        .await
+    }
+
+    /// What stands in order from `from` on under parts, of at most so many entries, without what it says; and the last entry
+    /// looked at.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn standing(
+        &self,
+        key: &JournalKey,
+        from: u64,
+        entries: usize,
+    ) -> Result<(Vec<(TaskPart, Stands)>, u64), StoreError> {
+        let key = key.clone();
+        self.read(move |tx| {
+            let Some(head) = Head::find(tx, &key)? else { return Ok((Vec::new(), 0)) };
+            let from = from.clamp(head.floor.seq + 1, SEQ_MAX);
+            let ends = (place(head.id, from)?, place(head.id, SEQ_MAX)?, i64::try_from(entries).unwrap_or(i64::MAX));
+            let sql = "SELECT place, task, part FROM entries WHERE place BETWEEN ?1 AND ?2 ORDER BY place LIMIT ?3";
+            let mut found = tx.prepare_cached(sql)?;
+            let mut known = tx.prepare_cached(&format!("{PART} WHERE journal = ?1 AND task = ?2 AND part = ?3"))?;
+            let (mut rows, mut all, mut last) = (found.query(ends)?, Vec::new(), 0);
+            while let Some(row) = rows.next()? {
+                last = seq_of(row.get(0)?);
+                let (Some(task), Some(part)) = (row.get::<_, Option<u32>>(1)?, row.get::<_, Option<u32>>(2)?) else {
+                    continue;
+                };
+                // The entry's own hash is over its body as well, which is not read here; the part has one of its own.
+                let stands = known.query_row((head.id, task, part), |row| Ok(part_of(row))).optional()?.transpose()?;
+                match stands.flatten() {
+                    Some((part, at)) if at.seq == last => all.push((part, at)),
+                    _ => return Err(damaged(&key, format!("the part of entry {last}"))),
+                }
+            }
+            Ok((all, last))
         })
         .await
     }
@@ -97,17 +135,15 @@ impl JournalStore {
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub async fn parts(&self, key: &JournalKey, to: u64) -> Result<Vec<(TaskPart, u64)>, StoreError> {
+    pub async fn parts(&self, key: &JournalKey, to: u64) -> Result<Vec<(TaskPart, Stands)>, StoreError> {
         let key = key.clone();
         self.read(move |tx| {
             let Some(head) = Head::find(tx, &key)? else { return Ok(Vec::new()) };
-            let sql = "SELECT journal, task, part, seq, stored_at, hash FROM parts WHERE journal = ?1 AND seq <= ?2";
-            let mut found = tx.prepare_cached(sql)?;
+            let mut found = tx.prepare_cached(&format!("{PART} WHERE journal = ?1 AND seq <= ?2"))?;
             let mut rows = found.query((head.id, to.min(SEQ_MAX).cast_signed()))?;
             let mut parts = Vec::new();
             while let Some(row) = rows.next()? {
-                let (part, seq, _) = part_of(row)?.ok_or_else(|| damaged(&key, "the place of a part".into()))?;
-                parts.push((part, seq));
+                parts.push(part_of(row)?.ok_or_else(|| damaged(&key, "the place of a part".into()))?);
             }
             Ok(parts)
         })

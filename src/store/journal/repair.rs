@@ -6,6 +6,7 @@
 use rusqlite::Transaction;
 
 use super::super::StoreError;
+use super::applier::forget_outcomes;
 use super::head::Head;
 use super::row::{ENTRY, SEQ_MAX, entry_of, insert_mark, place};
 use crate::types::{JournalKey, Position};
@@ -54,6 +55,7 @@ fn cut(tx: &Transaction<'_>, head: &mut Head) -> Result<(), StoreError> {
     }
     tx.execute("DELETE FROM entries WHERE place BETWEEN ?1 AND ?2", (place(head.id, last.seq)? + 1, end))?;
     tx.execute("DELETE FROM epochs WHERE place BETWEEN ?1 AND ?2", (first, end))?;
+    forget_outcomes(tx, (place(head.id, last.seq)? + 1, end))?;
     marks.into_iter().try_for_each(|mark| insert_mark(tx, head.id, mark))?;
     tx.execute("DELETE FROM parts WHERE journal = ?1 AND seq > ?2", (head.id, last.seq.cast_signed()))?;
     head.last = last;

@@ -10,9 +10,9 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Row, Transaction};
 
 use super::super::StoreError;
-use super::super::row::{Hash, from_sql, malformed};
+use super::super::row::{Hash, malformed};
 use crate::proto::journal::entry::ENTRY_BODY_MAX_BYTES;
-use crate::proto::journal::{Body, Entry, Kind};
+use crate::proto::journal::{Body, Entry, Kind, Stands};
 use crate::types::{Epoch, Position, TaskPart, TaskUid};
 
 /// Bits of a place for the entry's number.
@@ -56,6 +56,8 @@ fn kind_column(kind: Kind) -> i64 {
         Kind::Edit => 6,
         Kind::Clear => 7,
         Kind::Empty => 8,
+        Kind::Refusal => 9,
+        Kind::Home => 10,
     }
 }
 
@@ -68,6 +70,8 @@ fn kind_of(column: i64) -> Option<Kind> {
         6 => Kind::Edit,
         7 => Kind::Clear,
         8 => Kind::Empty,
+        9 => Kind::Refusal,
+        10 => Kind::Home,
         _ => return None,
     })
 }
@@ -117,11 +121,7 @@ pub(super) const ENTRY: &str = "SELECT place, epoch, task, part, kind, stored_at
 
 /// What a row is; the inner error says why it can't be what was written.
 pub(super) fn entry_of(row: &Row<'_>) -> Result<Result<Entry, String>, StoreError> {
-    let mut hash = Hash::default();
-    for column in (0..8).chain([9]) {
-        hash.add(row.get_ref(column)?);
-    }
-    if row.get_ref(8)? != ValueRef::Integer(hash.value()) {
+    if !is_written(row)? {
         return Ok(Err("its hash is another".into()));
     }
     let task: Option<u32> = row.get(2)?;
@@ -147,6 +147,34 @@ pub(super) fn entry_of(row: &Row<'_>) -> Result<Result<Entry, String>, StoreErro
     Ok(if entry.is_well_formed() { Ok(entry) } else { Err("it is no entry".into()) })
 }
 
+/// What an applier must know of an entry, without unpacking its body: number, kind, part and length.
+pub(super) type Outline = (u64, Kind, Option<TaskPart>, usize);
+
+/// The outline of a row of [`ENTRY`], and how many bytes its body takes here; the inner error says why it can't be what was
+/// written.
+pub(super) fn outline_of(row: &Row<'_>) -> Result<Result<(Outline, usize), String>, StoreError> {
+    if !is_written(row)? {
+        return Ok(Err("its hash is another".into()));
+    }
+    let part = row.get::<_, Option<u32>>(2)?.zip(row.get(3)?);
+    let part = part.map(|(task, part)| TaskPart { task: TaskUid(task), part });
+    let (kind, plain) = (kind_of(row.get(4)?), usize::try_from(row.get::<_, i64>(7)?).ok());
+    let packed = row.get_ref(9)?.as_blob().map_or(0, <[u8]>::len);
+    Ok(match kind.zip(plain) {
+        Some((kind, plain)) => Ok(((seq_of(row.get(0)?), kind, part, plain), packed)),
+        None => Err("its columns are out of their bounds".into()),
+    })
+}
+
+/// Whether the hash of a row of [`ENTRY`] is its own.
+fn is_written(row: &Row<'_>) -> Result<bool, StoreError> {
+    let mut hash = Hash::default();
+    for column in (0..8).chain([9]) {
+        hash.add(row.get_ref(column)?);
+    }
+    Ok(row.get_ref(8)? == ValueRef::Integer(hash.value()))
+}
+
 /// Notes where an epoch begins.
 pub(super) fn insert_mark(tx: &Transaction<'_>, journal: i64, at: Position) -> Result<(), StoreError> {
     let (place, epoch) = (place(journal, at.seq)?, epoch_column(at.epoch));
@@ -162,9 +190,12 @@ pub(super) fn mark_of(row: &Row<'_>) -> Result<Option<Position>, StoreError> {
     Ok(epoch_of(epoch).filter(|_| right).map(|epoch| Position { epoch, seq: seq_of(place) }))
 }
 
-fn hash_of_part(journal: i64, part: TaskPart, seq: i64, stored_at: i64) -> i64 {
-    let columns = [journal, part.task.0.into(), part.part.into(), seq, stored_at].map(ValueRef::Integer);
-    hash_of(&columns)
+/// A part that stands as itself has the hash that it had before there were refusals.
+fn hash_of_part(journal: i64, part: TaskPart, at: Stands, stored_at: i64) -> i64 {
+    let columns =
+        [journal, part.task.0.into(), part.part.into(), at.seq.cast_signed(), stored_at, i64::from(at.refused)];
+    let columns = columns.map(ValueRef::Integer);
+    hash_of(if at.refused { &columns } else { &columns[..5] })
 }
 
 /// Remembers where a part stands.
@@ -172,22 +203,26 @@ pub(super) fn insert_part(
     tx: &Transaction<'_>,
     journal: i64,
     part: TaskPart,
-    seq: u64,
+    at: Stands,
     stored_at: i64,
 ) -> Result<(), StoreError> {
-    let seq = seq.cast_signed();
-    let hash = hash_of_part(journal, part, seq, stored_at);
-    let sql = "INSERT OR REPLACE INTO parts VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-    tx.prepare_cached(sql)?.execute((journal, part.task.0, part.part, seq, stored_at, hash))?;
+    let hash = hash_of_part(journal, part, at, stored_at);
+    let sql = "INSERT OR REPLACE INTO parts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+    let columns = (journal, part.task.0, part.part, at.seq.cast_signed(), stored_at, hash, at.refused);
+    tx.prepare_cached(sql)?.execute(columns)?;
     Ok(())
 }
 
-/// Of `journal, task, part, seq, stored_at, hash`; `None`: it is not what was written.
-pub(super) fn part_of(row: &Row<'_>) -> Result<Option<(TaskPart, u64, i64)>, StoreError> {
+/// What [`part_of`] reads.
+pub(super) const PART: &str = "SELECT journal, task, part, seq, stored_at, hash, refused FROM parts";
+
+/// Of [`PART`]; `None`: it is not what was written.
+pub(super) fn part_of(row: &Row<'_>) -> Result<Option<(TaskPart, Stands)>, StoreError> {
     let part = TaskPart { task: TaskUid(row.get(1)?), part: row.get(2)? };
     let (journal, seq, stored_at): (i64, i64, i64) = (row.get(0)?, row.get(3)?, row.get(4)?);
-    if row.get::<_, i64>(5)? != hash_of_part(journal, part, seq, stored_at) {
-        return Ok(None);
-    }
-    Ok(Some((part, from_sql(seq)?, stored_at)))
+    let refused: i64 = row.get(6)?;
+    let at = Stands { seq: seq.cast_unsigned(), refused: refused == 1 };
+    let right =
+        (0..=1).contains(&refused) && seq >= 0 && row.get::<_, i64>(5)? == hash_of_part(journal, part, at, stored_at);
+    Ok(right.then_some((part, at)))
 }

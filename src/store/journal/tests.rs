@@ -12,7 +12,7 @@ use super::{Apply, JournalStore};
 use crate::proto::journal::entry::ENTRY_HEAD_BYTES;
 use crate::proto::journal::log::Bounds;
 use crate::proto::journal::simulated::disk::Disk;
-use crate::proto::journal::{Body, Entry, Kind, Rows, Stored, Write};
+use crate::proto::journal::{Body, Entry, Kind, Rows, Stands, Stored, Write};
 use crate::types::{Epoch, JournalKey, PhysicalIndex, Position, ShardId, TaskPart, TaskUid};
 
 const ALL: Bounds = Bounds { entries: usize::MAX, bytes: usize::MAX };
@@ -168,7 +168,7 @@ async fn reads_do_not_wait_for_the_writer() {
         Ok(wait.recv().is_ok())
     });
     let reading = async {
-        assert_eq!(store.find(&key(0), part(2)).await.unwrap(), Some(2));
+        assert_eq!(store.find(&key(0), part(2)).await.unwrap().map(|at| at.seq), Some(2));
         assert_eq!(stored(&store, 0).await.log.last, 3);
         drop(go);
     };
@@ -183,7 +183,7 @@ async fn parts_are_remembered_behind_their_entries_until_the_retention_is_over()
     put(&store, Rows { commit: 9, ..rows(1, 1, 10) }).await;
     store.apply(vec![apply(0, Rows { commit: 12, ..rows(1, 11, 2) })], NOW + 60).await.unwrap();
     put(&store, Rows { floor: Some(at(1, 11)), ..Rows::default() }).await;
-    let find = async |task| store.find(&key(0), part(task)).await.unwrap();
+    let find = async |task| store.find(&key(0), part(task)).await.unwrap().map(|at| at.seq);
     assert_eq!((find(1).await, find(11).await, find(12).await, find(13).await), (Some(1), Some(11), Some(12), None));
     assert_eq!(stored(&store, 0).await.log.older, Some(TaskUid(11)));
     store.forget_parts(&key(0), 0, 5).await.unwrap();
@@ -192,7 +192,24 @@ async fn parts_are_remembered_behind_their_entries_until_the_retention_is_over()
     assert_eq!((find(10).await, find(11).await), (None, Some(11)));
     store.forget_parts(&key(0), NOW + 99, 0).await.unwrap();
     assert_eq!((find(11).await, find(12).await), (None, Some(12)), "an entry that is there keeps its part");
-    assert_eq!(store.parts(&key(0), 99).await.unwrap(), [(part(12), 12)]);
+    assert_eq!(store.parts(&key(0), 99).await.unwrap(), [(part(12), Stands { seq: 12, refused: false })]);
+}
+
+#[tokio::test]
+async fn a_refusal_is_remembered_as_one_behind_its_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let mut refused = rows(1, 1, 3);
+    refused.entries[1].kind = Kind::Refusal;
+    put(&store, Rows { commit: 3, ..refused }).await;
+    let find = async |task| store.find(&key(0), part(task)).await.unwrap();
+    let at = |seq, refused| Some(Stands { seq, refused });
+    assert_eq!((find(1).await, find(2).await, find(3).await), (at(1, false), at(2, true), at(3, false)));
+    put(&store, Rows { floor: Some(self::at(1, 2)), ..Rows::default() }).await;
+    assert_eq!((find(1).await, find(2).await), (at(1, false), at(2, true)));
+    raw(dir.path()).execute("UPDATE parts SET refused = 1 - refused", []).unwrap();
+    assert!(matches!(store.find(&key(0), part(2)).await, Err(StoreError::Damaged { .. })));
+    assert!(matches!(store.find(&key(0), part(3)).await, Err(StoreError::Damaged { .. })));
 }
 
 #[tokio::test]
@@ -401,8 +418,8 @@ async fn run_steps(steps: Vec<(u16, Step)>) {
     for (n, (shard, step)) in steps.into_iter().enumerate() {
         let disk = &mut disks[usize::from(shard)];
         if let Some((rows, begin)) = rows_of(&step, disk, &mut tasks) {
-            let kept = disk.parts.iter().filter(|(_, seq)| begin.is_some_and(|at| **seq <= at));
-            let parts: BTreeMap<TaskPart, u64> = kept.map(|(part, seq)| (*part, *seq)).collect();
+            let kept = disk.parts.iter().filter(|(_, at)| begin.is_some_and(|seq| at.seq <= seq));
+            let parts: BTreeMap<TaskPart, Stands> = kept.map(|(part, at)| (*part, *at)).collect();
             let snapshot = rows.begin_at.map(|at| (vec![at], parts.clone()));
             let one = Apply { key: key(shard), rows: rows.clone(), parts: parts.into_iter().collect() };
             store.apply(vec![one], NOW + n as u64).await.unwrap();
@@ -430,8 +447,8 @@ async fn run_steps(steps: Vec<(u16, Step)>) {
             }
             let all = store.load(&key(shard), disk.floor.seq + 1, 1_000, usize::MAX).await.unwrap();
             assert_eq!(all, disk.entries.values().cloned().collect::<Vec<_>>());
-            for (part, seq) in &disk.parts {
-                assert_eq!(store.find(&key(shard), *part).await.unwrap(), Some(*seq));
+            for (part, at) in &disk.parts {
+                assert_eq!(store.find(&key(shard), *part).await.unwrap(), Some(*at));
             }
             let known = store.parts(&key(shard), u64::MAX).await.unwrap();
             assert_eq!(known, disk.parts.iter().map(|(p, s)| (*p, *s)).collect::<Vec<_>>());
@@ -473,8 +490,8 @@ async fn run_damage(table: &str, column: &str, row: u64, value: i64) {
             assert!(found.is_empty() || found == *right, "{sql}");
         }
         for entry in right {
-            if let Ok(Some(seq)) = store.find(&key(shard), entry.part.unwrap()).await {
-                assert_eq!(seq, entry.at.seq, "{sql}");
+            if let Ok(Some(at)) = store.find(&key(shard), entry.part.unwrap()).await {
+                assert_eq!(at, entry.stands(), "{sql}");
             }
         }
         let found = store.stored(&key(shard), ALL).await.unwrap();

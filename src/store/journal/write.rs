@@ -11,10 +11,12 @@ use rusqlite::Transaction;
 use super::super::StoreError;
 use super::super::db::GROUP_BYTES;
 use super::super::row::{malformed, to_sql};
+use super::applier::forget_outcomes;
 use super::file::JournalStore;
 use super::head::Head;
+use super::homes::take_over;
 use super::row::{epoch_of, insert_entry, insert_mark, insert_part, place, seq_of};
-use crate::proto::journal::{Entry, Rows};
+use crate::proto::journal::{Entry, Rows, Stands};
 use crate::types::{JournalKey, Position, TaskPart};
 
 /// What one replica wants stored.
@@ -25,12 +27,12 @@ pub struct Apply {
     /// What.
     pub rows: Rows,
     /// With [`Rows::begin_at`]: the parts of tasks that came with the snapshot, and where they stood.
-    pub parts: Vec<(TaskPart, u64)>,
+    pub parts: Vec<(TaskPart, Stands)>,
 }
 
 impl Apply {
     fn weight(&self) -> usize {
-        self.rows.entries.iter().map(Entry::weight).sum::<usize>() + self.parts.len() * size_of::<(TaskPart, u64)>()
+        self.rows.entries.iter().map(Entry::weight).sum::<usize>() + self.parts.len() * size_of::<(TaskPart, Stands)>()
     }
 }
 
@@ -115,7 +117,7 @@ fn write_one(
     tx: &Transaction<'_>,
     head: &mut Head,
     rows: &Rows,
-    parts: &[(TaskPart, u64)],
+    parts: &[(TaskPart, Stands)],
     stored_at: i64,
 ) -> Result<(), StoreError> {
     if let Some(at) = rows.begin_at {
@@ -143,19 +145,21 @@ fn begin_at(
     tx: &Transaction<'_>,
     head: &mut Head,
     at: Position,
-    parts: &[(TaskPart, u64)],
+    parts: &[(TaskPart, Stands)],
     stored_at: i64,
 ) -> Result<(), StoreError> {
-    Head::retire(tx, head.id)?;
+    let old = head.id;
+    Head::retire(tx, old)?;
     let new = Head::new(tx, head.key.clone())?;
     *head = Head { epoch: head.epoch.max(at.epoch), floor: at, last: at, commit: at.seq, applied: at.seq, ..new };
     place(head.id, at.seq)?;
     head.put(tx)?;
-    for (part, seq) in parts {
-        if *seq > at.seq {
-            return refuse(head, format!("part {part} at {seq} came with a snapshot at {at}"));
+    take_over(tx, old, head.id)?;
+    for (part, stands) in parts {
+        if stands.seq > at.seq {
+            return refuse(head, format!("part {part} at {} came with a snapshot at {at}", stands.seq));
         }
-        insert_part(tx, head.id, *part, *seq, stored_at)?;
+        insert_part(tx, head.id, *part, *stands, stored_at)?;
     }
     Ok(())
 }
@@ -170,7 +174,7 @@ fn push(tx: &Transaction<'_>, head: &mut Head, entry: &Entry, stored_at: i64) ->
         insert_mark(tx, head.id, at)?;
     }
     if let Some(part) = entry.part {
-        insert_part(tx, head.id, part, at.seq, stored_at)?;
+        insert_part(tx, head.id, part, entry.stands(), stored_at)?;
     }
     head.last = at;
     Ok(())
@@ -236,5 +240,5 @@ fn trim(tx: &Transaction<'_>, head: &mut Head, floor: Position) -> Result<(), St
 fn delete_between(tx: &Transaction<'_>, ends: (i64, i64)) -> Result<(), StoreError> {
     tx.prepare_cached("DELETE FROM entries WHERE place BETWEEN ?1 AND ?2")?.execute(ends)?;
     tx.prepare_cached("DELETE FROM epochs WHERE place BETWEEN ?1 AND ?2")?.execute(ends)?;
-    Ok(())
+    forget_outcomes(tx, ends)
 }

@@ -74,7 +74,7 @@ impl Entry {
             }
             Kind::Edit => docs.values_mut().for_each(|d| *d.entry(COUNTER).or_default() += 1),
             Kind::Clear => docs.clear(),
-            Kind::Empty => {}
+            Kind::Empty | Kind::Refusal | Kind::Home => {}
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::proto::journal::effect::{Rows, Stored};
-use crate::proto::journal::entry::Entry;
+use crate::proto::journal::entry::{Entry, Stands};
 use crate::proto::journal::log::StoredLog;
 use crate::types::{Epoch, Position, TaskPart};
 
@@ -13,7 +13,7 @@ use crate::types::{Epoch, Position, TaskPart};
 #[derive(Debug, Clone, Default)]
 pub struct Disk {
     pub entries: BTreeMap<u64, Entry>,
-    pub parts: BTreeMap<TaskPart, u64>,
+    pub parts: BTreeMap<TaskPart, Stands>,
     pub floor: Position,
     pub epoch: Epoch,
     pub commit: u64,
@@ -43,12 +43,12 @@ impl Disk {
         if let Some(seq) = rows.drop_from {
             assert!(seq > self.applied_to(), "what is applied is dropped");
             self.entries.split_off(&seq);
-            self.parts.retain(|_, at| *at < seq);
+            self.parts.retain(|_, at| at.seq < seq);
         }
         for entry in rows.entries {
             assert_eq!(entry.at.seq, self.last() + 1, "a gap in the store");
             if let Some(part) = entry.part {
-                self.parts.insert(part, entry.at.seq);
+                self.parts.insert(part, entry.stands());
             }
             self.entries.insert(entry.at.seq, entry);
         }
@@ -69,7 +69,7 @@ impl Disk {
         }
         let tail: Vec<Entry> = self.entries.values().rev().take(tail).rev().cloned().collect();
         let first = tail.first().map_or(u64::MAX, |e| e.at.seq);
-        let older = self.parts.iter().filter(|(_, seq)| **seq < first).map(|(part, _)| part.task).max();
+        let older = self.parts.iter().filter(|(_, at)| at.seq < first).map(|(part, _)| part.task).max();
         let commit = self.commit.max(self.applied_to());
         let log = StoredLog { floor: self.floor, marks, last: self.last(), commit, tail, older };
         Stored { epoch: self.epoch, log, applied: self.applied_to(), rebuild: self.rebuild }
@@ -77,4 +77,4 @@ impl Disk {
 }
 
 /// What a node has applied and which parts that was: a snapshot.
-pub type Copied = (Vec<Position>, BTreeMap<TaskPart, u64>);
+pub type Copied = (Vec<Position>, BTreeMap<TaskPart, Stands>);

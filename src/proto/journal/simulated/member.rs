@@ -410,7 +410,8 @@ impl World {
         {
             let seq = disk.applied_to();
             let at = disk.has(seq).unwrap_or(disk.floor);
-            let parts: BTreeMap<_, _> = disk.parts.iter().filter(|(_, s)| **s <= seq).map(|(p, s)| (*p, *s)).collect();
+            let parts: BTreeMap<_, _> =
+                disk.parts.iter().filter(|(_, at)| at.seq <= seq).map(|(p, s)| (*p, *s)).collect();
             let older = parts.keys().map(|p| p.task).max();
             let copy = (disk.applied.clone(), parts);
             assert_eq!(at.seq, seq, "what is applied is there, or the floor");

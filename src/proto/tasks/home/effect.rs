@@ -15,6 +15,7 @@ use super::super::when::When;
 use super::entry::HomeEntry;
 use super::parts::PartRef;
 use super::state::Swept;
+use crate::types::limits::HOMES;
 use crate::types::{MemberId, PhysicalIndex, TaskPart, TaskUid};
 
 /// Most items of one report.
@@ -43,7 +44,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            homes: 16,
+            homes: HOMES,
             incomplete_after: Duration::from_secs(60),
             ask_after: Duration::from_millis(500),
             append_again: Duration::from_millis(500),
@@ -109,7 +110,7 @@ pub enum Appended {
 }
 
 /// The answer to a request of the driver.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// The head is kept for ever. With all parts committed as parts, that is what a `202` promises.
     Taken,

@@ -3,6 +3,7 @@
 //! | file | decides |
 //! | --- | --- |
 //! | [`parts`] | the parts of a task, and who does them |
+//! | [`body`] | what a part's entry in its shard's journal is made of |
 //! | [`entry`] | what stands in a home's journal, and under which part, so that nothing happens twice |
 //! | [`state`] | what every replica of a home makes of committed entries |
 //! | [`primary`], `run` | what the primary is told, and what it does by itself |
@@ -44,6 +45,7 @@
 //! Bounds: tasks, bytes and open tasks of a home, parts of a task, items of a report, entries on their way, what one entry
 //! names. Must not know: how entries are committed, nodes, HTTP.
 
+pub mod body;
 pub mod effect;
 pub mod entry;
 pub mod judge;

@@ -230,6 +230,11 @@ impl Home {
         }
     }
 
+    /// Whether it has open tasks about this index.
+    pub fn watches(&self, index: &PhysicalIndex) -> bool {
+        self.indexes.contains_key(index)
+    }
+
     /// A task as it is shown.
     pub fn shown(&self, uid: TaskUid) -> Option<Shown> {
         let row = self.state.task(uid)?;

@@ -1,0 +1,31 @@
+//! Appliers, driven with I/O: committed entries of the shards that this member holds, into the own node.
+//!
+//! | file | does |
+//! | --- | --- |
+//! | [`driver`] | which indexes have an applier in memory; what each is to know |
+//! | `board` | what an applier is to know of records, journals and the node: levels, not events |
+//! | `index` | the one task that runs the applier of an index |
+//! | `effects` | what an applier wants done |
+//! | `request` | entries as the body of one request |
+//! | `node` | the node's tasks |
+//! | `verdicts` | the verdicts of other members' nodes, asked of the shards' primaries |
+//! | `take` | documents of single entries, taken from a primary |
+//! | [`handle`] | what other services ask and hear |
+//!
+//! An index at rest has no applier in memory, no timer and no message. Must not know: how entries come into journals, what a task
+//! of the mesh is.
+
+mod board;
+pub mod driver;
+mod effects;
+pub mod handle;
+mod index;
+mod node;
+mod request;
+mod take;
+#[cfg(test)]
+mod tests;
+mod verdicts;
+
+pub use driver::{Config, Driver, Parts};
+pub use handle::{ApplyHandle, Lag, Told};

@@ -1,0 +1,198 @@
+//! Entries of a journal as the body of one request.
+//!
+//! Rule: what can't be put together is refused here in the same way as by every other member, so that it gets a verdict; what is
+//! not in the journal as the applier has seen it is not sent. Must not know: the node's routes, notes.
+
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
+
+use crate::proto::apply::{Flaw, Request};
+use crate::proto::journal::{Entry, Kind};
+use crate::proto::tasks::home::body;
+use crate::services::journal::JournalHandle;
+use crate::services::local::Work;
+use crate::store::{JournalStore, StoreError};
+use crate::types::{JournalKey, PhysicalIndex};
+
+/// Of one read of a journal.
+const READ_ENTRIES: usize = 1_024;
+/// The same, in bytes, unless it is one entry.
+const READ_BYTES: usize = 8 << 20;
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Built {
+    /// What is to be sent.
+    Work(Work),
+    /// No node would take it.
+    Refused(Flaw),
+    /// The journal does not hold what was seen in it; why, for people.
+    NotThere(String),
+}
+
+/// Reads the entries of a request and puts them together.
+///
+/// Cancel-safe.
+///
+/// # Errors
+/// [`StoreError`]; a damaged journal is repaired, and its copy made anew.
+pub(super) async fn build(
+    store: &JournalStore,
+    journals: &JournalHandle,
+    index: &PhysicalIndex,
+    request: &Request,
+    tag: String,
+) -> Result<Built, StoreError> {
+    let mut payloads = Payloads::new(request.kind);
+    for span in &request.spans {
+        let key = JournalKey { index: index.clone(), shard: span.shard };
+        let mut next = span.first;
+        while next <= span.last {
+            let most = usize::try_from(span.last - next + 1).map_or(READ_ENTRIES, |left| left.min(READ_ENTRIES));
+            let entries = match store.load(&key, next, most, READ_BYTES).await {
+                Err(StoreError::Damaged { reason, .. }) => {
+                    journals.repair(&key, reason.clone()).await;
+                    return Ok(Built::NotThere(format!("the journal of {key} is damaged: {reason}")));
+                }
+                read => read?,
+            };
+            if entries.is_empty() {
+                return Ok(Built::NotThere(format!("entry {next} of {key} is not in the journal any more")));
+            }
+            for entry in &entries {
+                let seq = entry.at.seq;
+                if entry.kind.is_idle() || request.without.contains(&(span.shard, seq)) {
+                    continue;
+                }
+                if entry.kind != request.kind {
+                    return Ok(Built::NotThere(format!("entry {seq} of {key} is another than before")));
+                }
+                if let Err(flaw) = payloads.add(entry) {
+                    return Ok(Built::Refused(flaw));
+                }
+            }
+            next += entries.len() as u64;
+        }
+    }
+    let shards = request.spans.iter().map(|span| span.shard).collect();
+    Ok(Built::Work(Work { kind: request.kind, body: payloads.body(), shards, tag }))
+}
+
+/// Payloads of entries of one kind.
+#[derive(Debug)]
+struct Payloads {
+    kind: Kind,
+    out: Vec<u8>,
+    count: usize,
+}
+
+impl Payloads {
+    fn new(kind: Kind) -> Self {
+        Self { kind, out: Vec::new(), count: 0 }
+    }
+
+    fn add(&mut self, entry: &Entry) -> Result<(), Flaw> {
+        let payload = payload(entry)?;
+        self.count += 1;
+        match self.kind {
+            Kind::Set { .. } | Kind::Merge { .. } => {
+                self.out.extend_from_slice(payload);
+                if !payload.ends_with(b"\n") {
+                    self.out.push(b'\n');
+                }
+            }
+            Kind::Delete => {
+                let ids: Vec<IgnoredAny> = serde_json::from_slice(payload).map_err(|e| malformed(&e))?;
+                let inner = payload.trim_ascii();
+                if !ids.is_empty() {
+                    self.out.push(if self.out.is_empty() { b'[' } else { b',' });
+                    self.out.extend_from_slice(&inner[1..inner.len() - 1]);
+                }
+            }
+            // All parts of one request say the same.
+            Kind::DeleteByFilter | Kind::Edit if self.count > 1 => {}
+            Kind::DeleteByFilter | Kind::Edit => {
+                let object: Map<String, Value> = serde_json::from_slice(payload).map_err(|e| malformed(&e))?;
+                if self.kind == Kind::DeleteByFilter && !object.get("filter").is_some_and(has_condition) {
+                    return Err(malformed(&"a filter without a condition"));
+                }
+                self.out.extend_from_slice(payload);
+            }
+            Kind::Clear | Kind::Empty | Kind::Refusal | Kind::Home => {}
+        }
+        Ok(())
+    }
+
+    fn body(mut self) -> Bytes {
+        if self.kind == Kind::Delete {
+            self.out.extend_from_slice(if self.out.is_empty() { b"[]" } else { b"]" });
+        }
+        self.out.into()
+    }
+}
+
+/// What an entry brings.
+pub(super) fn payload(entry: &Entry) -> Result<&[u8], Flaw> {
+    let split = body::split(&entry.body.0);
+    split.map(|(_, payload)| payload).ok_or_else(|| malformed(&"the body of an entry without the head of its task"))
+}
+
+/// Every member says the same of it, as a node does of a body that it can't read.
+fn malformed(why: &dyn std::fmt::Display) -> Flaw {
+    Flaw::new("malformed_payload", &format!("The payload provided is malformed: `{why}`."))
+}
+
+/// With the filter on shards beside it, one without a condition would find every document.
+fn has_condition(filter: &Value) -> bool {
+    match filter {
+        Value::String(text) => !text.trim().is_empty(),
+        Value::Array(list) => list.iter().any(has_condition),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Epoch, Position, TaskPart, TaskUid};
+
+    fn entry(kind: Kind, payload: &str) -> Entry {
+        let (part, at) = (Some(TaskPart { task: TaskUid(1), part: 0 }), Position { epoch: Epoch::ZERO, seq: 1 });
+        Entry { at, part, kind, body: body::join(b"{}", payload.as_bytes()).unwrap() }
+    }
+
+    fn together(kind: Kind, payloads: &[&str]) -> Result<String, String> {
+        let mut all = Payloads::new(kind);
+        for payload in payloads {
+            all.add(&entry(kind, payload)).map_err(|flaw| flaw.code)?;
+        }
+        Ok(String::from_utf8(all.body().to_vec()).unwrap())
+    }
+
+    #[test]
+    fn payloads_of_one_kind_are_one_payload() {
+        let set = Kind::Set { skip_creation: false };
+        assert_eq!(
+            together(set, &["{\"a\":1}\n{\"a\":2}", "{\"a\":3}\n"]).unwrap(),
+            "{\"a\":1}\n{\"a\":2}\n{\"a\":3}\n"
+        );
+        assert_eq!(together(Kind::Delete, &[" [1 ,\"a\"]\n", "[]", "[3]"]).unwrap(), "[1 ,\"a\",3]");
+        assert_eq!(together(Kind::Delete, &["[]"]).unwrap(), "[]");
+        let filter = r#"{"filter":[["a = 1"]]}"#;
+        assert_eq!(together(Kind::DeleteByFilter, &[filter, filter]).unwrap(), filter);
+        assert_eq!(together(Kind::Clear, &["", ""]).unwrap(), "");
+    }
+
+    #[test]
+    fn what_would_become_something_else_beside_others_is_refused() {
+        for bad in ["[1", "1]", "[1],[2]", "{}", "", "[1] x"] {
+            assert_eq!(together(Kind::Delete, &[bad]).unwrap_err(), "malformed_payload", "{bad}");
+        }
+        for all in ["{}", r#"{"filter":null}"#, r#"{"filter":""}"#, r#"{"filter":[" ",[]]}"#, r#"{"filter":1}"#, "[]"] {
+            assert_eq!(together(Kind::DeleteByFilter, &[all]).unwrap_err(), "malformed_payload", "{all}");
+        }
+        let headless = Entry { body: crate::proto::journal::Body(b"x".as_slice().into()), ..entry(Kind::Delete, "") };
+        assert!(Payloads::new(Kind::Delete).add(&headless).is_err());
+    }
+}

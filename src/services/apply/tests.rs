@@ -1,0 +1,526 @@
+//! Several members in one process, each with a small node over HTTP, real stores and real journals.
+
+mod fake;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use self::fake::{Documents, Fake, Faults, document};
+use super::{ApplyHandle, Config, Driver, Parts, Told};
+use crate::net::node::NodeClient;
+use crate::net::{Answer, Call, CallError, Peers};
+use crate::proto::apply::Config as CoreConfig;
+use crate::proto::journal::log::Bounds;
+use crate::proto::journal::{Answer as Written, Kind, Write};
+use crate::proto::tasks::home::body;
+use crate::services::cluster::{Cluster, NodeHealth};
+use crate::services::ledger::ChangeRequest;
+use crate::services::local::Local;
+use crate::services::records::{index_key, key_of};
+use crate::services::testing::{LONG, World, member, within};
+use crate::store::StoreError;
+use crate::types::{
+    IndexRecord, IndexUid, JournalKey, JournalRecord, MemberId, PhysicalIndex, ReplicaId, ReplicaState, ShardId,
+    ShardRecord, ShardReplica, TaskPart, TaskUid, TraceId, Value as RecordValue,
+};
+use crate::wire::verbs::{Reply, Request};
+
+const SHARDS: u16 = 3;
+const MEMBERS: usize = 3;
+const SET: Kind = Kind::Set { skip_creation: false };
+const MERGE: Kind = Kind::Merge { skip_creation: false };
+
+fn index() -> PhysicalIndex {
+    PhysicalIndex::new("movies__m00000001").unwrap()
+}
+
+fn key(shard: u16) -> JournalKey {
+    JournalKey { index: index(), shard: ShardId(shard) }
+}
+
+/// Looks again and again until it is so.
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    within(what, async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+fn config() -> Config {
+    let core = CoreConfig {
+        settle: Duration::from_millis(300),
+        retry_min: Duration::from_millis(10),
+        retry_max: Duration::from_millis(200),
+        payload: Bounds { entries: 40, bytes: 4_000 },
+        page: 8,
+        history: 16,
+        behind: 500,
+        ..CoreConfig::default()
+    };
+    Config {
+        core,
+        linger: Duration::from_millis(100),
+        verdicts_min: Duration::from_millis(20),
+        verdicts_max: Duration::from_millis(500),
+        ..Config::default()
+    }
+}
+
+type Handles = Arc<Mutex<BTreeMap<MemberId, ApplyHandle>>>;
+
+/// Calls the appliers of others.
+struct Between(Handles);
+
+#[async_trait]
+impl Peers for Between {
+    async fn call(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
+        let handle = self.0.lock().unwrap().get(to).cloned();
+        let gone = || CallError::NotSent { member: to.clone(), reason: "gone".into() };
+        let handle = handle.ok_or_else(gone)?;
+        let refused = |refusal| CallError::Refused { member: to.clone(), refusal };
+        match &call.request {
+            Request::Verdicts(of) => {
+                handle.verdicts(of).await.map(|all| Answer::of(Reply::Verdicts(all))).map_err(refused)
+            }
+            Request::Documents(of) => handle.documents(of).await.map_err(refused),
+            other => panic!("nobody asks {other:?} here"),
+        }
+    }
+
+    fn is_suspect(&self, _: &MemberId) -> bool {
+        false
+    }
+}
+
+/// The applier of one member.
+struct Running {
+    handle: ApplyHandle,
+    driver: JoinHandle<Result<(), StoreError>>,
+}
+
+/// Everything: members, their nodes, and what was written.
+struct All {
+    world: World,
+    nodes: Vec<Fake>,
+    health: Vec<watch::Sender<NodeHealth>>,
+    handles: Handles,
+    running: Vec<Option<Running>>,
+    next_task: u32,
+    model: Vec<Documents>,
+}
+
+impl All {
+    async fn start() -> Self {
+        let world = World::start(MEMBERS, |_, _| Vec::new()).await;
+        let copies: Vec<ReplicaId> = (0..MEMBERS).map(|i| world.at(i).journals.me().clone()).collect();
+        let of = |shard: u16| (0..MEMBERS).map(|i| copies[(usize::from(shard) + i) % MEMBERS].clone()).collect();
+        put_record(&world, &index_record()).await;
+        world.at(0).journals.create(&index(), (0..SHARDS).map(of).collect(), LONG).await.unwrap();
+        let mut all = Self {
+            world,
+            nodes: Vec::new(),
+            health: Vec::new(),
+            handles: Handles::default(),
+            running: Vec::new(),
+            next_task: 1,
+            model: vec![Documents::new(); usize::from(SHARDS)],
+        };
+        for i in 0..MEMBERS {
+            all.nodes.push(Fake::start(i as u64).await);
+            let healthy = NodeHealth { healthy: true, version: None, error: None };
+            all.health.push(watch::Sender::new(healthy));
+            all.running.push(None);
+            until("the index's record", async || all.world.at(i).records.snapshot().index(&index()).is_some()).await;
+            all.run(i).await;
+        }
+        for shard in 0..SHARDS {
+            until("a primary", async || all.primary(shard).is_some()).await;
+        }
+        all
+    }
+
+    async fn run(&mut self, i: usize) {
+        let me = self.world.at(i);
+        let node = NodeClient::new(&self.nodes[i].url, None).unwrap();
+        let cluster = Cluster::new(self.world.topology(&member(i)));
+        let (health, timeout) = (self.health[i].subscribe(), Duration::from_secs(5));
+        let metrics = Arc::clone(&me.metrics);
+        let local = Local::load(node, me.store.clone(), me.records.clone(), cluster, health, timeout, metrics);
+        let (driver, handle) = Driver::new(Parts {
+            config: config(),
+            ledger: me.ledger.clone(),
+            journals: me.journals.clone(),
+            store: me.journal_store.clone(),
+            local: local.await.unwrap(),
+            peers: Arc::new(Between(Arc::clone(&self.handles))),
+            metrics: Arc::clone(&me.metrics),
+        });
+        self.handles.lock().unwrap().insert(member(i), handle.clone());
+        self.running[i] = Some(Running { handle, driver: tokio::spawn(driver.run()) });
+    }
+
+    /// Ends the appliers of a member wherever they are.
+    async fn kill(&mut self, i: usize) {
+        self.handles.lock().unwrap().remove(&member(i));
+        let Running { driver, .. } = self.running[i].take().unwrap();
+        driver.abort();
+        match driver.await {
+            Ok(ended) => panic!("it ended by itself: {ended:?}"),
+            Err(error) => assert!(error.is_cancelled(), "{error}"),
+        }
+        // What it had given to its store is done or not before another begins.
+        self.world.at(i).journal_store.set_applied(Vec::new()).await.unwrap();
+    }
+
+    fn handle(&self, i: usize) -> &ApplyHandle {
+        &self.running[i].as_ref().unwrap().handle
+    }
+
+    fn record(&self) -> JournalRecord {
+        self.world.alive().next().unwrap().1.journals.record(&index()).unwrap()
+    }
+
+    /// Who orders the writes of a shard.
+    fn primary(&self, shard: u16) -> Option<usize> {
+        let named = self.record().shard(ShardId(shard))?.primary.clone()?.member;
+        (0..MEMBERS).find(|i| member(*i) == named)
+    }
+
+    /// Writes one task's parts, and does the same to the model; gives the numbers of the entries.
+    async fn write(&mut self, kind: Kind, parts: Vec<(u16, String)>) -> Vec<u64> {
+        let task = TaskUid(self.next_task);
+        self.next_task += 1;
+        let writes = parts.iter().map(|(shard, payload)| {
+            let body = body::join(b"{}", payload.as_bytes()).unwrap();
+            (ShardId(*shard), Write { part: TaskPart { task, part: 0 }, kind, body })
+        });
+        let sender = &self.world.at(0).sender;
+        let answers = sender.send(&index(), writes.collect(), Instant::now() + LONG, TraceId::default()).await;
+        for (shard, payload) in &parts {
+            apply(&mut self.model[usize::from(*shard)], kind, payload);
+        }
+        let seq = |answer: &Written| match answer {
+            Written::Committed { seq, .. } => *seq,
+            other => panic!("not committed: {other:?}"),
+        };
+        answers.iter().map(seq).collect()
+    }
+
+    async fn set(&mut self, documents: &[Value]) -> Vec<u64> {
+        self.write(SET, parts_of(documents)).await
+    }
+
+    /// Something random.
+    async fn write_any(&mut self, rng: &mut fastrand::Rng) {
+        let some = |rng: &mut fastrand::Rng| -> Vec<Value> {
+            let count = rng.u32(1..5);
+            (0..count).map(|_| document(rng.u16(0..SHARDS), rng.u32(0..6), rng.u32(0..4))).collect()
+        };
+        let every = |payload: String| (0..SHARDS).map(|shard| (shard, payload.clone())).collect::<Vec<_>>();
+        let documents = some(rng);
+        match rng.u32(0..20) {
+            0..9 => drop(self.set(&documents).await),
+            9..12 => drop(self.write(MERGE, parts_of(&documents)).await),
+            12 => drop(self.write(Kind::Set { skip_creation: true }, parts_of(&documents)).await),
+            13 => drop(self.write(Kind::Merge { skip_creation: true }, parts_of(&documents)).await),
+            14..16 => {
+                let ids =
+                    documents.iter().map(|d| (shard_of(d), json!([d["id"]]).to_string())).collect::<BTreeMap<_, _>>();
+                drop(self.write(Kind::Delete, ids.into_iter().collect()).await);
+            }
+            16 => drop(self.write(Kind::DeleteByFilter, every(r#"{"filter":"v = 3"}"#.into())).await),
+            17 => drop(self.write(Kind::Edit, every(r#"{"function":"doc.n += 1","filter":null}"#.into())).await),
+            18 => drop(self.write(Kind::Clear, every(String::new())).await),
+            _ => {
+                let bad = documents.into_iter().map(|mut document| {
+                    document["bad"] = true.into();
+                    document
+                });
+                drop(self.set(&bad.collect::<Vec<_>>()).await);
+            }
+        }
+    }
+
+    fn expected(&self) -> Documents {
+        self.model.iter().flatten().map(|(id, document)| (id.clone(), document.clone())).collect()
+    }
+
+    /// Waits until a member's node has everything.
+    async fn is_whole(&self, i: usize) {
+        let (me, node, expected) = (self.world.at(i), &self.nodes[i], self.expected());
+        let end = Instant::now() + LONG;
+        loop {
+            let lags = self.handle(i).lags(&index()).await.unwrap();
+            let done = (0..SHARDS).map(key).all(|key| {
+                let commit = me.journals.committed(&key);
+                lags.get(&key.shard).is_some_and(|lag| commit == Some(lag.applied) && !lag.rebuild)
+            });
+            let (found, trusted) = (node.documents(index().as_str()), self.handle(i).trusted(&index()));
+            if done && trusted && found == expected {
+                return;
+            }
+            let trouble = self.handle(i).trouble(&index());
+            assert!(
+                Instant::now() < end,
+                "member {i}: {lags:?}, trusted {trusted}, {trouble:?}\n{found:?}\nand not\n{expected:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn are_whole(&self) {
+        for i in 0..MEMBERS {
+            self.is_whole(i).await;
+        }
+    }
+}
+
+async fn put_record(world: &World, record: &IndexRecord) {
+    let key = key_of(&index_key(&record.physical));
+    let expected = world.at(0).ledger.copies().get(&key).map_or(0, |copy| copy.version);
+    let value = RecordValue::from(serde_json::to_string(record).unwrap());
+    world.at(0).ledger.change(ChangeRequest { key, expected, value, quiet: false }, LONG).await;
+}
+
+fn index_record() -> IndexRecord {
+    let replica = |i| ShardReplica { member: member(i), state: ReplicaState::Replica };
+    let shard = ShardRecord { replicas: (0..MEMBERS).map(replica).collect() };
+    IndexRecord {
+        uid: IndexUid::new("movies").unwrap(),
+        physical: index(),
+        primary_key: Some("id".into()),
+        settings_version: 0,
+        client_settings: BTreeMap::new(),
+        shards: vec![shard; usize::from(SHARDS)],
+        created_at: "2024-01-01T00:00:00Z".into(),
+        updated_at: "2024-01-01T00:00:00Z".into(),
+        deleted: false,
+    }
+}
+
+fn shard_of(document: &Value) -> u16 {
+    document["id"].as_str().unwrap().split_once('-').unwrap().0.parse().unwrap()
+}
+
+fn parts_of(documents: &[Value]) -> Vec<(u16, String)> {
+    let mut parts: BTreeMap<u16, String> = BTreeMap::new();
+    for document in documents {
+        parts.entry(shard_of(document)).or_default().push_str(&format!("{document}\n"));
+    }
+    parts.into_iter().collect()
+}
+
+/// What an entry makes of a shard's documents.
+fn apply(documents: &mut Documents, kind: Kind, payload: &str) {
+    match kind {
+        Kind::Set { skip_creation } | Kind::Merge { skip_creation } => {
+            let lines: Vec<Value> = payload.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            if lines.iter().any(|document| document.get("bad").is_some()) {
+                return;
+            }
+            for document in lines {
+                let id = document["id"].as_str().unwrap().to_owned();
+                if skip_creation && !documents.contains_key(&id) {
+                    continue;
+                }
+                match documents.get_mut(&id).filter(|_| matches!(kind, Kind::Merge { .. })) {
+                    Some(old) => old.as_object_mut().unwrap().extend(document.as_object().unwrap().clone()),
+                    None => drop(documents.insert(id, document)),
+                }
+            }
+        }
+        Kind::Delete => {
+            let ids: Vec<String> = serde_json::from_str(payload).unwrap();
+            ids.iter().for_each(|id| drop(documents.remove(id)));
+        }
+        Kind::DeleteByFilter => documents.retain(|_, document| document["v"] != 3),
+        Kind::Edit => {
+            for document in documents.values_mut() {
+                document["n"] = (document["n"].as_u64().unwrap_or(0) + 1).into();
+            }
+        }
+        Kind::Clear => documents.clear(),
+        Kind::Empty | Kind::Refusal | Kind::Home => {}
+    }
+}
+
+#[tokio::test]
+async fn entries_of_all_kinds_come_to_every_node_and_what_became_of_them_is_known() {
+    let mut all = All::start().await;
+    let mut rng = fastrand::Rng::with_seed(7);
+    for _ in 0..60 {
+        all.write_any(&mut rng).await;
+    }
+    let bad = json!({ "bad": 1 });
+    let mut documents = [document(1, 1, 1), document(1, 2, 1)];
+    documents[1].as_object_mut().unwrap().extend(bad.as_object().unwrap().clone());
+    let failed = all.set(&documents).await[0];
+    let good = all.set(&[document(1, 5, 3), document(1, 6, 3)]).await[0];
+    let cleared = all.write(Kind::DeleteByFilter, vec![(1, r#"{"filter":"v = 3"}"#.into())]).await[0];
+    all.are_whole().await;
+    for i in 0..MEMBERS {
+        until("verdicts", async || {
+            let outcomes = all.handle(i).outcomes(&key(1), vec![failed, good, cleared]).await.unwrap();
+            let flaw = outcomes[&failed].flaw.as_ref().map(|flaw| flaw.code.as_str());
+            assert_eq!((outcomes.len(), flaw), (3, Some("invalid_document_geo_field")), "{outcomes:?}");
+            assert_eq!((&outcomes[&good].flaw, &outcomes[&cleared].flaw), (&None, &None));
+            assert!(outcomes[&cleared].changed >= 2, "{outcomes:?}");
+            outcomes.values().all(|outcome| outcome.times.is_some_and(|(started, finished)| started <= finished))
+        })
+        .await;
+    }
+    // Who has nothing to do is not in memory.
+    for i in 0..MEMBERS {
+        until("rest", async || all.handle(i).in_memory() == 0).await;
+    }
+    all.set(&[document(0, 1, 1)]).await;
+    all.are_whole().await;
+}
+
+#[tokio::test]
+async fn appliers_that_end_anywhere_and_answers_that_are_lost_leave_nothing_out_and_do_nothing_twice() {
+    let mut all = All::start().await;
+    let mut rng = fastrand::Rng::with_seed(11);
+    for node in &all.nodes {
+        node.state().faults = Faults { lost: 6, unanswered: 6, trouble: 4 };
+    }
+    for round in 0..40 {
+        for _ in 0..rng.usize(1..6) {
+            all.write_any(&mut rng).await;
+        }
+        tokio::time::sleep(Duration::from_micros(rng.u64(0..60_000))).await;
+        let i = round % MEMBERS;
+        all.kill(i).await;
+        all.run(i).await;
+    }
+    for node in &all.nodes {
+        node.state().faults = Faults::default();
+    }
+    all.are_whole().await;
+}
+
+#[tokio::test]
+async fn a_member_that_was_away_applies_what_it_missed() {
+    let mut all = All::start().await;
+    let mut rng = fastrand::Rng::with_seed(3);
+    all.write_any(&mut rng).await;
+    all.kill(2).await;
+    all.world.kill(2).await;
+    for _ in 0..20 {
+        all.write_any(&mut rng).await;
+    }
+    all.world.restart(2, |_, _| Vec::new()).await;
+    all.run(2).await;
+    for _ in 0..5 {
+        all.write_any(&mut rng).await;
+    }
+    all.are_whole().await;
+}
+
+#[tokio::test]
+async fn a_node_that_has_lost_everything_gets_it_again_and_one_put_back_what_it_lacks() {
+    let mut all = All::start().await;
+    let mut rng = fastrand::Rng::with_seed(5);
+    for _ in 0..10 {
+        all.write_any(&mut rng).await;
+    }
+    all.are_whole().await;
+    let copy = all.nodes[1].state().copy();
+    for _ in 0..10 {
+        all.set(&[document(rng.u16(0..SHARDS), rng.u32(0..9), 1)]).await;
+    }
+    all.are_whole().await;
+    let restart = async |all: &All, i: usize, meanwhile: &mut dyn FnMut()| {
+        let mut told = all.handle(i).subscribe();
+        all.health[i].send_modify(|health| health.healthy = false);
+        within("doubt", async { while !matches!(told.recv().await.unwrap(), Told::Trusted(_, false)) {} }).await;
+        assert!(!all.handle(i).trusted(&index()));
+        meanwhile();
+        all.health[i].send_modify(|health| health.healthy = true);
+    };
+    restart(&all, 0, &mut || all.nodes[0].state().empty()).await;
+    let mut copy = Some(copy);
+    restart(&all, 1, &mut || all.nodes[1].state().put_back(copy.take().unwrap())).await;
+    all.are_whole().await;
+    // Only the index is gone, and nobody tells.
+    all.nodes[2].state().indexes.clear();
+    all.kill(2).await;
+    all.run(2).await;
+    all.set(&[document(0, 1, 2)]).await;
+    all.are_whole().await;
+}
+
+#[tokio::test]
+async fn what_the_nodes_do_not_agree_on_is_as_at_the_primary() {
+    let mut all = All::start().await;
+    all.set(&(0..SHARDS).map(|shard| document(shard, 1, 1)).collect::<Vec<_>>()).await;
+    all.are_whole().await;
+    let odd = |shard: u16, id: u32| {
+        let mut document = document(shard, id, 5);
+        document["odd"] = 1.into();
+        document
+    };
+    let (first, second) = (all.primary(0).unwrap(), all.primary(1).unwrap());
+    assert_ne!(first, second);
+    // The node of the first shard's primary refuses what all others take, and so for all shards.
+    all.nodes[first].state().refuses.push("odd");
+    let before = all.model.clone();
+    let refused = all.set(&[odd(0, 1), document(0, 2, 1)]).await[0];
+    all.model = before;
+    // In the other shard it is the only one that does.
+    let taken = all.set(&[odd(1, 1), document(1, 2, 1)]).await[0];
+    let mut told = all.handle(first).subscribe();
+    let taking = within("a verdict", async { while !matches!(told.recv().await.unwrap(), Told::Verdict { .. }) {} });
+    taking.await;
+    all.are_whole().await;
+    for i in 0..MEMBERS {
+        let outcome =
+            async |shard: u16, seq| all.handle(i).outcomes(&key(shard), vec![seq]).await.unwrap().remove(&seq);
+        until("the primary's verdict", async || outcome(0, refused).await.is_some_and(|o| o.flaw.is_some())).await;
+        assert_eq!(outcome(1, taken).await.unwrap().flaw, None);
+    }
+    all.are_whole().await;
+    let mismatches = |i| all.world.at(i).metrics.verdict_mismatches.get();
+    assert_eq!((0..MEMBERS).map(mismatches).collect::<Vec<_>>(), [1; MEMBERS]);
+}
+
+#[tokio::test]
+async fn a_shard_that_leaves_is_forgotten_and_an_index_that_is_gone_as_well() {
+    let mut all = All::start().await;
+    let mut rng = fastrand::Rng::with_seed(9);
+    for _ in 0..10 {
+        all.write_any(&mut rng).await;
+    }
+    all.are_whole().await;
+    let put = async |all: &All, record: &JournalRecord| {
+        let (key, ledger) = (JournalRecord::key(&index()), &all.world.at(0).ledger);
+        until("a record", async || {
+            let expected = ledger.copies().get(&key).unwrap().version;
+            let value = RecordValue::from(record.to_json());
+            let change = ChangeRequest { key: key.clone(), expected, value, quiet: false };
+            matches!(ledger.change(change, LONG).await, crate::proto::ledger::Answer::Changed { .. })
+        })
+        .await;
+    };
+    let mut record = all.record();
+    let i = (0..MEMBERS).find(|i| all.primary(0) != Some(*i)).unwrap();
+    let state = &mut record.shards[0];
+    state.replicas.retain(|copy| copy.id.member != member(i));
+    state.in_sync.retain(|id| id.member != member(i));
+    state.set += 1;
+    put(&all, &record).await;
+    let store = all.world.at(i).journal_store.clone();
+    let lanes = async || store.applier(&index()).await.unwrap().stored.lanes.into_keys().collect::<BTreeSet<_>>();
+    until("the shard is forgotten", async || lanes().await == [ShardId(1), ShardId(2)].into()).await;
+    put(&all, &JournalRecord::default()).await;
+    until("the index is forgotten", async || store.applier(&index()).await.unwrap() == Default::default()).await;
+    assert_eq!(all.handle(i).in_memory(), 0);
+}

@@ -1,0 +1,271 @@
+//! A client's write: its head goes to its home, its parts to their shards.
+//!
+//! Rule: a client is told that a write was taken only if its home keeps the task and each part stands committed as itself. What
+//! is said to be not done was never appended anywhere; the task that may be kept of it ends as incomplete. With a key, the
+//! head goes first, so that a number that is made void never has parts. Must not know: what payloads say.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::client::{HomeError, Homes};
+use super::wall;
+use crate::proto::journal::{Answer, Kind, Write};
+use crate::proto::tasks::home::body::{encode_head, join};
+use crate::proto::tasks::home::{PartRef, Parts, Work};
+use crate::proto::tasks::{Head, Outcome, Shown, Status, Subject};
+use crate::services::journal::Sender;
+use crate::types::{PhysicalIndex, ShardId, TaskUid, TraceId};
+
+/// How often a key is settled anew because what it stood for never was.
+const KEY_TRIES: usize = 8;
+
+/// A write as a client wants it, checked and split.
+#[derive(Debug, Clone)]
+pub struct NewWrite {
+    /// The index on the nodes.
+    pub index: PhysicalIndex,
+    /// The client's name of it.
+    pub index_uid: String,
+    /// What it is about.
+    pub subject: Subject,
+    /// What the client attached.
+    pub custom_metadata: Option<String>,
+    /// The `Idempotency-Key`, and the hash of the body.
+    pub key: Option<(String, [u8; 32])>,
+    /// What each shard is to do, several for one shard in their order. The same body is split in the same way.
+    pub parts: Vec<(ShardId, Kind, Bytes)>,
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Submitted {
+    /// It is never lost.
+    Taken {
+        /// Its number.
+        uid: TaskUid,
+        /// The task.
+        head: Box<Head>,
+        /// Of the shard that has the fewest in sync: how many are.
+        in_sync: usize,
+        /// How many copies that shard should have.
+        copies: usize,
+    },
+    /// The key stands for this task, which was taken before with the same body.
+    Before(TaskUid, Box<Shown>),
+    /// The key stands for another body; nothing was done.
+    KeyReused,
+    /// Nothing was done.
+    NotDone(NotDone),
+    /// It may be done, now or later: the task will tell.
+    Unknown(TaskUid),
+}
+
+/// Why nothing was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotDone {
+    /// A part is larger than an entry may be, or there are too many.
+    TooLarge,
+    /// Too few members are in sync, or no primary could be found.
+    NoQuorum,
+    /// Too much is under way.
+    Busy,
+    /// No task id, or no home, was to be had.
+    NoHome,
+}
+
+/// A write with its number.
+struct Numbered<'a> {
+    uid: TaskUid,
+    head: Head,
+    index: &'a PhysicalIndex,
+    parts: &'a [(ShardId, Kind, Bytes)],
+}
+
+impl Numbered<'_> {
+    /// What goes to the shards; `None` if it is too large.
+    fn writes(&self) -> Option<Vec<(ShardId, Write)>> {
+        let head = encode_head(&self.head)?;
+        let mut counts: BTreeMap<u16, u32> = BTreeMap::new();
+        let mut writes = Vec::with_capacity(self.parts.len());
+        for (shard, kind, payload) in self.parts {
+            let count = counts.entry(shard.0).or_default();
+            let part = PartRef { shard: shard.0, part: *count }.of(self.uid);
+            *count += 1;
+            writes.push((*shard, Write { part, kind: *kind, body: join(&head, payload)? }));
+        }
+        Some(writes)
+    }
+}
+
+impl NewWrite {
+    fn head(&self) -> Head {
+        let mut parts = Parts::default();
+        for (shard, ..) in &self.parts {
+            *parts.0.entry(shard.0).or_default() += 1;
+        }
+        let now = wall();
+        let work = if parts.is_empty() {
+            // Nothing to wait for: an empty list of documents, say.
+            let (status, error) = (Status::Succeeded, None);
+            Work::Nothing(Outcome { status, error, changed: 0, matched: 0, started: now, finished: now })
+        } else {
+            Work::Parts { index: self.index.clone(), parts }
+        };
+        Head {
+            index_uid: Some(self.index_uid.clone()),
+            subject: self.subject.clone(),
+            work,
+            enqueued: now,
+            custom_metadata: self.custom_metadata.clone(),
+            key: self.key.clone(),
+        }
+    }
+}
+
+impl Homes {
+    /// Takes a write, or says why not.
+    ///
+    /// Dropping the future does not undo it.
+    pub async fn submit(&self, sender: &Sender, write: NewWrite, deadline: Instant, trace: TraceId) -> Submitted {
+        let Ok(uid) = self.next_uid().await else { return Submitted::NotDone(NotDone::NoHome) };
+        let head = write.head();
+        let one = Numbered { uid, head, index: &write.index, parts: &write.parts };
+        let Some(writes) = one.writes() else { return Submitted::NotDone(NotDone::TooLarge) };
+        if let Some(key) = &write.key {
+            match self.with_key(sender, key, &one, deadline, trace).await {
+                Ok(None) => {}
+                Ok(Some(submitted)) => return submitted,
+                // The key may be settled; no part was sent.
+                Err(_) => return Submitted::NotDone(NotDone::NoHome),
+            }
+            if let Err(error) = self.take(uid, &one.head, deadline, trace).await {
+                tracing::debug!(%uid, %error, "a task was not kept; nothing of it was sent");
+                return Submitted::NotDone(NotDone::NoHome);
+            }
+            let answers = sender.send(&write.index, writes, deadline, trace).await;
+            return said(uid, one.head, &answers, Ok(()));
+        }
+        let take = self.take(uid, &one.head, deadline, trace);
+        let (taken, answers) = tokio::join!(take, sender.send(&write.index, writes, deadline, trace));
+        said(uid, one.head, &answers, taken)
+    }
+
+    /// Settles the key. `None`: it stands for this task.
+    async fn with_key(
+        &self,
+        sender: &Sender,
+        (key, hash): &(String, [u8; 32]),
+        one: &Numbered<'_>,
+        deadline: Instant,
+        trace: TraceId,
+    ) -> Result<Option<Submitted>, HomeError> {
+        let mut replaces = None;
+        for _ in 0..KEY_TRIES {
+            let (uid, same_body) = self.settle((key, *hash), one.uid, replaces, deadline, trace).await?;
+            if uid == one.uid {
+                return Ok(None);
+            }
+            match self.get(uid, deadline, trace).await? {
+                Some(_) if !same_body => return Ok(Some(Submitted::KeyReused)),
+                Some(shown) => return Ok(Some(self.go_on(sender, uid, shown, one, deadline, trace).await)),
+                // Whoever had it is gone, or slow: from here on its head is not taken any more.
+                None if self.void(uid, deadline, trace).await? => replaces = Some(uid),
+                None => {
+                    // It came meanwhile, or was forgotten.
+                    if self.get(uid, deadline, trace).await?.is_none() {
+                        replaces = Some(uid);
+                    }
+                }
+            }
+        }
+        Err(HomeError::NoAnswer)
+    }
+
+    /// A task that was taken before goes on with the same body: its parts are sent again, as they were.
+    async fn go_on(
+        &self,
+        sender: &Sender,
+        uid: TaskUid,
+        shown: Shown,
+        one: &Numbered<'_>,
+        deadline: Instant,
+        trace: TraceId,
+    ) -> Submitted {
+        if shown.outcome.is_some() {
+            return Submitted::Before(uid, Box::new(shown));
+        }
+        if shown.head.work != one.head.work {
+            // It is split in another way by now: only its own end can tell.
+            return Submitted::Unknown(uid);
+        }
+        let again = Numbered { uid, head: shown.head.clone(), ..*one };
+        let Some(writes) = again.writes() else { return Submitted::Unknown(uid) };
+        let answers = sender.send(one.index, writes, deadline, trace).await;
+        match said(uid, shown.head.clone(), &answers, Ok(())) {
+            Submitted::Taken { .. } => Submitted::Before(uid, Box::new(shown)),
+            // The task is kept, whatever became of this attempt.
+            _ => Submitted::Unknown(uid),
+        }
+    }
+}
+
+/// What a client may be told.
+fn said(uid: TaskUid, head: Head, answers: &[Answer], taken: Result<(), HomeError>) -> Submitted {
+    let stands = |answer: &Answer| matches!(answer, Answer::Committed { refused: false, .. });
+    if taken.is_ok() && answers.iter().all(stands) {
+        let counts = answers.iter().filter_map(|answer| match answer {
+            Answer::Committed { in_sync, copies, .. } => Some((*in_sync, *copies)),
+            _ => None,
+        });
+        let (in_sync, copies) =
+            counts.max_by_key(|(in_sync, copies)| copies.saturating_sub(*in_sync)).unwrap_or((0, 0));
+        return Submitted::Taken { uid, head: Box::new(head), in_sync, copies };
+    }
+    let certain =
+        |answer: &Answer| matches!(answer, Answer::NoQuorum | Answer::Busy | Answer::Refused | Answer::NotPrimary(_));
+    if !answers.iter().all(certain) {
+        return Submitted::Unknown(uid);
+    }
+    Submitted::NotDone(match answers.first() {
+        None => NotDone::NoHome,
+        Some(_) if answers.contains(&Answer::Refused) => NotDone::TooLarge,
+        Some(_) if answers.contains(&Answer::Busy) => NotDone::Busy,
+        Some(_) => NotDone::NoQuorum,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn there(in_sync: usize, copies: usize) -> Answer {
+        Answer::Committed { seq: 1, refused: false, in_sync, copies }
+    }
+
+    #[test]
+    fn a_client_hears_of_success_only_if_everything_stands() {
+        let head = || Head {
+            index_uid: None,
+            subject: Subject::Clear,
+            work: Work::Order,
+            enqueued: wall(),
+            custom_metadata: None,
+            key: None,
+        };
+        let uid = TaskUid(7);
+        let refused = Answer::Committed { seq: 1, refused: true, in_sync: 3, copies: 3 };
+        let said = |answers: &[Answer], taken| said(uid, head(), answers, taken);
+        let taken = said(&[there(3, 3), there(2, 3)], Ok(()));
+        assert!(matches!(taken, Submitted::Taken { in_sync: 2, copies: 3, .. }), "{taken:?}");
+        assert!(matches!(said(&[], Ok(())), Submitted::Taken { .. }));
+        let unknown = Submitted::Unknown(uid);
+        assert_eq!(said(&[there(3, 3), refused.clone()], Ok(())), unknown);
+        assert_eq!(said(&[there(3, 3), Answer::NoQuorum], Ok(())), unknown);
+        assert_eq!(said(&[there(3, 3)], Err(HomeError::NoAnswer)), unknown);
+        assert_eq!(said(&[Answer::NoQuorum, Answer::Busy], Ok(())), Submitted::NotDone(NotDone::Busy));
+        assert_eq!(said(&[Answer::NoQuorum], Err(HomeError::NoAnswer)), Submitted::NotDone(NotDone::NoQuorum));
+        assert_eq!(said(&[], Err(HomeError::NoAnswer)), Submitted::NotDone(NotDone::NoHome));
+    }
+}

@@ -1,0 +1,310 @@
+//! Three members in one process, with their real stores: their homes, and what an applier of the test's making has done.
+
+use std::collections::BTreeSet;
+
+use std::time::{Duration, Instant};
+
+use super::found::found;
+use super::*;
+use crate::proto::journal::{Answer, Kind, Write};
+use crate::proto::tasks::home::body::{encode_head, join};
+use crate::proto::tasks::home::{PartRef, Work};
+use crate::proto::tasks::{Head, Outcome, Shown, Status, Subject};
+use crate::services::testing::{LONG, World, member, within};
+use crate::types::{PhysicalIndex, ReplicaId, ShardId, TraceId};
+
+const MOVIES: &str = "movies__m00000001";
+const SHARDS: u16 = 2;
+
+fn index() -> PhysicalIndex {
+    PhysicalIndex::new(MOVIES).unwrap()
+}
+
+fn soon() -> Instant {
+    Instant::now() + LONG
+}
+
+fn key(shard: u16) -> JournalKey {
+    JournalKey { index: index(), shard: ShardId(shard) }
+}
+
+/// Looks again and again until it is so.
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    within(what, async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+/// Three members with homes, and an index of two shards.
+async fn world() -> World {
+    let world = World::start(3, |_, _| Vec::new()).await;
+    let founding =
+        world.alive().map(|(_, m)| found(m.journals.clone(), m.leases.clone(), m.cluster.clone(), m.seen.subscribe()));
+    within("homes", futures_util::future::join_all(founding)).await;
+    let copies: Vec<ReplicaId> = (0..3).map(|i| world.at(i).journals.me().clone()).collect();
+    world.at(0).journals.create(&index(), vec![copies; usize::from(SHARDS)], LONG).await.unwrap();
+    until("the index is known", async || world.alive().all(|(_, m)| m.journals.record(&index()).is_some())).await;
+    world
+}
+
+fn head(shards: &[u16]) -> Head {
+    Head {
+        index_uid: Some("movies".into()),
+        subject: Subject::Documents { received: 3, distinct: 2 },
+        work: Work::Parts { index: index(), parts: crate::proto::tasks::home::Parts::one_each(shards.iter().copied()) },
+        enqueued: wall(),
+        custom_metadata: None,
+        key: None,
+    }
+}
+
+fn write(uid: TaskUid, head: &Head) -> Write {
+    let body = join(&encode_head(head).unwrap(), b"{}").unwrap();
+    Write { part: PartRef { shard: 0, part: 0 }.of(uid), kind: Kind::Set { skip_creation: false }, body }
+}
+
+/// Sends the parts of these shards; all of them are committed.
+async fn send(world: &World, i: usize, uid: TaskUid, head: &Head, shards: &[u16]) -> Vec<u64> {
+    let parts = shards.iter().map(|shard| (ShardId(*shard), write(uid, head))).collect();
+    let answers = world.at(i).sender.send(&index(), parts, soon(), TraceId::default()).await;
+    let seq = |answer: &Answer| match answer {
+        Answer::Committed { seq, refused: false, .. } => *seq,
+        other => panic!("not committed: {other:?}"),
+    };
+    answers.iter().map(seq).collect()
+}
+
+/// A write through member `i`, head and parts together.
+async fn acknowledged(world: &World, i: usize, shards: &[u16]) -> TaskUid {
+    let homes = &world.at(i).homes;
+    let uid = homes.next_uid().await.unwrap();
+    let head = head(shards);
+    let (taken, _) = tokio::join!(
+        within("a head", homes.take(uid, &head, soon(), TraceId::default())),
+        within("parts", send(world, i, uid, &head, shards))
+    );
+    taken.unwrap();
+    uid
+}
+
+async fn get(world: &World, i: usize, uid: TaskUid) -> Option<Shown> {
+    within("a task", world.at(i).homes.get(uid, soon(), TraceId::default())).await.unwrap()
+}
+
+async fn ends(world: &World, i: usize, uid: TaskUid) -> (Status, Outcome) {
+    let mut ended = None;
+    until("its end", async || {
+        ended = get(world, i, uid).await.and_then(|task| Some((task.status, task.outcome?)));
+        ended.is_some()
+    })
+    .await;
+    ended.unwrap()
+}
+
+/// What members `which` have committed, they have applied.
+async fn apply_all(world: &World, which: &[usize]) {
+    for i in which {
+        for shard in 0..SHARDS {
+            let running = world.at(*i);
+            if let Some(to) = running.journals.committed(&key(shard)) {
+                running.applied.apply(&key(shard), to);
+            }
+        }
+    }
+}
+
+/// The member that keeps a home.
+fn primary(world: &World, home: u16) -> Option<usize> {
+    let (_, any) = world.alive().next().unwrap();
+    let state = any.journals.record(&PhysicalIndex::of_tasks())?.shard(ShardId(home))?.clone();
+    let named = state.primary?.member;
+    (0..3).find(|i| member(*i) == named && world.members[*i].is_some())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_is_kept_and_finished_when_all_have_applied_it() {
+    let world = world().await;
+    let uid = acknowledged(&world, 0, &[0, 1]).await;
+    for i in 0..3 {
+        let shown = get(&world, i, uid).await.expect("any member finds it");
+        assert_eq!(shown.status, Status::Enqueued);
+    }
+    // The others hear of what is committed with the next entries.
+    until("all have it", async || {
+        world.alive().all(|(_, m)| (0..SHARDS).all(|s| m.journals.committed(&key(s)).is_some_and(|c| c >= 2)))
+    })
+    .await;
+    apply_all(&world, &[0, 1]).await;
+    until("it is begun", async || get(&world, 2, uid).await.unwrap().status == Status::Processing).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(get(&world, 2, uid).await.unwrap().status, Status::Processing, "one replica has not applied it");
+    apply_all(&world, &[2]).await;
+    let (status, outcome) = ends(&world, 1, uid).await;
+    assert_eq!((status, outcome.changed, outcome.error), (Status::Succeeded, 2, None));
+    assert_eq!(get(&world, 1, TaskUid(uid.0 + 1_000)).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reports_that_nobody_heard_are_asked_for_and_errors_name_the_clients_index() {
+    let world = world().await;
+    let homes = &world.at(0).homes;
+    let uid = homes.next_uid().await.unwrap();
+    let head = head(&[1]);
+    // The home hears of the task from whoever has applied its part.
+    let seqs = send(&world, 0, uid, &head, &[1]).await;
+    until("all have it", async || {
+        world.alive().all(|(_, m)| m.journals.committed(&key(1)).is_some_and(|c| c >= seqs[0]))
+    })
+    .await;
+    for (_, running) in world.alive() {
+        let error = ("invalid_document_id".to_owned(), format!("Index `{MOVIES}`: bad"));
+        running.applied.failed.lock().unwrap().insert((key(1), seqs[0]), error);
+    }
+    apply_all(&world, &[0, 1, 2]).await;
+    let (status, outcome) = ends(&world, 2, uid).await;
+    assert_eq!(status, Status::Failed);
+    assert_eq!(outcome.error.unwrap().message, "Index `movies`: bad");
+    assert_eq!(get(&world, 0, uid).await.unwrap().head, head);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_of_which_parts_are_missing_is_given_up_and_its_parts_never_stand() {
+    let world = world().await;
+    let homes = &world.at(1).homes;
+    let uid = homes.next_uid().await.unwrap();
+    let head = head(&[0, 1]);
+    homes.take(uid, &head, soon(), TraceId::default()).await.unwrap();
+    let seqs = send(&world, 1, uid, &head, &[0]).await;
+    until("all have it", async || {
+        world.alive().all(|(_, m)| m.journals.committed(&key(0)).is_some_and(|c| c >= seqs[0]))
+    })
+    .await;
+    apply_all(&world, &[0, 1, 2]).await;
+    let (status, outcome) = ends(&world, 0, uid).await;
+    assert_eq!(status, Status::Failed);
+    let error = outcome.error.unwrap();
+    assert_eq!(error.code, "miroir_incomplete");
+    assert!(error.message.ends_with("these shards was applied: 0."), "{}", error.message);
+    let late = vec![(ShardId(1), write(uid, &head))];
+    let answers = world.at(2).sender.send(&index(), late, soon(), TraceId::default()).await;
+    assert!(matches!(answers[..], [Answer::Committed { refused: true, .. }]), "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_outlive_the_primary_of_their_home() {
+    let mut world = world().await;
+    let mut uids = Vec::new();
+    for n in 0..12 {
+        uids.push(acknowledged(&world, n % 3, &[0, 1]).await);
+    }
+    let first = home_of(uids[0]);
+    let gone = primary(&world, first).unwrap();
+    world.kill(gone).await;
+    let left: Vec<usize> = world.alive().map(|(i, _)| i).collect();
+    for uid in &uids {
+        assert!(get(&world, left[0], *uid).await.is_some(), "{uid}");
+    }
+    uids.push(acknowledged(&world, left[1], &[0]).await);
+    world.restart(gone, |_, _| Vec::new()).await;
+    until("all are in sync again", async || {
+        let Some(record) = world.at(gone).journals.record(&index()) else { return false };
+        let Some(homes) = world.at(gone).journals.record(&PhysicalIndex::of_tasks()) else { return false };
+        record.shards.iter().chain(&homes.shards).all(|state| state.in_sync.len() == 3)
+    })
+    .await;
+    until("all are finished", async || {
+        apply_all(&world, &[0, 1, 2]).await;
+        let mut all = true;
+        for uid in &uids {
+            all &= get(&world, gone, *uid).await.is_some_and(|task| task.status == Status::Succeeded);
+        }
+        all
+    })
+    .await;
+    // A member that begins anew has every row: nobody else is asked for what happened while it was down.
+    world.kill(gone).await;
+    world.restart(gone, |_, _| Vec::new()).await;
+    for uid in &uids {
+        let task = get(&world, gone, *uid).await.unwrap();
+        assert_eq!(task.status, Status::Succeeded);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_is_kept_for_one_task_or_for_none() {
+    let world = world().await;
+    let (homes, trace) = (&world.at(0).homes, TraceId::default());
+    let uid = homes.next_uid().await.unwrap();
+    let (one, other) = (head(&[0]), head(&[1]));
+    homes.take(uid, &one, soon(), trace).await.unwrap();
+    assert_eq!(world.at(1).homes.take(uid, &one, soon(), trace).await, Ok(()), "the same again");
+    assert_eq!(world.at(1).homes.take(uid, &other, soon(), trace).await, Err(HomeError::Other));
+    assert_eq!(homes.void(uid, soon(), trace).await, Ok(false));
+    let never = homes.next_uid().await.unwrap();
+    assert_eq!(homes.void(never, soon(), trace).await, Ok(true));
+    assert_eq!(world.at(2).homes.take(never, &one, soon(), trace).await, Err(HomeError::Other));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_stands_for_one_task_everywhere() {
+    let world = world().await;
+    let trace = TraceId::default();
+    let settle = async |i: usize, hash: u8, uid: u32, replaces: Option<u32>| {
+        let replaces = replaces.map(TaskUid);
+        world.at(i).homes.settle(("once", [hash; 32]), TaskUid(uid), replaces, soon(), trace).await.unwrap()
+    };
+    let mut all = BTreeSet::new();
+    let (a, b, c) = tokio::join!(settle(0, 1, 901, None), settle(1, 1, 902, None), settle(2, 1, 903, None));
+    all.extend([a, b, c]);
+    let [(uid, true)] = Vec::from_iter(all)[..] else { panic!("one task: {a:?} {b:?} {c:?}") };
+    assert_eq!(settle(0, 2, 904, None).await, (uid, false), "another body");
+    assert_eq!(settle(0, 2, 904, Some(uid.0)).await, (TaskUid(904), true));
+    assert_eq!(settle(1, 2, 905, Some(uid.0)).await, (TaskUid(904), true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_whose_process_ended_is_refused_and_one_that_is_carried_out_is_not() {
+    let mut world = world().await;
+    let trace = TraceId::default();
+    let order = || Head { work: Work::Order, subject: Subject::IndexDeletion, ..head(&[0]) };
+    let (lost, kept) = (world.at(0).homes.next_uid().await.unwrap(), world.at(1).homes.next_uid().await.unwrap());
+    let held = world.at(1).homes.orders().hold(kept);
+    world.at(1).homes.take(kept, &order(), soon(), trace).await.unwrap();
+    assert!(held.begin());
+    let never = world.at(0).homes.orders().hold(lost);
+    world.at(0).homes.take(lost, &order(), soon(), trace).await.unwrap();
+    world.kill(0).await;
+    drop(never);
+    world.restart(0, |_, _| Vec::new()).await;
+    let (status, outcome) = ends(&world, 2, lost).await;
+    assert_eq!((status, outcome.error.unwrap().code.as_str()), (Status::Failed, "miroir_incomplete"));
+    let at = wall();
+    let done = Outcome { status: Status::Succeeded, error: None, changed: 0, matched: 0, started: at, finished: at };
+    world.at(1).homes.ended(kept, done.clone(), soon(), trace).await.unwrap();
+    world.at(2).homes.ended(kept, Outcome { status: Status::Failed, ..done }, soon(), trace).await.unwrap();
+    assert_eq!(ends(&world, 0, kept).await.0, Status::Succeeded, "the first stands");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_question_is_refused() {
+    use crate::net::Call;
+    use crate::wire::verbs::{Refusal, Reply, Request};
+    let world = world().await;
+    for body in [&b""[..], b"{}", b"[", b"{\"Home\":[99,{\"Get\":3}]}", b"{\"Home\":[1,{\"Get\":3}]}", b"\xff"] {
+        let call = Call {
+            request: Request::Home,
+            body: bytes::Bytes::from_static(body),
+            deadline: soon(),
+            trace: TraceId::default(),
+        };
+        let answer = within("an answer", world.at(0).homes.receive(&member(1), &call)).await;
+        match answer.reply {
+            Reply::Refused(Refusal::Malformed(_)) => {}
+            Reply::Home => assert_eq!(&answer.body[..], b"\"Malformed\""),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,488 @@
+//! What appliers have noted: shards' positions, requests to the node, and what became of entries.
+//!
+//! A position stands in the applier's row and in the journal's head, and both are written in one transaction. What became of
+//! entries is kept under their places, and goes with them. Rule: rows that are damaged are never guessed at: the index's copies
+//! are to be made anew then. Must not know: why rows are written, the node.
+
+use std::collections::BTreeMap;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{OptionalExtension, Transaction};
+
+use super::super::StoreError;
+use super::super::row::{Hash, from_sql, to_sql};
+use super::file::JournalStore;
+use super::head::{HEAD, Head as Journal};
+use super::row::{ENTRY, outline_of, place, seq_of};
+use crate::proto::apply::effect::{LaneRow, Need};
+use crate::proto::apply::{Flaw, Head, Note, Rows, Span, Stored};
+use crate::types::{JournalKey, PhysicalIndex, ShardId};
+
+const APPLIERS: &str = "SELECT physical FROM appliers UNION SELECT physical FROM lanes \
+                        UNION SELECT physical FROM journals WHERE applied < last";
+
+/// Left out when numbers of notes are lost: more than any applier has given since it last stored one.
+const LOST_NOTES: u64 = 1 << 32;
+
+/// What one applier wants stored at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ApplierRows {
+    /// Its own rows.
+    pub rows: Rows,
+    /// Up to where shards' verdicts were compared with their primaries'.
+    pub checked: BTreeMap<ShardId, u64>,
+    /// When the node began and had done entries, in nanoseconds since 1970.
+    pub done: Vec<(Span, i64, i64)>,
+}
+
+/// What an applier begins with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoredApplier {
+    /// Its own rows.
+    pub stored: Stored,
+    /// Up to where shards' verdicts were compared with their primaries'.
+    pub checked: BTreeMap<ShardId, u64>,
+}
+
+/// What became of an entry that is applied.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EntryOutcome {
+    /// Why it failed, if it did.
+    pub flaw: Option<Flaw>,
+    /// How many documents it changed, where the node counts them; of entries that went as one it stands with the first.
+    pub changed: u64,
+    /// When the node began and had done it, in nanoseconds since 1970; `None`: nobody has seen that, or there was nothing to do.
+    pub times: Option<(i64, i64)>,
+}
+
+impl JournalStore {
+    /// Indexes of which an applier has stored something, or has entries that are not applied.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn appliers(&self) -> Result<Vec<PhysicalIndex>, StoreError> {
+        self.read(|tx| {
+            let mut found = tx.prepare_cached(APPLIERS)?;
+            let names = found.query_map([], |row| row.get::<_, String>(0))?;
+            let mut all = Vec::new();
+            for name in names {
+                match PhysicalIndex::new(name?) {
+                    Ok(index) => all.push(index),
+                    Err(error) => tracing::error!(%error, "an applier of no index is stored; it is left alone"),
+                }
+            }
+            Ok(all)
+        })
+        .await
+    }
+
+    /// What the applier of an index begins with.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn applier(&self, index: &PhysicalIndex) -> Result<StoredApplier, StoreError> {
+        let index = index.clone();
+        self.read(move |tx| read_applier(tx, &index)).await
+    }
+
+    /// The position of one shard's copy, if it has one that is what was written.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn lane(&self, key: &JournalKey) -> Result<Option<LaneRow>, StoreError> {
+        let key = key.clone();
+        self.read(move |tx| {
+            let sql = "SELECT checked, row, hash FROM lanes WHERE physical = ?1 AND shard = ?2";
+            let mut found = tx.prepare_cached(sql)?;
+            let row = found.query_row((key.index.as_str(), key.shard.0), |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?))
+            });
+            let row = row
+                .optional()?
+                .filter(|(checked, text, hash)| *hash == hash_of_lane(&key.index, key.shard, *checked, text));
+            Ok(row.and_then(|(_, text, _)| serde_json::from_str(&text).ok()))
+        })
+        .await
+    }
+
+    /// Of each journal of an index up to where it is applied, and known to be committed; those that are damaged say nothing.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn positions(&self, index: &PhysicalIndex) -> Result<BTreeMap<ShardId, (u64, u64)>, StoreError> {
+        let index = index.clone();
+        self.read(move |tx| {
+            let mut found = tx.prepare_cached(&format!("{HEAD} WHERE physical = ?1"))?;
+            let mut rows = found.query([index.as_str()])?;
+            let mut all = BTreeMap::new();
+            while let Some(row) = rows.next()? {
+                match Journal::read(row) {
+                    Ok(journal) => drop(all.insert(journal.key.shard, (journal.applied, journal.commit))),
+                    Err(StoreError::Damaged { .. }) => {}
+                    Err(other) => return Err(other),
+                }
+            }
+            Ok(all)
+        })
+        .await
+    }
+
+    /// Makes all of this durable, whole or not at all, and the journals' applied positions with it.
+    ///
+    /// Not cancel-safe in the sense that it may be stored after the future is dropped.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_applier(&self, index: &PhysicalIndex, rows: ApplierRows) -> Result<(), StoreError> {
+        let index = index.clone();
+        self.db().run(move |tx| write_applier(tx, &index, &rows)).await
+    }
+
+    /// The applier of an index that is gone is forgotten.
+    ///
+    /// Not cancel-safe in the sense that it may be done after the future is dropped.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn forget_applier(&self, index: &PhysicalIndex) -> Result<(), StoreError> {
+        let index = index.clone();
+        self.db()
+            .run(move |tx| {
+                for table in ["appliers", "lanes", "notes"] {
+                    tx.execute(&format!("DELETE FROM {table} WHERE physical = ?1"), [index.as_str()])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Heads of entries from `from` to `to`, at most so many, and of no more than `bytes` but at least one; none if `from` was
+    /// dropped at the beginning.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn heads(
+        &self,
+        key: &JournalKey,
+        from: u64,
+        to: u64,
+        entries: usize,
+        bytes: usize,
+    ) -> Result<Vec<Head>, StoreError> {
+        let key = key.clone();
+        self.read(move |tx| {
+            let Some(journal) = Journal::find(tx, &key)? else { return Ok(Vec::new()) };
+            let to = to.min(journal.last.seq);
+            if from <= journal.floor.seq || from > to {
+                return Ok(Vec::new());
+            }
+            read_heads(tx, &journal, (from, to), entries, bytes)
+        })
+        .await
+    }
+
+    /// What became of those of these entries that are applied.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn outcomes(&self, key: &JournalKey, seqs: Vec<u64>) -> Result<BTreeMap<u64, EntryOutcome>, StoreError> {
+        let key = key.clone();
+        self.read(move |tx| {
+            let Some(journal) = Journal::find(tx, &key)? else { return Ok(BTreeMap::new()) };
+            let last = place(journal.id, journal.last.seq)?;
+            let mut all = BTreeMap::new();
+            for seq in seqs.into_iter().filter(|seq| *seq <= journal.applied) {
+                let at = place(journal.id, seq)?;
+                let changed = tx
+                    .prepare_cached("SELECT changed FROM counted WHERE place = ?1")?
+                    .query_row([at], |row| row.get::<_, i64>(0))
+                    .optional()?;
+                let done: Option<(i64, i64, i64)> = tx
+                    .prepare_cached(
+                        "SELECT first, started, finished FROM done WHERE place BETWEEN ?1 AND ?2 ORDER BY place LIMIT 1",
+                    )?
+                    .query_row([at, last], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+                    .optional()?;
+                let times = done.filter(|(first, ..)| *first <= seq.cast_signed()).map(|(_, from, to)| (from, to));
+                let flaw = read_failed(tx, &journal, at, at, 1)?.pop().map(|(_, flaw)| flaw);
+                all.insert(seq, EntryOutcome { flaw, changed: from_sql(changed.unwrap_or(0))?, times });
+            }
+            Ok(all)
+        })
+        .await
+    }
+
+    /// Entries from `from` to `to` that failed, in order, at most so many.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn failed(
+        &self,
+        key: &JournalKey,
+        from: u64,
+        to: u64,
+        most: usize,
+    ) -> Result<Vec<(u64, Flaw)>, StoreError> {
+        let key = key.clone();
+        self.read(move |tx| {
+            let Some(journal) = Journal::find(tx, &key)? else { return Ok(Vec::new()) };
+            let to = to.min(journal.last.seq);
+            if from > to {
+                return Ok(Vec::new());
+            }
+            read_failed(tx, &journal, place(journal.id, from)?, place(journal.id, to)?, most)
+        })
+        .await
+    }
+}
+
+fn read_heads(
+    tx: &Transaction<'_>,
+    journal: &Journal,
+    (from, to): (u64, u64),
+    entries: usize,
+    bytes: usize,
+) -> Result<Vec<Head>, StoreError> {
+    let damaged = |reason: String| StoreError::Damaged { journal: journal.key.clone(), reason };
+    let ends = (place(journal.id, from)?, place(journal.id, to)?);
+    let mut found = tx.prepare_cached(&format!("{ENTRY} WHERE place BETWEEN ?1 AND ?2 ORDER BY place"))?;
+    let mut rows = found.query(ends)?;
+    let (mut heads, mut weight) = (Vec::<Head>::new(), 0_usize);
+    for seq in (from..=to).take(entries) {
+        let Some(row) = rows.next()? else { return Err(damaged(format!("entry {seq} is missing"))) };
+        let (outline, packed) = outline_of(row)?.map_err(|reason| damaged(format!("entry {seq}: {reason}")))?;
+        let (at, kind, part, length) = outline;
+        if at != seq {
+            return Err(damaged(format!("entry {at} stands where {seq} should")));
+        }
+        weight = weight.saturating_add(packed);
+        if weight > bytes && !heads.is_empty() {
+            break;
+        }
+        heads.push(Head { seq, kind, weight: length, failed: false, part });
+    }
+    let last = heads.last().map_or(from, |head| head.seq);
+    for (seq, _) in read_failed(tx, journal, ends.0, place(journal.id, last)?, usize::MAX)? {
+        let at = usize::try_from(seq - from).unwrap_or(usize::MAX);
+        heads.get_mut(at).into_iter().for_each(|head| head.failed = true);
+    }
+    Ok(heads)
+}
+
+fn read_failed(
+    tx: &Transaction<'_>,
+    journal: &Journal,
+    from: i64,
+    to: i64,
+    most: usize,
+) -> Result<Vec<(u64, Flaw)>, StoreError> {
+    let sql = "SELECT place, code, message, hash FROM failed WHERE place BETWEEN ?1 AND ?2 ORDER BY place LIMIT ?3";
+    let mut found = tx.prepare_cached(sql)?;
+    let mut rows = found.query((from, to, i64::try_from(most).unwrap_or(i64::MAX)))?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next()? {
+        let mut hash = Hash::default();
+        (0..3).try_for_each(|column| row.get_ref(column).map(|value| hash.add(value)))?;
+        let seq = seq_of(row.get(0)?);
+        if row.get::<_, i64>(3)? != hash.value() {
+            let reason = format!("the verdict on entry {seq}");
+            return Err(StoreError::Damaged { journal: journal.key.clone(), reason });
+        }
+        all.push((seq, Flaw::new(&row.get::<_, String>(1)?, &row.get::<_, String>(2)?)));
+    }
+    Ok(all)
+}
+
+/// What became of entries at these places is forgotten.
+pub(super) fn forget_outcomes(tx: &Transaction<'_>, ends: (i64, i64)) -> Result<(), StoreError> {
+    for table in ["failed", "counted", "done"] {
+        tx.prepare_cached(&format!("DELETE FROM {table} WHERE place BETWEEN ?1 AND ?2"))?.execute(ends)?;
+    }
+    Ok(())
+}
+
+/// The same for so many at most of each kind; says how many.
+pub(super) fn forget_some_outcomes(tx: &Transaction<'_>, ends: (i64, i64), most: i64) -> Result<usize, StoreError> {
+    let mut removed = 0;
+    for table in ["failed", "counted", "done"] {
+        let some = format!("SELECT place FROM {table} WHERE place BETWEEN ?1 AND ?2 LIMIT ?3");
+        let sql = format!("DELETE FROM {table} WHERE place IN ({some})");
+        removed += tx.prepare_cached(&sql)?.execute((ends.0, ends.1, most))?;
+    }
+    Ok(removed)
+}
+
+fn hash_of(values: [ValueRef<'_>; 4]) -> i64 {
+    let mut hash = Hash::default();
+    values.into_iter().for_each(|value| hash.add(value));
+    hash.value()
+}
+
+fn hash_of_lane(index: &PhysicalIndex, shard: ShardId, checked: i64, row: &str) -> i64 {
+    let shard = ValueRef::Integer(shard.0.into());
+    hash_of([ValueRef::from(index.as_str()), shard, ValueRef::Integer(checked), ValueRef::from(row)])
+}
+
+fn hash_of_note(index: &PhysicalIndex, note: i64, row: &str) -> i64 {
+    hash_of([ValueRef::from(index.as_str()), ValueRef::Null, ValueRef::Integer(note), ValueRef::from(row)])
+}
+
+fn hash_of_applier(index: &PhysicalIndex, next: i64) -> i64 {
+    hash_of([ValueRef::from(index.as_str()), ValueRef::Null, ValueRef::Null, ValueRef::Integer(next)])
+}
+
+fn read_applier(tx: &Transaction<'_>, index: &PhysicalIndex) -> Result<StoredApplier, StoreError> {
+    let (mut all, mut damaged) = (StoredApplier::default(), false);
+    let mut found = tx.prepare_cached("SELECT shard, checked, row, hash FROM lanes WHERE physical = ?1")?;
+    let mut rows = found.query([index.as_str()])?;
+    while let Some(row) = rows.next()? {
+        let (shard, checked, text) = (ShardId(row.get(0)?), row.get(1)?, row.get::<_, String>(2)?);
+        let right = row.get::<_, i64>(3)? == hash_of_lane(index, shard, checked, &text);
+        let lane = serde_json::from_str::<LaneRow>(&text).ok().filter(|_| right);
+        damaged |= lane.is_none();
+        all.stored.lanes.insert(shard, lane.unwrap_or_default());
+        all.checked.insert(shard, u64::try_from(checked).unwrap_or(0));
+    }
+    let mut found = tx.prepare_cached("SELECT note, row, hash FROM notes WHERE physical = ?1")?;
+    let mut rows = found.query([index.as_str()])?;
+    let mut newest = 0;
+    while let Some(row) = rows.next()? {
+        let (id, text) = (row.get::<_, i64>(0)?, row.get::<_, String>(1)?);
+        let right = row.get::<_, i64>(2)? == hash_of_note(index, id, &text);
+        let (id, note) = (u64::try_from(id).unwrap_or(0), serde_json::from_str::<Note>(&text).ok().filter(|_| right));
+        damaged |= note.is_none();
+        newest = newest.max(id);
+        all.stored.notes.extend(note.map(|note| (id, note)));
+    }
+    let next: Option<(i64, i64)> = tx
+        .prepare_cached("SELECT next_note, hash FROM appliers WHERE physical = ?1")?
+        .query_row([index.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let known = next.filter(|(next, hash)| *hash == hash_of_applier(index, *next));
+    damaged |= known.is_none() && (next.is_some() || !all.stored.notes.is_empty());
+    all.stored.next_note = match known {
+        Some((next, _)) => from_sql(next)?,
+        None if damaged => newest.saturating_add(LOST_NOTES),
+        None => 0,
+    };
+    if damaged {
+        tracing::error!(%index, "what was noted of requests to the node is damaged; the index's copies are to be made anew");
+        // No request of before may be taken for a later one.
+        all.stored.notes.clear();
+        all.stored.lanes.values_mut().for_each(|lane| lane.need = Need::Rebuild);
+    }
+    Ok(all)
+}
+
+fn write_applier(tx: &Transaction<'_>, index: &PhysicalIndex, all: &ApplierRows) -> Result<(), StoreError> {
+    let ApplierRows { rows, checked, done } = all;
+    let mut journals: BTreeMap<ShardId, Option<Journal>> = BTreeMap::new();
+    let mut id_of = |shard: ShardId| -> Result<Option<i64>, StoreError> {
+        let journal = match journals.entry(shard) {
+            std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
+            std::collections::btree_map::Entry::Vacant(slot) => {
+                slot.insert(Journal::find(tx, &JournalKey { index: index.clone(), shard })?)
+            }
+        };
+        Ok(journal.as_ref().map(|journal| journal.id))
+    };
+    for ((shard, seq), flaw) in &rows.failed {
+        let Some(id) = id_of(*shard)? else { continue };
+        let at = place(id, *seq)?;
+        let mut hash = Hash::default();
+        hash.add(ValueRef::Integer(at));
+        [&flaw.code, &flaw.message].into_iter().for_each(|text| hash.add(ValueRef::from(text.as_str())));
+        let sql = "INSERT OR REPLACE INTO failed VALUES (?1, ?2, ?3, ?4)";
+        tx.prepare_cached(sql)?.execute((at, &flaw.code, &flaw.message, hash.value()))?;
+    }
+    for ((shard, seq), count) in &rows.counted {
+        let Some(id) = id_of(*shard)? else { continue };
+        // What is done again finds nothing more to do.
+        let sql = "INSERT OR IGNORE INTO counted VALUES (?1, ?2)";
+        tx.prepare_cached(sql)?.execute((place(id, *seq)?, to_sql(*count)?))?;
+    }
+    for (span, started, finished) in done {
+        let Some(id) = id_of(span.shard)? else { continue };
+        let sql = "INSERT OR REPLACE INTO done VALUES (?1, ?2, ?3, ?4)";
+        tx.prepare_cached(sql)?.execute((place(id, span.last)?, to_sql(span.first)?, started, finished))?;
+    }
+    write_lanes(tx, index, rows, checked)?;
+    for (id, note) in &rows.notes {
+        let id = to_sql(*id)?;
+        match note {
+            Some(note) => {
+                let text = json(note);
+                let sql = "INSERT OR REPLACE INTO notes VALUES (?1, ?2, ?3, ?4)";
+                let hash = hash_of_note(index, id, &text);
+                tx.prepare_cached(sql)?.execute((index.as_str(), id, text, hash))?;
+            }
+            None => {
+                let sql = "DELETE FROM notes WHERE physical = ?1 AND note = ?2";
+                tx.prepare_cached(sql)?.execute((index.as_str(), id))?;
+            }
+        }
+    }
+    if rows.next_note > 0 {
+        let next = to_sql(rows.next_note)?;
+        let sql = "INSERT OR REPLACE INTO appliers VALUES (?1, ?2, ?3)";
+        tx.prepare_cached(sql)?.execute((index.as_str(), next, hash_of_applier(index, next)))?;
+    }
+    Ok(())
+}
+
+/// Positions, in the applier's rows and the journals' heads.
+fn write_lanes(
+    tx: &Transaction<'_>,
+    index: &PhysicalIndex,
+    rows: &Rows,
+    checked: &BTreeMap<ShardId, u64>,
+) -> Result<(), StoreError> {
+    let stored = |shard: ShardId| -> Result<Option<(i64, String)>, StoreError> {
+        let sql = "SELECT checked, row FROM lanes WHERE physical = ?1 AND shard = ?2";
+        let mut found = tx.prepare_cached(sql)?;
+        Ok(found.query_row((index.as_str(), shard.0), |row| Ok((row.get(0)?, row.get(1)?))).optional()?)
+    };
+    let put = |shard: ShardId, checked: i64, text: &str| -> Result<(), StoreError> {
+        let sql = "INSERT OR REPLACE INTO lanes VALUES (?1, ?2, ?3, ?4, ?5)";
+        let hash = hash_of_lane(index, shard, checked, text);
+        tx.prepare_cached(sql)?.execute((index.as_str(), shard.0, checked, text, hash))?;
+        Ok(())
+    };
+    for (shard, row) in &rows.lanes {
+        let Some(row) = row else {
+            let sql = "DELETE FROM lanes WHERE physical = ?1 AND shard = ?2";
+            tx.prepare_cached(sql)?.execute((index.as_str(), shard.0))?;
+            continue;
+        };
+        let before = stored(*shard)?.map_or(0, |(checked, _)| checked);
+        put(*shard, before, &json(row))?;
+        if let Some(mut journal) = Journal::find(tx, &JournalKey { index: index.clone(), shard: *shard })? {
+            journal.applied = row.applied.min(journal.last.seq);
+            journal.put(tx)?;
+        }
+    }
+    for (shard, to) in checked {
+        if let Some((before, text)) = stored(*shard)? {
+            put(*shard, before.max(to_sql(*to)?), &text)?;
+        }
+    }
+    Ok(())
+}
+
+fn json<T: serde::Serialize>(row: &T) -> String {
+    serde_json::to_string(row).expect("a row of numbers, texts and lists has a JSON form")
+}
