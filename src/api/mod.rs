@@ -21,6 +21,7 @@ pub mod search;
 pub mod server;
 pub mod service;
 pub mod settings;
+pub mod task_lists;
 pub mod tasks;
 pub mod unsupported;
 

@@ -135,6 +135,7 @@ codes! {
     MiroirAliasConflict "miroir_alias_conflict" 409 InvalidRequest,
     MiroirOperationNotFound "miroir_operation_not_found" 404 InvalidRequest,
     MiroirOperationState "miroir_operation_state" 409 InvalidRequest,
+    MiroirIdempotencyKeyReused "miroir_idempotency_key_reused" 409 InvalidRequest,
     MiroirNoQuorum "miroir_no_quorum" 503 System,
     MiroirShardsUnavailable "miroir_shards_unavailable" 503 System,
     MiroirWriteUnknown "miroir_write_unknown" 504 System,

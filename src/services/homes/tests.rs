@@ -4,12 +4,16 @@ use std::collections::BTreeSet;
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::found::found;
+use super::submit::{NewWrite, Submitted};
 use super::*;
 use crate::proto::journal::{Answer, Kind, Write};
 use crate::proto::tasks::home::body::{encode_head, join};
 use crate::proto::tasks::home::{PartRef, Work};
-use crate::proto::tasks::{Head, Outcome, Shown, Status, Subject};
+use crate::proto::tasks::query::{Action, Listing, original_filter, parse_action};
+use crate::proto::tasks::{Head, Outcome, Query, Shown, Status, Subject};
 use crate::services::testing::{LONG, World, member, within};
 use crate::types::{PhysicalIndex, ReplicaId, ShardId, TraceId};
 
@@ -116,6 +120,16 @@ async fn apply_all(world: &World, which: &[usize]) {
     }
 }
 
+/// Waits until all members are in sync everywhere, as member `i` knows it.
+async fn whole(world: &World, i: usize) {
+    until("all are in sync", async || {
+        let Some(record) = world.at(i).journals.record(&index()) else { return false };
+        let Some(homes) = world.at(i).journals.record(&PhysicalIndex::of_tasks()) else { return false };
+        record.shards.iter().chain(&homes.shards).all(|state| state.in_sync.len() == 3)
+    })
+    .await;
+}
+
 /// The member that keeps a home.
 fn primary(world: &World, home: u16) -> Option<usize> {
     let (_, any) = world.alive().next().unwrap();
@@ -209,12 +223,7 @@ async fn tasks_outlive_the_primary_of_their_home() {
     }
     uids.push(acknowledged(&world, left[1], &[0]).await);
     world.restart(gone, |_, _| Vec::new()).await;
-    until("all are in sync again", async || {
-        let Some(record) = world.at(gone).journals.record(&index()) else { return false };
-        let Some(homes) = world.at(gone).journals.record(&PhysicalIndex::of_tasks()) else { return false };
-        record.shards.iter().chain(&homes.shards).all(|state| state.in_sync.len() == 3)
-    })
-    .await;
+    whole(&world, gone).await;
     until("all are finished", async || {
         apply_all(&world, &[0, 1, 2]).await;
         let mut all = true;
@@ -296,7 +305,7 @@ async fn what_is_no_question_is_refused() {
     for body in [&b""[..], b"{}", b"[", b"{\"Home\":[99,{\"Get\":3}]}", b"{\"Home\":[1,{\"Get\":3}]}", b"\xff"] {
         let call = Call {
             request: Request::Home,
-            body: bytes::Bytes::from_static(body),
+            body: Bytes::from_static(body),
             deadline: soon(),
             trace: TraceId::default(),
         };
@@ -307,4 +316,220 @@ async fn what_is_no_question_is_refused() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// A write through `submit`, with what its shards are to do.
+fn new_write(shards: &[u16], key: Option<(&str, u8)>) -> NewWrite {
+    let part = |shard: &u16| (ShardId(*shard), Kind::Set { skip_creation: false }, Bytes::from_static(b"{}"));
+    NewWrite {
+        index: index(),
+        index_uid: "movies".into(),
+        subject: Subject::Documents { received: 1, distinct: 1 },
+        custom_metadata: None,
+        key: key.map(|(key, hash)| (key.to_owned(), [hash; 32])),
+        parts: shards.iter().map(part).collect(),
+    }
+}
+
+async fn submit(world: &World, i: usize, write: NewWrite) -> Submitted {
+    let running = world.at(i);
+    within("a write", running.homes.submit(&running.sender, write, soon(), TraceId::default())).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_is_sent_again_with_its_key_is_one_task() {
+    let world = world().await;
+    let first = submit(&world, 0, new_write(&[0, 1, 1], Some(("k", 1)))).await;
+    let Submitted::Taken { uid, in_sync: 3, copies: 3, .. } = first else { panic!("{first:?}") };
+    let again = submit(&world, 1, new_write(&[0, 1, 1], Some(("k", 1)))).await;
+    assert!(matches!(&again, Submitted::Before(same, _) if *same == uid), "{again:?}");
+    assert_eq!(submit(&world, 2, new_write(&[0], Some(("k", 2)))).await, Submitted::KeyReused);
+    // Whoever had the next key's number ended before its task was kept.
+    let lost = world.at(0).homes.next_uid().await.unwrap();
+    world.at(0).homes.settle(("l", [3; 32]), lost, None, soon(), TraceId::default()).await.unwrap();
+    let taken = submit(&world, 1, new_write(&[0], Some(("l", 3)))).await;
+    let Submitted::Taken { uid: other, .. } = taken else { panic!("{taken:?}") };
+    assert_ne!(other, lost);
+    let late = world.at(0).homes.take(lost, &head(&[0]), soon(), TraceId::default()).await;
+    assert_eq!(late, Err(HomeError::Other), "its number is void");
+    until("all is finished", async || {
+        apply_all(&world, &[0, 1, 2]).await;
+        get(&world, 0, uid).await.unwrap().status == Status::Succeeded
+            && get(&world, 0, other).await.unwrap().status == Status::Succeeded
+    })
+    .await;
+    let nothing = submit(&world, 0, new_write(&[], None)).await;
+    let Submitted::Taken { uid, .. } = nothing else { panic!("{nothing:?}") };
+    assert_eq!(ends(&world, 1, uid).await.0, Status::Succeeded);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_first_sender_died_after_half_of_its_parts_goes_on_as_the_same_task() {
+    let world = world().await;
+    let trace = TraceId::default();
+    let homes = &world.at(0).homes;
+    let write = new_write(&[0, 1], Some(("k", 1)));
+    let uid = homes.next_uid().await.unwrap();
+    homes.settle(("k", [1; 32]), uid, None, soon(), trace).await.unwrap();
+    let kept = Head { key: write.key.clone(), subject: write.subject.clone(), ..head(&[0, 1]) };
+    homes.take(uid, &kept, soon(), trace).await.unwrap();
+    send(&world, 0, uid, &kept, &[0]).await;
+    let again = submit(&world, 2, write).await;
+    assert!(matches!(&again, Submitted::Before(same, _) if *same == uid), "{again:?}");
+    until("it is finished", async || {
+        apply_all(&world, &[0, 1, 2]).await;
+        get(&world, 1, uid).await.unwrap().status == Status::Succeeded
+    })
+    .await;
+}
+
+async fn listed(world: &World, i: usize, query: &str) -> serde_json::Value {
+    let pairs: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+    let query = Query::parse(Listing::Tasks, &pairs).unwrap();
+    let text = within("a list", world.at(i).homes.list_json(&query, soon(), TraceId::default())).await.unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+fn uids(list: &serde_json::Value) -> Vec<u64> {
+    list["results"].as_array().unwrap().iter().map(|task| task["uid"].as_u64().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_are_as_one_nodes_and_tasks_are_canceled_and_deleted() {
+    let world = world().await;
+    let trace = TraceId::default();
+    let mut all = Vec::new();
+    for n in 0..40 {
+        all.push(u64::from(acknowledged(&world, n % 3, &[0]).await.0));
+    }
+    all.sort_unstable();
+    all.reverse();
+    let first = listed(&world, 1, "limit=15").await;
+    assert_eq!((uids(&first), &first["total"], &first["from"]), (all[..15].to_vec(), &40.into(), &all[0].into()));
+    let second = listed(&world, 2, &format!("limit=30&from={}", first["next"])).await;
+    assert_eq!((uids(&second), &second["next"]), (all[15..].to_vec(), &serde_json::Value::Null));
+    // One that was never acknowledged, and an order that was not begun.
+    let homes = &world.at(0).homes;
+    let (half, order) = (homes.next_uid().await.unwrap(), homes.next_uid().await.unwrap());
+    homes.take(half, &head(&[0, 1]), soon(), trace).await.unwrap();
+    let held = homes.orders().hold(order);
+    let is_order = Head { work: Work::Order, subject: Subject::IndexDeletion, ..head(&[0]) };
+    homes.take(order, &is_order, soon(), trace).await.unwrap();
+    let sweep = async |action, query: &str| {
+        let pairs: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+        let filter = parse_action(action, &pairs).unwrap();
+        let by = homes.sweep(action, filter, original_filter(query), soon(), trace).await.unwrap();
+        let uid = serde_json::to_value(by).unwrap()["taskUid"].as_u64().unwrap();
+        TaskUid(u32::try_from(uid).unwrap())
+    };
+    let cancel = sweep(Action::Cancel, "statuses=enqueued,processing").await;
+    until("everything ends", async || {
+        apply_all(&world, &[0, 1, 2]).await;
+        get(&world, 0, cancel).await.unwrap().status == Status::Succeeded
+    })
+    .await;
+    assert!(!held.begin());
+    let canceled = listed(&world, 0, "statuses=canceled").await;
+    let expected = [order.0, half.0].map(u64::from);
+    assert_eq!(uids(&canceled), expected);
+    assert_eq!(canceled["results"][0]["canceledBy"], cancel.0);
+    let shown = get(&world, 1, cancel).await.unwrap().outcome.unwrap();
+    assert!((2..=42).contains(&shown.matched), "{shown:?}");
+    assert_eq!(shown.changed, 2, "what was acknowledged runs to its end");
+    let delete = sweep(Action::Delete, "statuses=succeeded&types=documentAdditionOrUpdate").await;
+    assert_eq!(ends(&world, 2, delete).await.1.changed, 40);
+    let left: Vec<u64> = [delete.0, cancel.0].into_iter().map(u64::from).chain(expected).collect();
+    assert_eq!(uids(&listed(&world, 1, "").await), left);
+    assert_eq!(get(&world, 1, TaskUid(u32::try_from(all[0]).unwrap())).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_primaries_die_everything_acknowledged_is_found_and_ends() {
+    let mut world = world().await;
+    world.lose(10);
+    let mut uids = Vec::new();
+    for round in 0..3 {
+        let writers: Vec<usize> = (0..3).filter(|i| *i != round).collect();
+        let (first, second) = (world.at(writers[0]), world.at(writers[1]));
+        let write = |running: &crate::services::testing::Running| {
+            let (homes, sender) = (running.homes.clone(), running.sender.clone());
+            tokio::spawn(async move {
+                let mut taken = Vec::new();
+                for _ in 0..20 {
+                    let write = new_write(&[0, 1], None);
+                    match homes.submit(&sender, write, soon(), TraceId::default()).await {
+                        Submitted::Taken { uid, .. } => taken.push(uid),
+                        Submitted::NotDone(_) | Submitted::Unknown(_) => {}
+                        other => panic!("{other:?}"),
+                    }
+                }
+                taken
+            })
+        };
+        let writing = [write(first), write(second)];
+        world.kill(round).await;
+        world.restart(round, |_, _| Vec::new()).await;
+        for one in writing {
+            uids.extend(within("writers end", one).await.unwrap());
+        }
+        whole(&world, round).await;
+    }
+    assert!(uids.len() > 60, "{}", uids.len());
+    world.lose(0);
+    until("all are finished", async || {
+        apply_all(&world, &[0, 1, 2]).await;
+        let open = listed(&world, 1, "statuses=enqueued,processing").await;
+        open["total"] == 0
+    })
+    .await;
+    for uid in &uids {
+        let task = get(&world, 2, *uid).await.expect("it was acknowledged");
+        assert_eq!(task.status, Status::Succeeded, "{uid}: {:?}", task.outcome);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_copy_of_a_home_is_made_anew_and_can_lead() {
+    let mut world = world().await;
+    let trace = TraceId::default();
+    let mut uids = Vec::new();
+    for n in 0..40 {
+        uids.push(acknowledged(&world, n % 3, &[0]).await);
+    }
+    let home = home_of(uids[0]);
+    let of_home: Vec<TaskUid> = uids.iter().copied().filter(|uid| home_of(*uid) == home).collect();
+    let settled = |n: usize| TaskUid(5_000 + u32::try_from(n).unwrap());
+    let keys: Vec<String> = (0..400).map(|n| format!("key {n}")).filter(|key| home_of_key(key) == home).collect();
+    for (n, key) in keys.iter().enumerate() {
+        world.at(0).homes.settle((key, [1; 32]), settled(n), None, soon(), trace).await.unwrap();
+    }
+    // The one that is elected next.
+    let first = primary(&world, home).unwrap();
+    let record = world.at(0).journals.record(&PhysicalIndex::of_tasks()).unwrap();
+    let copies = &record.shard(ShardId(home)).unwrap().replicas;
+    let next = copies.iter().find(|copy| copy.id.member != member(first)).unwrap();
+    let bad = (0..3).find(|i| member(*i) == next.id.member).unwrap();
+    let is = journal_of(home);
+    let applied = world.at(primary(&world, home).unwrap()).journals.home(&is).await.unwrap().applied;
+    until("rows are stored", async || world.at(bad).journals.home(&is).await.unwrap().applied >= applied).await;
+    world.at(bad).journals.repair(&is, "a test says so".into()).await;
+    // Its primary hears of it with the next entry.
+    let next = (400..).map(|n| format!("key {n}")).find(|key| home_of_key(key) == home).unwrap();
+    world.at(0).homes.settle((&next, [1; 32]), TaskUid(7_777), None, soon(), trace).await.unwrap();
+    until("it is known to be damaged, and is made anew", async || {
+        let stored = world.at(bad).journals.home(&is).await.unwrap();
+        !stored.rebuild && stored.floor > 0 && stored.rows.len() >= of_home.len() + keys.len()
+    })
+    .await;
+    whole(&world, bad).await;
+    world.kill(first).await;
+    until("whoever lost its copy leads", async || primary(&world, home) == Some(bad)).await;
+    for uid in &of_home {
+        assert!(get(&world, bad, *uid).await.is_some(), "{uid}");
+    }
+    for (n, key) in keys.iter().enumerate() {
+        let again = world.at(bad).homes.settle((key, [1; 32]), TaskUid(9_999), None, soon(), trace).await.unwrap();
+        assert_eq!(again, (settled(n), true));
+    }
+    assert_eq!(world.at(bad).homes.void(of_home[0], soon(), trace).await, Ok(false), "parts came with the copy");
 }

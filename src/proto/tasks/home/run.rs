@@ -53,7 +53,9 @@ impl Home {
     pub(super) fn open(&mut self, env: &mut Env<'_>, uid: TaskUid) {
         if self.state.open().contains(&uid) {
             if !self.soft.contains_key(&uid) {
-                let due = env.now.plus(env.jitter(self.config.ask_after));
+                // A sweep waits for nobody; reports come by themselves.
+                let sweeps = self.state.task(uid).is_some_and(|row| matches!(row.head.work, Work::Sweep { .. }));
+                let due = if sweeps { env.now } else { env.now.plus(env.jitter(self.config.ask_after)) };
                 let deadline = env.now.plus(self.config.incomplete_after);
                 let index = self.index_of(uid).cloned();
                 self.soft.insert(uid, Soft::new(index.clone(), deadline, due, self.config.ask_after));
