@@ -92,11 +92,15 @@ impl Task {
                 self.has_trouble(Some(format!("{code}{of}: {message}")));
             }
             Effect::Trusted(trusted) => {
-                self.common.shared.known().entry(self.index.clone()).or_default().trusted = trusted;
+                if let Some(known) = self.common.shared.known().get_mut(&self.index) {
+                    known.trusted = trusted;
+                }
                 self.common.shared.tell(Told::Trusted(self.index.clone(), trusted));
             }
             Effect::Pressure(pressed) => {
-                self.common.shared.known().entry(self.index.clone()).or_default().pressed = pressed;
+                if let Some(known) = self.common.shared.known().get_mut(&self.index) {
+                    known.pressed = pressed;
+                }
                 self.common.shared.tell(Told::Pressure(self.index.clone(), pressed));
             }
         }

@@ -74,8 +74,10 @@ pub(super) enum Input {
 pub(super) struct Known {
     pub(super) trusted: bool,
     pub(super) pressed: bool,
-    /// Of each shard, while its applier is in memory.
+    /// Of each shard, since the index's applier was in memory first.
     pub(super) lags: BTreeMap<ShardId, Lag>,
+    /// Its applier is in memory.
+    pub(super) runs: bool,
     /// What keeps the applier from going on, for people.
     pub(super) trouble: Option<String>,
 }
@@ -84,6 +86,7 @@ pub(super) struct Known {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) news: broadcast::Sender<Told>,
+    pub(super) positions: broadcast::Sender<(JournalKey, u64)>,
     known: Mutex<BTreeMap<PhysicalIndex, Known>>,
     /// Every index to which something was ever applied here is known.
     pub(super) listed: AtomicBool,
@@ -91,7 +94,8 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new() -> Self {
-        Self { news: broadcast::Sender::new(NEWS), known: Mutex::default(), listed: AtomicBool::new(false) }
+        let (news, positions) = (broadcast::Sender::new(NEWS), broadcast::Sender::new(NEWS));
+        Self { news, positions, known: Mutex::default(), listed: AtomicBool::new(false) }
     }
 
     pub(super) fn known(&self) -> MutexGuard<'_, BTreeMap<PhysicalIndex, Known>> {
@@ -100,6 +104,9 @@ impl Shared {
 
     /// Says what happened; nobody may be listening.
     pub(super) fn tell(&self, told: Told) {
+        if let Told::Applied { key, to } = &told {
+            drop(self.positions.send((key.clone(), *to)));
+        }
         drop(self.news.send(told));
     }
 }
@@ -184,6 +191,6 @@ impl ApplyHandle {
 
     /// How many indexes have an applier in memory: those at rest have none.
     pub fn in_memory(&self) -> usize {
-        self.shared.known().values().filter(|known| !known.lags.is_empty()).count()
+        self.shared.known().values().filter(|known| known.runs).count()
     }
 }

@@ -13,6 +13,7 @@ use super::board::{Board, Levels, Made};
 use super::driver::Common;
 use super::handle::Lag;
 use super::node::Times;
+use super::outcomes;
 use super::verdicts::{Heard, Verdicts};
 use crate::proto::apply::effect::{LaneRow, Need};
 use crate::proto::apply::{Applier, Head, Page, Probed, Rows, TaskRef};
@@ -82,7 +83,9 @@ pub(super) async fn run(common: Arc<Common>, index: PhysicalIndex, board: Arc<Bo
     let committed = lags.iter().map(|(shard, lag)| (*shard, lag.committed)).collect();
     let verdicts = Verdicts::of(stored.checked, &lags);
     let core = Applier::recover(&mut Env { now: now(), rng: &mut rng }, common.config.core.clone(), stored.stored);
-    common.shared.known().entry(index.clone()).or_default().lags = lags;
+    if let Some(known) = common.shared.known().get_mut(&index) {
+        (known.lags, known.runs) = (lags, true);
+    }
     let mut task = Task {
         common,
         index,
@@ -105,8 +108,9 @@ pub(super) async fn run(common: Arc<Common>, index: PhysicalIndex, board: Arc<Bo
     }
     task.drain().await?;
     task.go_on().await?;
-    let mut known = task.common.shared.known();
-    known.entry(task.index.clone()).or_default().lags.clear();
+    if let Some(known) = task.common.shared.known().get_mut(&task.index) {
+        known.runs = false;
+    }
     Ok(())
 }
 
@@ -303,7 +307,7 @@ impl Task {
     /// What keeps it from going on, for people; each new one is logged once.
     pub(super) fn has_trouble(&self, trouble: Option<String>) {
         let mut known = self.common.shared.known();
-        let before = &mut known.entry(self.index.clone()).or_default().trouble;
+        let Some(before) = known.get_mut(&self.index).map(|known| &mut known.trouble) else { return };
         if let Some(trouble) = trouble.as_ref().filter(|trouble| before.as_ref() != Some(trouble)) {
             tracing::warn!(index = %self.index, trouble, "entries are not applied to the node; it is tried again");
         }
@@ -327,7 +331,7 @@ impl Task {
         let lanes = rows.lanes.clone();
         let rows = ApplierRows { rows, checked, done };
         if rows != ApplierRows::default() {
-            self.common.store.put_applier(&self.index, rows).await?;
+            self.common.store.put_applier(&self.index, rows, outcomes::wall().0).await?;
         }
         self.note_lags(&lanes);
         self.carry_out(rest).await;
@@ -354,7 +358,7 @@ impl Task {
             self.verdicts.applied(shard, row.applied);
         }
         let mut known = self.common.shared.known();
-        let lags = &mut known.entry(self.index.clone()).or_default().lags;
+        let Some(lags) = known.get_mut(&self.index).map(|known| &mut known.lags) else { return };
         for (shard, row) in lanes {
             let committed = self.committed.get(shard).copied().unwrap_or(0);
             match row {

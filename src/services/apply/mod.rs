@@ -10,6 +10,7 @@
 //! | `node` | the node's tasks |
 //! | `verdicts` | the verdicts of other members' nodes, asked of the shards' primaries |
 //! | `take` | documents of single entries, taken from a primary |
+//! | `outcomes` | what became of entries, for the homes of tasks |
 //! | [`handle`] | what other services ask and hear |
 //!
 //! An index at rest has no applier in memory, no timer and no message. Must not know: how entries come into journals, what a task
@@ -21,6 +22,7 @@ mod effects;
 pub mod handle;
 mod index;
 mod node;
+mod outcomes;
 mod request;
 mod take;
 #[cfg(test)]

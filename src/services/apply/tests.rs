@@ -35,6 +35,7 @@ const SHARDS: u16 = 3;
 const MEMBERS: usize = 3;
 const SET: Kind = Kind::Set { skip_creation: false };
 const MERGE: Kind = Kind::Merge { skip_creation: false };
+const EDIT: &str = r#"{"function":"if \"n\" in doc { doc.n += 1 } else { doc.n = 1 }","filter":null}"#;
 
 fn index() -> PhysicalIndex {
     PhysicalIndex::new("movies__m00000001").unwrap()
@@ -70,7 +71,6 @@ fn config() -> Config {
         linger: Duration::from_millis(100),
         verdicts_min: Duration::from_millis(20),
         verdicts_max: Duration::from_millis(500),
-        ..Config::default()
     }
 }
 
@@ -237,7 +237,7 @@ impl All {
                 drop(self.write(Kind::Delete, ids.into_iter().collect()).await);
             }
             16 => drop(self.write(Kind::DeleteByFilter, every(r#"{"filter":"v = 3"}"#.into())).await),
-            17 => drop(self.write(Kind::Edit, every(r#"{"function":"doc.n += 1","filter":null}"#.into())).await),
+            17 => drop(self.write(Kind::Edit, every(EDIT.into())).await),
             18 => drop(self.write(Kind::Clear, every(String::new())).await),
             _ => {
                 let bad = documents.into_iter().map(|mut document| {
@@ -523,4 +523,44 @@ async fn a_shard_that_leaves_is_forgotten_and_an_index_that_is_gone_as_well() {
     put(&all, &JournalRecord::default()).await;
     until("the index is forgotten", async || store.applier(&index()).await.unwrap() == Default::default()).await;
     assert_eq!(all.handle(i).in_memory(), 0);
+}
+
+#[tokio::test]
+async fn a_copy_for_which_entries_are_missing_waits_until_it_is_made() {
+    let mut all = All::start().await;
+    for id in 0..30 {
+        all.set(&[document(0, id, 1)]).await;
+    }
+    all.are_whole().await;
+    // The journal's beginning goes, with all that is remembered of what was sent.
+    let i = 2;
+    all.kill(i).await;
+    let (store, journals) = (all.world.at(i).journal_store.clone(), all.world.at(i).journals.clone());
+    let applied = store.positions(&index()).await.unwrap()[&ShardId(0)].0;
+    within("the beginning goes", async {
+        // What is not needed any more travels with writes.
+        for id in 40.. {
+            for i in 0..MEMBERS {
+                all.world.at(i).journals.trim(&key(0), applied - 2).await;
+            }
+            all.set(&[document(0, id, 1)]).await;
+            let listed = journals.stored().await.unwrap().into_iter().find(|listed| listed.key == key(0)).unwrap();
+            if listed.floor.seq >= applied - 2 {
+                break;
+            }
+        }
+    })
+    .await;
+    let documents = all.nodes[i].documents(index().as_str());
+    all.nodes[i].state().empty();
+    all.run(i).await;
+    let mut told = all.handle(i).subscribe();
+    within("what must be made", async { while told.recv().await.unwrap() != Told::Rebuild(key(0)) {} }).await;
+    all.set(&[document(0, 100, 1), document(1, 1, 1)]).await;
+    until("the other shard goes on", async || all.nodes[i].documents(index().as_str()).contains_key("1-1")).await;
+    assert!(all.handle(i).lags(&index()).await.unwrap()[&ShardId(0)].rebuild);
+    // Somebody makes it.
+    all.nodes[i].state().indexes.get_mut(index().as_str()).unwrap().documents.extend(documents);
+    assert!(all.handle(i).made(&key(0), applied, None).await);
+    all.are_whole().await;
 }

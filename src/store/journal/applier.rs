@@ -135,15 +135,16 @@ impl JournalStore {
         .await
     }
 
-    /// Makes all of this durable, whole or not at all, and the journals' applied positions with it.
+    /// Makes all of this durable, whole or not at all, and the journals' applied positions with it. `now`: nanoseconds since
+    /// 1970; when entries failed that the node here has not done.
     ///
     /// Not cancel-safe in the sense that it may be stored after the future is dropped.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn put_applier(&self, index: &PhysicalIndex, rows: ApplierRows) -> Result<(), StoreError> {
+    pub async fn put_applier(&self, index: &PhysicalIndex, rows: ApplierRows, now: i64) -> Result<(), StoreError> {
         let index = index.clone();
-        self.db().run(move |tx| write_applier(tx, &index, &rows)).await
+        self.db().run(move |tx| write_applier(tx, &index, &rows, now)).await
     }
 
     /// The applier of an index that is gone is forgotten.
@@ -388,7 +389,7 @@ fn read_applier(tx: &Transaction<'_>, index: &PhysicalIndex) -> Result<StoredApp
     Ok(all)
 }
 
-fn write_applier(tx: &Transaction<'_>, index: &PhysicalIndex, all: &ApplierRows) -> Result<(), StoreError> {
+fn write_applier(tx: &Transaction<'_>, index: &PhysicalIndex, all: &ApplierRows, now: i64) -> Result<(), StoreError> {
     let ApplierRows { rows, checked, done } = all;
     let mut journals: BTreeMap<ShardId, Option<Journal>> = BTreeMap::new();
     let mut id_of = |shard: ShardId| -> Result<Option<i64>, StoreError> {
@@ -419,6 +420,11 @@ fn write_applier(tx: &Transaction<'_>, index: &PhysicalIndex, all: &ApplierRows)
         let Some(id) = id_of(span.shard)? else { continue };
         let sql = "INSERT OR REPLACE INTO done VALUES (?1, ?2, ?3, ?4)";
         tx.prepare_cached(sql)?.execute((place(id, span.last)?, to_sql(span.first)?, started, finished))?;
+    }
+    for (shard, seq) in rows.failed.keys() {
+        let Some(id) = id_of(*shard)? else { continue };
+        let sql = "INSERT OR IGNORE INTO done VALUES (?1, ?2, ?3, ?3)";
+        tx.prepare_cached(sql)?.execute((place(id, *seq)?, to_sql(*seq)?, now))?;
     }
     write_lanes(tx, index, rows, checked)?;
     for (id, note) in &rows.notes {
@@ -485,4 +491,166 @@ fn write_lanes(
 
 fn json<T: serde::Serialize>(row: &T) -> String {
     serde_json::to_string(row).expect("a row of numbers, texts and lists has a JSON form")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use rusqlite::Connection;
+
+    use super::super::super::LedgerStore;
+    use super::super::{Apply, JournalStore};
+    use super::*;
+    use crate::proto::apply::TaskRef;
+    use crate::proto::apply::notes::State;
+    use crate::proto::journal::{Body, Entry, Kind, Rows as JournalRows, Write};
+    use crate::types::{Epoch, Position, TaskPart, TaskUid};
+
+    const SET: Kind = Kind::Set { skip_creation: false };
+
+    fn open(dir: &Path) -> JournalStore {
+        let ledger = LedgerStore::open(dir).unwrap();
+        JournalStore::open(dir, &ledger).unwrap()
+    }
+
+    fn index() -> PhysicalIndex {
+        PhysicalIndex::new("movies__m00000001").unwrap()
+    }
+
+    fn key(shard: u16) -> JournalKey {
+        JournalKey { index: index(), shard: ShardId(shard) }
+    }
+
+    fn at(seq: u64) -> Position {
+        Position { epoch: Epoch::new(1).unwrap(), seq }
+    }
+
+    async fn journal(store: &JournalStore, shard: u16, entries: u64) {
+        let entry = |seq| {
+            let part = TaskPart { task: TaskUid(u32::try_from(seq).unwrap()), part: 0 };
+            Entry::of(Write { part, kind: SET, body: Body(vec![b'x'; 200].into()) }, at(seq))
+        };
+        let entries = (1..=entries).map(entry).collect::<Vec<_>>();
+        let commit = entries.len() as u64;
+        let rows = JournalRows { epoch: at(1).epoch, entries, commit, ..JournalRows::default() };
+        store.apply(vec![Apply { key: key(shard), rows, parts: Vec::new() }], 7).await.unwrap();
+    }
+
+    fn lane(applied: u64) -> Option<LaneRow> {
+        Some(LaneRow { applied, told: [applied + 1].into(), ..LaneRow::default() })
+    }
+
+    fn note(shard: u16, state: State) -> Option<Note> {
+        let spans = vec![Span { shard: ShardId(shard), first: 1, last: 2 }];
+        let without = [(ShardId(shard), 2)].into();
+        let first = (ShardId(shard), 1);
+        Some(Note { after: Some(3), kind: SET, spans, without, entries: 1, first, alone: true, state })
+    }
+
+    fn flaw(text: &str) -> Flaw {
+        Flaw::new("invalid_document_id", text)
+    }
+
+    #[tokio::test]
+    async fn what_was_put_is_read_and_positions_stand_in_the_journals() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        journal(&store, 0, 5).await;
+        let (mut model, task) = (Stored::default(), TaskRef { uid: 4, enqueued_at: "t".into() });
+        let steps = [
+            Rows {
+                lanes: [(ShardId(0), lane(3)), (ShardId(1), lane(0))].into(),
+                notes: [(1, note(0, State::Sent)), (2, note(1, State::GivenUp))].into(),
+                next_note: 3,
+                ..Rows::default()
+            },
+            Rows { notes: [(1, note(0, State::Done(task))), (2, None)].into(), ..Rows::default() },
+            Rows { lanes: [(ShardId(0), lane(2)), (ShardId(1), None)].into(), next_note: 9, ..Rows::default() },
+        ];
+        for rows in steps {
+            model.put(&rows);
+            let checked = [(ShardId(0), rows.next_note)].into();
+            store.put_applier(&index(), ApplierRows { rows, checked, done: Vec::new() }, 0).await.unwrap();
+        }
+        drop(store);
+        let store = open(dir.path());
+        let expected = StoredApplier { stored: model, checked: [(ShardId(0), 9)].into() };
+        assert_eq!(store.applier(&index()).await.unwrap(), expected);
+        assert_eq!(store.lane(&key(0)).await.unwrap(), lane(2));
+        assert_eq!(store.positions(&index()).await.unwrap(), [(ShardId(0), (2, 5))].into());
+        assert_eq!(store.appliers().await.unwrap(), [index()]);
+        store.forget_applier(&index()).await.unwrap();
+        assert_eq!(store.applier(&index()).await.unwrap(), StoredApplier::default());
+    }
+
+    #[tokio::test]
+    async fn outcomes_are_kept_as_long_as_their_entries() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        journal(&store, 0, 6).await;
+        let rows = Rows {
+            lanes: [(ShardId(0), lane(5))].into(),
+            failed: [((ShardId(0), 2), flaw("a")), ((ShardId(0), 5), flaw("b"))].into(),
+            counted: [((ShardId(0), 3), 8)].into(),
+            ..Rows::default()
+        };
+        let span = |first, last| Span { shard: ShardId(0), first, last };
+        let done = vec![(span(1, 1), 1, 2), (span(3, 4), 3, 4)];
+        let all = ApplierRows { rows: rows.clone(), done, ..ApplierRows::default() };
+        store.put_applier(&index(), all, 77).await.unwrap();
+        // What is counted again counts nothing.
+        let again = Rows { counted: [((ShardId(0), 3), 0)].into(), ..Rows::default() };
+        store.put_applier(&index(), ApplierRows { rows: again, ..ApplierRows::default() }, 78).await.unwrap();
+        let outcome = |flaw: Option<Flaw>, changed, times| EntryOutcome { flaw, changed, times };
+        let expected = BTreeMap::from([
+            (1, outcome(None, 0, Some((1, 2)))),
+            (2, outcome(Some(flaw("a")), 0, Some((77, 77)))),
+            (3, outcome(None, 8, Some((3, 4)))),
+            (4, outcome(None, 0, Some((3, 4)))),
+            (5, outcome(Some(flaw("b")), 0, Some((77, 77)))),
+        ]);
+        assert_eq!(store.outcomes(&key(0), (1..=6).collect()).await.unwrap(), expected, "6 is not applied");
+        assert_eq!(store.failed(&key(0), 1, 99, 1).await.unwrap(), [(2, flaw("a"))]);
+        let heads = store.heads(&key(0), 2, 9, 9, usize::MAX).await.unwrap();
+        assert_eq!(
+            heads.iter().map(|h| (h.seq, h.failed, h.weight)).collect::<Vec<_>>()[..2],
+            [(2, true, 200), (3, false, 200)]
+        );
+        assert_eq!((heads.len(), heads[3].failed), (5, true));
+        assert_eq!(store.heads(&key(0), 2, 3, 9, 0).await.unwrap().len(), 1, "at least one");
+        let floor = JournalRows { floor: Some(at(3)), ..JournalRows::default() };
+        store.apply(vec![Apply { key: key(0), rows: floor, parts: Vec::new() }], 7).await.unwrap();
+        assert_eq!(store.failed(&key(0), 1, 99, 9).await.unwrap(), [(5, flaw("b"))]);
+        assert!(store.heads(&key(0), 3, 9, 9, usize::MAX).await.unwrap().is_empty());
+        store.delete_index(&index()).await.unwrap();
+        while store.purge().await.unwrap() {}
+        let raw = Connection::open(dir.path().join("journal.sqlite")).unwrap();
+        for table in ["failed", "counted", "done"] {
+            let left: i64 = raw.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap();
+            assert_eq!(left, 0, "{table}");
+        }
+    }
+
+    #[tokio::test]
+    async fn damaged_notes_lead_to_new_copies_and_never_to_numbers_used_twice() {
+        for (table, change) in [
+            ("lanes", "row = replace(row, '\"applied\":3', '\"applied\":4')"),
+            ("lanes", "checked = 8"),
+            ("notes", "row = 'x'"),
+            ("notes", "note = note + 1"),
+            ("appliers", "next_note = 1"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = open(dir.path());
+            let (lanes, notes) = ([(ShardId(0), lane(3))].into(), [(7, note(0, State::Sent))].into());
+            let rows = Rows { lanes, notes, next_note: 8, ..Rows::default() };
+            store.put_applier(&index(), ApplierRows { rows, ..ApplierRows::default() }, 0).await.unwrap();
+            let raw = Connection::open(dir.path().join("journal.sqlite")).unwrap();
+            assert_eq!(raw.execute(&format!("UPDATE {table} SET {change}"), []).unwrap(), 1);
+            let read = store.applier(&index()).await.unwrap().stored;
+            assert_eq!(read.lanes[&ShardId(0)].need, Need::Rebuild, "{table}: {change}");
+            assert!(read.notes.is_empty() && read.next_note >= 8, "{table}: {change}");
+        }
+    }
 }
