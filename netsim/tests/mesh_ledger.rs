@@ -273,10 +273,12 @@ fn survivors_that_are_restarted_while_a_new_mesh_is_made_belong_to_it() {
         all.iter()
             .all(|s| s["mesh"].is_string() && s["mesh"] != old && s["mesh"] == all[0]["mesh"] && voters(s).len() == 3)
     });
+    mesh.client(1).get("/indexes/movies").expect(200);
     mesh.sidecar(0).kill();
     wait_until("a change without one of them", PATIENCE, || {
         mesh.client(1).json("DELETE", "/indexes/movies", &json!(null)).status == 202
     });
+    wait_until("the other to know it", PATIENCE, || mesh.client(2).get("/indexes/movies").status == 404);
 }
 
 #[test]

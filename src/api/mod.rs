@@ -22,6 +22,7 @@ pub mod server;
 pub mod service;
 pub mod settings;
 mod shards;
+pub mod task_lists;
 pub mod tasks;
 pub mod unsupported;
 

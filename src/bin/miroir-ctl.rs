@@ -35,7 +35,7 @@ enum Command {
     /// Names that stand for an index: made, pointed elsewhere, deleted.
     #[command(subcommand)]
     Aliases(ctl::AliasesCommand),
-    /// Shows who holds which shard, who orders its writes, and who is behind: of one index, or of all in short.
+    /// Shows who holds which shard, who is its primary, and who is behind: of one index, or of all in short.
     Shards {
         /// The index, or an alias of it.
         index: Option<String>,

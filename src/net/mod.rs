@@ -14,6 +14,7 @@ pub mod node;
 pub mod peers;
 mod server;
 pub mod tls;
+pub mod webhook;
 
 use std::time::Instant;
 

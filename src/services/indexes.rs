@@ -98,7 +98,7 @@ impl Indexes {
             if let Some(index) = self.find_for_write(uid)? {
                 let ours = made.as_ref() == Some(&index.value.physical);
                 if let Some(lost) = made.filter(|_| !ours) {
-                    self.mark_deleted(&lost, trace).await?;
+                    self.give_up(&lost, trace).await;
                 }
                 return Ok((index, ours));
             }
@@ -114,8 +114,9 @@ impl Indexes {
                 Some(physical) => physical.clone(),
                 None => {
                     let record = self.new_record(uid, primary_key);
+                    let copies = self.copies(&record)?;
                     self.change(&index_key(&record.physical), 0, &record, trace).await?;
-                    if let Err(error) = self.make_journals(&record).await {
+                    if let Err(error) = self.make_journals(&record.physical, copies).await {
                         self.give_up(&record.physical, trace).await;
                         return Err(error);
                     }
@@ -169,8 +170,8 @@ impl Indexes {
         }
     }
 
-    /// Writes who holds the journals of a new index, before anybody can find it.
-    async fn make_journals(&self, record: &IndexRecord) -> Result<(), Failure> {
+    /// Who holds the journals of a new index, each in the store that the mesh's record lists.
+    fn copies(&self, record: &IndexRecord) -> Result<Vec<Vec<ReplicaId>>, Failure> {
         let stores = self.records.ledger().status().borrow().record.clone();
         let replica = |member: &MemberId| {
             let listed = stores.as_ref()?.member(member)?;
@@ -178,24 +179,31 @@ impl Indexes {
         };
         let copies: Option<Vec<Vec<ReplicaId>>> =
             record.shards.iter().map(|shard| shard.replicas.iter().map(|r| replica(&r.member)).collect()).collect();
-        let Some(copies) = copies else {
+        copies.ok_or_else(|| {
             let message = "The mesh's record does not list every member yet. Nothing was done; send the request again.";
-            return Err(Failure::new(ErrorCode::MiroirNoQuorum, message));
-        };
-        for _ in 0..ATTEMPTS {
-            match self.journal.create(&record.physical, copies.clone(), PATIENCE).await {
+            Failure::new(ErrorCode::MiroirNoQuorum, message)
+        })
+    }
+
+    /// Writes who holds the journals of a new index, before anybody can find it.
+    async fn make_journals(&self, physical: &PhysicalIndex, copies: Vec<Vec<ReplicaId>>) -> Result<(), Failure> {
+        let until = Instant::now() + PATIENCE;
+        let mut perhaps = false;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.journal.create(physical, copies.clone(), left).await {
                 // Its name is this request's own: whoever wrote it, it was this request.
                 Ok(()) | Err(CreateError::Exists) => return Ok(()),
-                Err(CreateError::Unknown) => {}
-                Err(CreateError::NoQuorum) => {
+                Err(CreateError::Unknown) if Instant::now() < until => perhaps = true,
+                Err(CreateError::NoQuorum) if !perhaps => {
                     return Err(change_failed(&ChangeError::Unavailable("no majority".into())));
                 }
+                Err(CreateError::Unknown | CreateError::NoQuorum) => return Err(change_failed(&ChangeError::Unknown)),
                 Err(error @ (CreateError::Shards(_) | CreateError::Refused(_) | CreateError::TooLarge(_))) => {
                     return Err(Failure::internal(format!("the journals of a new index can't be made: {error}")));
                 }
             }
         }
-        Err(change_failed(&ChangeError::Unknown))
     }
 
     async fn change(&self, key: &str, version: u64, record: &IndexRecord, trace: TraceId) -> Result<u64, Failure> {

@@ -18,8 +18,10 @@
 //! | [`documents`] | adds and deletes documents |
 //! | [`writes`] | sends a write to all replicas |
 //! | [`tasks`] | mesh tasks: ids, parts, state |
+//! | [`journal`] | one order for the writes of each shard, stored by all replicas in sync; who is primary |
+//! | [`shards`] | who holds which shard of an index, and who is behind |
+//! | [`task_ids`] | ids from ranges of the ledger |
 //! | [`homes`] | who keeps tasks, and what members tell them; not used by the binary yet |
-//! | [`task_ids`] | ids from ranges of the ledger; not used by the binary yet |
 //! | [`reads`] | documents by id, listings |
 //! | [`search`] | plans, scatters, merges |
 //! | [`settings`] | settings, to all nodes and back |

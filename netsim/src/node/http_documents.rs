@@ -100,6 +100,7 @@ async fn add(
     let format = format_of(&headers)?;
     let delimiter = delimiter_of(&query, format)?;
     let primary_key = query.get("primaryKey").map(str::to_owned);
+    let metadata = query.get("customMetadata").map(str::to_owned);
     let gzip = headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding == "gzip");
     let name = ["json", "ndjson", "csv"][format.0 as usize];
     let summary = aside(move || {
@@ -111,7 +112,7 @@ async fn add(
         let documents = documents::parse(&body, format.0, delimiter)?;
         let details = object(json!({"receivedDocuments": documents.len(), "indexedDocuments": null}));
         let work = Work::Documents { merge, skip_creation, primary_key, documents };
-        server.engine.enqueue(&uid, "documentAdditionOrUpdate", details, work)
+        server.engine.enqueue_with(&uid, "documentAdditionOrUpdate", details, work, metadata)
     })
     .await?;
     accepted(summary)
@@ -273,15 +274,23 @@ async fn one(State(server): Shared, Path((uid, id)): Path<(String, String)>, Raw
     })?)
 }
 
-fn enqueue_ids(server: &Server, uid: &str, ids: Vec<String>) -> Reply {
-    let details = object(json!({"providedIds": ids.len(), "deletedDocuments": null, "originalFilter": null}));
-    accepted(server.engine.enqueue(uid, "documentDeletion", details, Work::DeleteIds(ids))?)
+/// The one parameter that deletions have.
+fn metadata(raw: Option<&str>) -> Result<Option<String>> {
+    Ok(Query::read(raw, &["customMetadata"])?.get("customMetadata").map(str::to_owned))
+}
+
+fn enqueue_deletion(server: &Server, uid: &str, details: Value, work: Work, metadata: Option<String>) -> Reply {
+    accepted(server.engine.enqueue_with(uid, "documentDeletion", object(details), work, metadata)?)
+}
+
+fn enqueue_ids(server: &Server, uid: &str, ids: Vec<String>, metadata: Option<String>) -> Reply {
+    let details = json!({"providedIds": ids.len(), "deletedDocuments": null, "originalFilter": null});
+    enqueue_deletion(server, uid, details, Work::DeleteIds(ids), metadata)
 }
 
 async fn delete_one(State(server): Shared, Path((uid, id)): Path<(String, String)>, RawQuery(raw): RawQuery) -> Reply {
     check_uid(&uid, "")?;
-    Query::read(raw.as_deref(), &["customMetadata"])?;
-    enqueue_ids(&server, &uid, vec![id])
+    enqueue_ids(&server, &uid, vec![id], metadata(raw.as_deref())?)
 }
 
 async fn delete_batch(
@@ -292,7 +301,7 @@ async fn delete_batch(
     body: Bytes,
 ) -> Reply {
     check_uid(&uid, "")?;
-    Query::read(raw.as_deref(), &["customMetadata"])?;
+    let metadata = metadata(raw.as_deref())?;
     let body = json_body(&headers, &body)?;
     let Value::Array(ids) = body else {
         let kind = documents::serde_kind(&body);
@@ -300,7 +309,7 @@ async fn delete_batch(
         return Err(ApiError::new("bad_request", text));
     };
     let text = |id: &Value| id.as_str().map_or_else(|| id.to_string(), str::to_owned);
-    enqueue_ids(&server, &uid, ids.iter().map(text).collect())
+    enqueue_ids(&server, &uid, ids.iter().map(text).collect(), metadata)
 }
 
 async fn delete_filtered(
@@ -311,7 +320,7 @@ async fn delete_filtered(
     body: Bytes,
 ) -> Reply {
     check_uid(&uid, "")?;
-    Query::read(raw.as_deref(), &["customMetadata"])?;
+    let metadata = metadata(raw.as_deref())?;
     let body = json_body(&headers, &body)?;
     let fields = Fields::open(&body, "", "bad_request", &["filter"])?;
     let value = fields.get("filter").ok_or_else(|| fields.missing("filter", "missing_document_filter"))?;
@@ -319,13 +328,12 @@ async fn delete_filtered(
         return Err(ApiError::new(CODE, "Sending an empty filter is forbidden."));
     }
     let original = value.to_string();
-    let details = object(json!({"providedIds": 0, "deletedDocuments": null, "originalFilter": original}));
-    accepted(server.engine.enqueue(&uid, "documentDeletion", details, Work::DeleteFilter(value.clone()))?)
+    let details = json!({"providedIds": 0, "deletedDocuments": null, "originalFilter": original});
+    enqueue_deletion(&server, &uid, details, Work::DeleteFilter(value.clone()), metadata)
 }
 
 async fn clear(State(server): Shared, Path(uid): Path<String>, RawQuery(raw): RawQuery) -> Reply {
     check_uid(&uid, "")?;
-    Query::read(raw.as_deref(), &["customMetadata"])?;
-    let details = object(json!({"deletedDocuments": null}));
-    accepted(server.engine.enqueue(&uid, "documentDeletion", details, Work::Clear)?)
+    let metadata = metadata(raw.as_deref())?;
+    enqueue_deletion(&server, &uid, json!({"deletedDocuments": null}), Work::Clear, metadata)
 }

@@ -89,6 +89,9 @@ pub struct Task {
     pub finished_at: Option<String>,
     /// ISO 8601.
     pub duration: Option<String>,
+    /// What the client attached.
+    #[serde(default)]
+    pub metadata: Option<String>,
     /// What is to be done, until it is done.
     pub work: Option<Work>,
 }
@@ -96,19 +99,27 @@ pub struct Task {
 impl Task {
     /// The answer to the request that enqueued it.
     pub fn summary(&self) -> Value {
-        json!({
+        self.with_metadata(json!({
             "taskUid": self.uid, "indexUid": self.index, "status": "enqueued", "type": self.kind,
             "enqueuedAt": self.enqueued_at,
-        })
+        }))
+    }
+
+    /// A view that shows what the client attached, if it did.
+    fn with_metadata(&self, mut view: Value) -> Value {
+        if let Some(metadata) = &self.metadata {
+            view["customMetadata"] = json!(metadata);
+        }
+        view
     }
 
     /// The task as `/tasks` shows it.
     pub fn view(&self) -> Value {
-        json!({
+        self.with_metadata(json!({
             "uid": self.uid, "batchUid": self.batch, "indexUid": self.index, "status": self.status, "type": self.kind,
             "canceledBy": null, "details": self.details, "error": self.error, "duration": self.duration,
             "enqueuedAt": self.enqueued_at, "startedAt": self.started_at, "finishedAt": self.finished_at,
-        })
+        }))
     }
 
     /// Notes that the work failed, with details as Meilisearch shows them then.
@@ -228,6 +239,18 @@ impl Engine {
 
     /// Stores a task and puts it in the queue. The answer is what the client gets.
     pub fn enqueue(&self, index: &str, kind: &str, details: Map<String, Value>, work: Work) -> Result<Value> {
+        self.enqueue_with(index, kind, details, work, None)
+    }
+
+    /// The same with what the client attached.
+    pub fn enqueue_with(
+        &self,
+        index: &str,
+        kind: &str,
+        details: Map<String, Value>,
+        work: Work,
+        metadata: Option<String>,
+    ) -> Result<Value> {
         let mut queue = lock(&self.queue);
         let uid = queue.tasks.last_key_value().map_or(0, |(uid, _)| uid + 1);
         let task = Task {
@@ -242,6 +265,7 @@ impl Engine {
             started_at: None,
             finished_at: None,
             duration: None,
+            metadata,
             work: Some(work),
         };
         lock(&self.store).commit(&[Write::Task(Box::new(task.clone()))]).map_err(ApiError::internal)?;

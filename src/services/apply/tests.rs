@@ -71,7 +71,6 @@ fn config() -> Config {
         linger: Duration::from_millis(100),
         verdicts_min: Duration::from_millis(20),
         verdicts_max: Duration::from_millis(500),
-        ..Config::default()
     }
 }
 

@@ -86,8 +86,8 @@ pub(super) enum Done {
     Read(u64, Result<Vec<Entry>, StoreError>),
     /// Rows up to an entry.
     Stored(u64, u64),
-    /// The copy was begun anew, or not.
-    Copied(u64),
+    /// The copy was begun anew, or is not this member's any more.
+    Copied,
     /// Something for the home while it reigns under this epoch.
     Reign(Epoch, ForReign),
 }

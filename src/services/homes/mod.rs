@@ -10,6 +10,7 @@
 //! | `slot` | one home: its state, its reign, what is read and stored of it |
 //! | `effects` | what a home wants done |
 //! | `awaited` | who is to apply what of an index |
+//! | [`webhooks`] | tells a webhook of tasks that ended |
 //! | [`teller`] | what this member can say of parts: from its journals and its applier |
 //! | [`report`] | tells homes what this member's applier has applied, until they have heard |
 //! | [`orders`] | orders that this process carries out, and which of them will never be |
@@ -34,6 +35,7 @@ pub mod submit;
 pub mod teller;
 #[cfg(test)]
 mod tests;
+pub mod webhooks;
 
 pub use client::{HomeError, Homes};
 pub use driver::{Config, Driver, Parts};

@@ -44,6 +44,8 @@ pub(super) struct Slot {
     pub(super) reign: Option<Epoch>,
     /// The copy must be made anew.
     pub(super) broken: bool,
+    /// And it is.
+    copying: bool,
     /// In which epoch the last entry that was taken in was appended.
     epoch: Epoch,
     reading: bool,
@@ -63,6 +65,7 @@ impl Slot {
             generation,
             reign: None,
             broken: false,
+            copying: false,
             epoch: Epoch::ZERO,
             reading: true,
             storing: false,
@@ -135,17 +138,19 @@ impl Driver {
                 Ok(entries) => self.was_read(home, &entries),
                 Err(error) => self.damaged(home, error)?,
             },
-            Done::Stored(generation, to) if of_now(slot, generation) => {
-                (slot.storing, slot.stored) = (false, to);
+            Done::Stored(generation, to) => {
+                slot.storing = false;
+                slot.stored = if of_now(slot, generation) { to } else { slot.stored };
                 self.store(home);
+                self.copy_if_broken(home);
             }
-            Done::Copied(generation) if of_now(slot, generation) => {
-                slot.broken = false;
+            Done::Copied => {
+                (slot.broken, slot.copying) = (false, false);
                 self.open(home);
             }
             Done::Reign(epoch, what) => self.did_for(home, epoch, what),
             // Of what was there before.
-            Done::Opened(..) | Done::Read(..) | Done::Stored(..) | Done::Copied(_) => {}
+            Done::Opened(..) | Done::Read(..) => {}
         }
         Ok(())
     }
@@ -255,7 +260,7 @@ impl Driver {
     /// The journal's replica orders the writes here from now on.
     pub(super) fn reigns(&mut self, home: u16, epoch: Epoch) {
         let slot = self.touch(home);
-        if slot.broken || slot.reign.is_some_and(|known| known > epoch) {
+        if slot.reign.is_some_and(|known| known > epoch) {
             return;
         }
         if slot.reign.replace(epoch).is_some_and(|known| known < epoch) {
@@ -304,9 +309,19 @@ impl Driver {
         self.touch(home);
         self.end(home);
         let Some(slot) = self.slots.get_mut(&home) else { return };
-        (slot.core, slot.reign) = (Core::Nothing, None);
-        if !slot.broken {
-            slot.broken = true;
+        // What is on its way from the store is of no use either.
+        self.generation += 1;
+        (slot.core, slot.reign, slot.broken) = (Core::Nothing, None, true);
+        (slot.generation, slot.reading) = (self.generation, false);
+        self.copy_if_broken(home);
+    }
+
+    /// Has the copy made anew, but not before rows of the old one that are on their way to the store are there: they would
+    /// come into the new one.
+    fn copy_if_broken(&mut self, home: u16) {
+        let Some(slot) = self.slots.get_mut(&home) else { return };
+        if slot.broken && !slot.copying && !slot.storing {
+            slot.copying = true;
             self.copy(home);
         }
     }

@@ -18,8 +18,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 impl Driver {
     /// Has the copy made anew, however long that takes.
     pub(super) fn copy(&mut self, home: u16) {
-        let Some(slot) = self.slots.get(&home) else { return };
-        let (homes, generation) = (self.homes.clone(), slot.generation);
+        let homes = self.homes.clone();
         self.done.spawn(async move {
             let (key, mut taken) = (journal_of(home), false);
             while homes.holds(home) {
@@ -32,7 +31,7 @@ impl Driver {
                 }
                 tokio::time::sleep(PAUSE).await;
             }
-            Ok((home, Done::Copied(generation)))
+            Ok((home, Done::Copied))
         });
     }
 }

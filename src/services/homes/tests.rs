@@ -487,3 +487,49 @@ async fn while_primaries_die_everything_acknowledged_is_found_and_ends() {
         assert_eq!(task.status, Status::Succeeded, "{uid}: {:?}", task.outcome);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_copy_of_a_home_is_made_anew_and_can_lead() {
+    let mut world = world().await;
+    let trace = TraceId::default();
+    let mut uids = Vec::new();
+    for n in 0..40 {
+        uids.push(acknowledged(&world, n % 3, &[0]).await);
+    }
+    let home = home_of(uids[0]);
+    let of_home: Vec<TaskUid> = uids.iter().copied().filter(|uid| home_of(*uid) == home).collect();
+    let settled = |n: usize| TaskUid(5_000 + u32::try_from(n).unwrap());
+    let keys: Vec<String> = (0..400).map(|n| format!("key {n}")).filter(|key| home_of_key(key) == home).collect();
+    for (n, key) in keys.iter().enumerate() {
+        world.at(0).homes.settle((key, [1; 32]), settled(n), None, soon(), trace).await.unwrap();
+    }
+    // The one that is elected next.
+    let first = primary(&world, home).unwrap();
+    let record = world.at(0).journals.record(&PhysicalIndex::of_tasks()).unwrap();
+    let copies = &record.shard(ShardId(home)).unwrap().replicas;
+    let next = copies.iter().find(|copy| copy.id.member != member(first)).unwrap();
+    let bad = (0..3).find(|i| member(*i) == next.id.member).unwrap();
+    let is = journal_of(home);
+    let applied = world.at(primary(&world, home).unwrap()).journals.home(&is).await.unwrap().applied;
+    until("rows are stored", async || world.at(bad).journals.home(&is).await.unwrap().applied >= applied).await;
+    world.at(bad).journals.repair(&is, "a test says so".into()).await;
+    // Its primary hears of it with the next entry.
+    let next = (400..).map(|n| format!("key {n}")).find(|key| home_of_key(key) == home).unwrap();
+    world.at(0).homes.settle((&next, [1; 32]), TaskUid(7_777), None, soon(), trace).await.unwrap();
+    until("it is known to be damaged, and is made anew", async || {
+        let stored = world.at(bad).journals.home(&is).await.unwrap();
+        !stored.rebuild && stored.floor > 0 && stored.rows.len() >= of_home.len() + keys.len()
+    })
+    .await;
+    whole(&world, bad).await;
+    world.kill(first).await;
+    until("whoever lost its copy leads", async || primary(&world, home) == Some(bad)).await;
+    for uid in &of_home {
+        assert!(get(&world, bad, *uid).await.is_some(), "{uid}");
+    }
+    for (n, key) in keys.iter().enumerate() {
+        let again = world.at(bad).homes.settle((key, [1; 32]), TaskUid(9_999), None, soon(), trace).await.unwrap();
+        assert_eq!(again, (settled(n), true));
+    }
+    assert_eq!(world.at(bad).homes.void(of_home[0], soon(), trace).await, Ok(false), "parts came with the copy");
+}

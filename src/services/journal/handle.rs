@@ -165,21 +165,27 @@ impl JournalHandle {
         records::retire(&self.ledger, index, patience).await
     }
 
-    /// Deletes the journals of indexes that are gone: of each of which a majority says so.
+    /// Deletes the journals of indexes that are gone: of each of which a majority says so. An index that is found to be gone is left
+    /// to the next look, until when its replicas have been given up and what they wanted stored is over; `known` are those of
+    /// the last look.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn delete_gone(&self) -> Result<(), StoreError> {
+    pub async fn delete_gone(&self, known: &mut BTreeSet<PhysicalIndex>) -> Result<(), StoreError> {
         let here: BTreeSet<PhysicalIndex> = self.stored().await?.into_iter().map(|listed| listed.key.index).collect();
-        let gone = |index: &&PhysicalIndex| self.record(index).is_some_and(|record| record.shards.is_empty());
+        let is_gone = |index: &PhysicalIndex| self.record(index).is_some_and(|record| record.shards.is_empty());
+        let gone: BTreeSet<PhysicalIndex> = here.into_iter().filter(is_gone).collect();
         let mut any = false;
-        for index in here.iter().filter(gone) {
-            if records::is_gone(&self.ledger, index).await {
-                tracing::info!(%index, "the journals of a deleted index are deleted");
-                self.store.delete_index(index).await?;
-                any = true;
+        for index in gone.intersection(known) {
+            if !records::is_gone(&self.ledger, index).await {
+                // Without a majority there is nothing to be learned of the others, either.
+                break;
             }
+            tracing::info!(%index, "the journals of a deleted index are deleted");
+            self.store.delete_index(index).await?;
+            any = true;
         }
+        *known = gone;
         while any && self.store.purge().await? {}
         Ok(())
     }

@@ -217,17 +217,12 @@ pub(super) async fn retire(
         },
     };
     for _ in 0..TRIES {
-        // Without a record nothing can be written to the index, and whoever was about to make one gives it up.
-        let Some(found) = newest else { return Ok(()) };
-        if found.value.as_ref() == gone {
+        // Also where there is none: one may be on its way that nobody waits for any more.
+        if newest.as_ref().is_some_and(|found| found.value.as_ref() == gone) {
             return Ok(());
         }
-        let wanted = ChangeRequest {
-            key: key.clone(),
-            expected: found.version,
-            value: Value::from(gone.as_str()),
-            quiet: false,
-        };
+        let expected = newest.map_or(0, |found| found.version);
+        let wanted = ChangeRequest { key: key.clone(), expected, value: Value::from(gone.as_str()), quiet: false };
         match ledger.change(wanted, patience).await {
             Answer::Changed { .. } => return Ok(()),
             Answer::Conflict { current, .. } => newest = current,

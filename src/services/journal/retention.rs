@@ -5,6 +5,7 @@
 //! offers twice; a follower hears it with the next writes. Rule: nothing is dropped here but the memory of parts
 //! whose entries are gone, and the journals of an index that is gone. Must not know: who needs what.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::handle::JournalHandle;
@@ -50,6 +51,7 @@ impl Retention {
     /// # Errors
     /// [`StoreError`].
     pub async fn keep(self, journals: JournalHandle) -> Result<(), StoreError> {
+        let mut gone = BTreeSet::new();
         loop {
             tokio::time::sleep(self.every).await;
             if self.offer(&journals).await? {
@@ -57,7 +59,7 @@ impl Retention {
                 self.offer(&journals).await?;
             }
             self.forget_parts(&journals).await?;
-            journals.delete_gone().await?;
+            journals.delete_gone(&mut gone).await?;
         }
     }
 

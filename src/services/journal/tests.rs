@@ -248,6 +248,33 @@ async fn a_part_stands_or_its_refusal_and_both_senders_hear_which() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn journals_of_an_index_that_is_gone_are_deleted_and_nobody_writes_to_it() {
+    let world = world(2).await;
+    let part = |task| vec![(ShardId(0), write(task))];
+    let answer = world.at(0).sender.send(&index(), part(1), soon(), TraceId::default()).await;
+    seq_of(&answer[0]);
+    world.at(1).journals.retire(&index(), LONG).await.unwrap();
+    world.at(2).journals.retire(&index(), LONG).await.unwrap();
+    for (_, member) in world.alive() {
+        let mut known = BTreeSet::new();
+        until("the record", async || member.journals.record(&index()).is_some_and(|r| r.shards.is_empty())).await;
+        member.journals.delete_gone(&mut known).await.unwrap();
+        assert_eq!(known, [index()].into(), "left to the next look");
+        assert_eq!(member.journals.stored().await.unwrap().len(), 2);
+        member.journals.delete_gone(&mut known).await.unwrap();
+        assert_eq!(member.journals.stored().await.unwrap(), []);
+    }
+    let until = Instant::now() + Duration::from_millis(300);
+    let answer = world.at(0).sender.send(&index(), part(2), until, TraceId::default()).await;
+    assert!(!matches!(answer[0], Answer::Committed { .. }), "{answer:?}");
+    // One that is not known here counts as gone from then on, too.
+    let other = PhysicalIndex::new("songs__m00000002").unwrap();
+    world.at(0).journals.retire(&other, LONG).await.unwrap();
+    let copies = vec![vec![world.at(0).journals.me().clone()]];
+    assert!(world.at(0).journals.create(&other, copies, LONG).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_is_elected_for_a_primary_that_was_killed_and_nothing_is_lost() {
     let mut world = world(3).await;
     let clients = [Client::start(&world.at(1).sender, 0, 3), Client::start(&world.at(2).sender, 1_000_000, 3)];
