@@ -26,7 +26,9 @@ use crate::services::documents::Documents;
 use crate::services::health;
 use crate::services::homes::{self, Driver as HomesDriver, Reporter};
 use crate::services::indexes::Indexes;
-use crate::services::journal::{self, Driver as JournalDriver, JournalHandle, Retention, Seen as Sighted, Sender, sight};
+use crate::services::journal::{
+    self, Driver as JournalDriver, JournalHandle, Retention, Seen as Sighted, Sender, sight,
+};
 use crate::services::leases::{self, Driver as LeaseDriver, LeaseHandle};
 use crate::services::ledger::{self, Driver, LedgerHandle};
 use crate::services::local::{Local, Lost};

@@ -17,7 +17,7 @@ use miroir::net::tls::{ALPN_CONTROL, ALPN_DATA, TlsFiles};
 use miroir::net::{Answer, Call, CallError, Handler, Peers};
 use miroir::pki::{self, CaPair, MemberPair};
 use miroir::types::TraceId;
-use miroir::types::{MemberId, MeshId, PhysicalIndex, ShardSet, TaskUid};
+use miroir::types::{MemberId, MeshId, PhysicalIndex, ShardSet};
 use miroir::wire::frame::{ANSWER_HEAD_BYTES, Hello, PROTOCOL_VERSION, RequestHead};
 use miroir::wire::gossip::{MemberGossip, MemberState};
 use miroir::wire::verbs::{NodeQuestion, Refusal, Reply, Request, Write, WriteKind};
@@ -142,7 +142,7 @@ fn echo() -> Arc<dyn Handler> {
 }
 
 fn query() -> Request {
-    Request::Task(TaskUid(1))
+    Request::Shards(PhysicalIndex::new("packages__m00000001").unwrap())
 }
 
 fn write() -> Request {

@@ -62,7 +62,8 @@ impl IdempotencyKey {
         let Some(value) = request.headers().get(IDEMPOTENCY_KEY) else { return Ok(None) };
         let key = value.to_str().ok().filter(|key| (1..=KEY_MAX_BYTES).contains(&key.len()));
         let Some(key) = key else {
-            let message = format!("Invalid header `Idempotency-Key`: expected 1 to {KEY_MAX_BYTES} printable ASCII characters.");
+            let message =
+                format!("Invalid header `Idempotency-Key`: expected 1 to {KEY_MAX_BYTES} printable ASCII characters.");
             return Err(ApiError::new(ErrorCode::BadRequest, message));
         };
         let mut hash = Sha256::new();

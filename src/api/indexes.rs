@@ -11,9 +11,9 @@ use super::health::StatsParams;
 use super::params::{Params, index_uid, invalid_index_uid};
 use super::routes::Api;
 use super::search::marked;
+use crate::proto::tasks::Subject;
 use crate::rt::clock;
 use crate::services::indexes::Index;
-use crate::proto::tasks::Subject;
 use crate::types::TraceId;
 use crate::types::{ErrorCode, IndexRecord, IndexUid};
 

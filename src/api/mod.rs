@@ -22,7 +22,6 @@ pub mod server;
 pub mod service;
 pub mod settings;
 mod shards;
-pub mod task_lists;
 pub mod tasks;
 pub mod unsupported;
 

@@ -174,13 +174,7 @@ impl Documents {
     }
 
     /// A write to an index that is not there.
-    async fn missing(
-        &self,
-        uid: &IndexUid,
-        subject: Subject,
-        with: With,
-        trace: TraceId,
-    ) -> Result<Accepted, Failure> {
+    async fn missing(&self, uid: &IndexUid, subject: Subject, with: With, trace: TraceId) -> Result<Accepted, Failure> {
         Ok(self.indexes.missing(uid, subject, with.custom_metadata, trace).await?.into())
     }
 

@@ -176,29 +176,40 @@ impl Serve {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use bytes::Bytes;
     use futures_util::poll;
     use tokio::sync::watch;
 
     use super::*;
     use crate::net::node::NodeClient;
+    use crate::services::apply;
     use crate::services::cluster::{Cluster, NodeHealth};
-    use crate::services::members::{Members, NoPeers};
+    use crate::services::members::NoPeers;
     use crate::services::testing::{LONG, World, member, within};
-    use crate::types::{PhysicalIndex, ShardSet, TaskUid, TraceId};
+    use crate::types::{PhysicalIndex, ShardSet, TraceId};
     use crate::wire::verbs::{Read, ReadKind, Write, WriteKind};
 
     async fn serve(world: &World) -> Serve {
         let me = world.at(0);
         let cluster = Cluster::new(world.topology(&member(0)));
-        let members = Members::new(member(0), Arc::new(NoPeers), Arc::clone(&me.metrics));
         let node = NodeClient::new("http://127.0.0.1:1", None).unwrap();
         let (_, health) = watch::channel(NodeHealth::default());
         let (records, metrics) = (me.records.clone(), Arc::clone(&me.metrics));
-        let local = Local::load(node, me.store.clone(), records, cluster.clone(), health, LONG, metrics);
+        let local = Local::load(node, me.store.clone(), records, cluster, health, LONG, metrics).await.unwrap();
+        let (_, apply) = apply::Driver::new(apply::Parts {
+            config: apply::Config::default(),
+            ledger: me.ledger.clone(),
+            journals: me.journals.clone(),
+            store: me.journal_store.clone(),
+            local: local.clone(),
+            peers: Arc::new(NoPeers),
+            metrics: Arc::clone(&me.metrics),
+        });
         Serve::new(Parts {
             records: me.records.clone(),
-            local: local.await.unwrap(),
-            tasks: Tasks::new(me.store.clone(), cluster, members),
+            local,
+            apply,
+            homes: me.homes.clone(),
             orders: Orders::new(&[], me.leases.clone(), me.records.clone(), Arc::clone(&me.metrics)),
             journal: me.journals.clone(),
             task_ids: me.task_ids.clone(),
@@ -237,7 +248,7 @@ mod tests {
         assert!(poll!(&mut drain).is_pending());
         let vote = tokio::time::timeout(Duration::from_secs(5), serve.handle(&from, call(Request::Ledger))).await;
         assert!(matches!(vote.unwrap().reply, Reply::Refused(Refusal::Malformed(_))), "it was looked at");
-        let late = serve.handle(&from, call(Request::Task(TaskUid(1)))).await;
+        let late = serve.handle(&from, call(Request::Home)).await;
         assert_eq!(late.reply, Reply::Refused(Refusal::Draining));
         assert!(poll!(&mut drain).is_pending());
         within("an answer", under_way).await;

@@ -15,9 +15,9 @@ use serde_json::Value;
 
 use super::cluster::Cluster;
 use super::failure::Failure;
+use super::homes::wall;
 use super::indexes::Index;
 use super::members::Members;
-use super::homes::wall;
 use super::tasks::{Order as Task, Tasks};
 use crate::net::{Answer, Call, CallError};
 use crate::proto::document::error_text_hiding;
@@ -344,9 +344,8 @@ fn combine(
         TaskError::of(ErrorCode::MiroirIncomplete, &message)
     });
     // A node that has lost an index before it was to delete it has done what was wanted.
-    let as_wanted = |error: &NodeError| {
-        kind == TaskKind::IndexDeletion && error.code == ErrorCode::IndexNotFound.as_str()
-    };
+    let as_wanted =
+        |error: &NodeError| kind == TaskKind::IndexDeletion && error.code == ErrorCode::IndexNotFound.as_str();
     let failed = known().find_map(|task| task.error.as_ref().filter(|error| !as_wanted(error)));
     let error = failed.map(|e| TaskError::of_node(&e.code, &client(&e.message))).or(lost);
     let canceled = known().any(|task| task.status == Status::Canceled);

@@ -501,7 +501,7 @@ mod tests {
                 kind: WriteKind::AddDocuments { merge: true, skip_creation: false, primary_key: "id".into() },
             }),
             Request::Node(NodeQuestion::Tasks(vec![1, 2])),
-            Request::Task(TaskUid(9)),
+            Request::Home,
             Request::TaskIds(64),
             Request::Verdicts(VerdictsOf { index: index.clone(), shards: vec![(ShardId(1), 3, u64::MAX)] }),
             Request::Documents(DocumentsOf { index: index.clone(), shard: ShardId(1), seq: 4, first: 2 }),
