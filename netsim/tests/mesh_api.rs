@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
 
@@ -37,13 +38,14 @@ fn cases(folder: &str) -> Vec<(String, Value)> {
     cases
 }
 
-fn setup(client: &Client, index: &str, setup: &Value) {
+/// Makes what a case begins with; gives the tasks.
+fn setup(client: &Client, index: &str, setup: &Value) -> Vec<u64> {
     if setup.is_null() {
-        return;
+        return Vec::new();
     }
-    client.done("POST", "/indexes", &json!({"uid": index, "primaryKey": "id"}));
+    let mut tasks = vec![client.done("POST", "/indexes", &json!({"uid": index, "primaryKey": "id"}))];
     if let Some(settings) = setup.get("settings") {
-        client.done("PATCH", &format!("/indexes/{index}/settings"), settings);
+        tasks.push(client.done("PATCH", &format!("/indexes/{index}/settings"), settings));
     }
     let documents = match (setup.get("documents"), setup.get("sample").and_then(Value::as_u64)) {
         (Some(documents), _) => documents.clone(),
@@ -51,13 +53,33 @@ fn setup(client: &Client, index: &str, setup: &Value) {
         (None, None) => json!([]),
     };
     if documents != json!([]) {
-        client.done("POST", &format!("/indexes/{index}/documents"), &documents);
+        tasks.push(client.done("POST", &format!("/indexes/{index}/documents"), &documents));
+    }
+    tasks.iter().map(|task| task["uid"].as_u64().unwrap()).collect()
+}
+
+/// The tasks of a mesh by the number that the same task has on the node: a mesh numbers them otherwise.
+#[derive(Default)]
+struct Tasks(BTreeMap<u64, u64>);
+
+impl Tasks {
+    fn add(&mut self, node: impl IntoIterator<Item = u64>, mesh: impl IntoIterator<Item = u64>) {
+        self.0.extend(node.into_iter().zip(mesh));
+    }
+
+    /// Puts the mesh's numbers in place of the node's where a list says how it goes on.
+    fn put_in(&self, list: &mut Value) {
+        for name in ["from", "next"] {
+            if let Some(number) = list.get(name).and_then(Value::as_u64).and_then(|uid| self.0.get(&uid)) {
+                list[name] = json!(number);
+            }
+        }
     }
 }
 
-/// Carries out one request of a case.
-fn run(client: &Client, index: &str, request: &Value) -> Answer {
-    let path = request["path"].as_str().unwrap().replace("{i}", index);
+/// Carries out one request of a case; `first` is the first task that there was.
+fn run(client: &Client, index: &str, first: u64, request: &Value) -> Answer {
+    let path = request["path"].as_str().unwrap().replace("{i}", index).replace("{task0}", &first.to_string());
     let method = request["method"].as_str().unwrap_or("GET");
     let mut headers: Vec<(&str, &str)> = Vec::new();
     let mut client = client.clone();
@@ -168,14 +190,16 @@ fn compare_all(folder: &str) {
     let mesh = Mesh::start(Plan { master_key: Some(NODE_KEY), ..Plan::of(3, 1) });
     let only = std::env::var("GOLDEN").unwrap_or_default();
     let (mut count, mut unsupported, mut failures) = (0, 0, Vec::new());
+    let mut tasks = Tasks::default();
     for (number, (name, case)) in cases(folder).into_iter().enumerate().filter(|(_, (name, _))| name.contains(&only)) {
         let index = format!("case{number}");
         let clients: Vec<Client> = (0..3).map(|i| mesh.client(i)).collect();
-        setup(&single.client, &index, &case["setup"]);
-        setup(&clients[0], &index, &case["setup"]);
+        let before = setup(&single.client, &index, &case["setup"]);
+        tasks.add(before, setup(&clients[0], &index, &case["setup"]));
         for (at, request) in case["requests"].as_array().unwrap().iter().enumerate() {
             let client = &clients[at % 3];
-            let (node, mesh) = (run(&single.client, &index, request), run(client, &index, request));
+            let first = tasks.0.first_key_value().map_or((0, 0), |(node, mesh)| (*node, *mesh));
+            let (node, mesh) = (run(&single.client, &index, first.0, request), run(client, &index, first.1, request));
             let title =
                 format!("{name}: {} {} {}{}", request["method"], request["path"], request["body"], request["text"]);
             let title: String = title.chars().take(300).collect();
@@ -209,6 +233,11 @@ fn compare_all(folder: &str) {
                     map.shift_remove("_federation");
                 }
             }
+            let uid = |answer: &Value| answer["taskUid"].as_u64();
+            tasks.add(uid(&a), uid(&b));
+            if request["path"].as_str().is_some_and(|path| path.starts_with("/tasks") || path.starts_with("/batches")) {
+                tasks.put_in(&mut a);
+            }
             settle_casing(&mut a);
             settle_casing(&mut b);
             if let (Some(a), Some(b)) = (take_hits(&mut a), take_hits(&mut b)) {
@@ -216,8 +245,9 @@ fn compare_all(folder: &str) {
                 if request["body"].is_object() && a.first().is_some_and(|h| h.get("_rankingScoreDetails").is_none()) {
                     let mut request = request.clone();
                     request["body"]["showRankingScoreDetails"] = json!(true);
-                    let hits = |client| take_hits(&mut run(client, &index, &request).json()).unwrap_or_default();
-                    compare_hits(&hits(&single.client), &hits(client), true, &mut found);
+                    let hits =
+                        |client, first| take_hits(&mut run(client, &index, first, &request).json()).unwrap_or_default();
+                    compare_hits(&hits(&single.client, first.0), &hits(client, first.1), true, &mut found);
                 } else {
                     compare_hits(&a, &b, true, &mut found);
                 }

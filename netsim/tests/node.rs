@@ -100,7 +100,8 @@ impl Engine {
 
     /// Carries out one request of a case.
     async fn run(&self, index: &str, request: &Value) -> Result<Answer> {
-        let path = request["path"].as_str().context("a request has no path")?.replace("{i}", index);
+        let path =
+            request["path"].as_str().context("a request has no path")?.replace("{i}", index).replace("{task0}", "0");
         let method = request["method"].as_str().unwrap_or("GET");
         let mut headers: Vec<(String, String)> = Vec::new();
         for (name, value) in request["headers"].as_object().into_iter().flatten() {

@@ -238,6 +238,7 @@ pub async fn delete_by_filter(
     }
     let body = Bytes::from(json!({ "filter": filter }).to_string());
     let with = With { custom_metadata, key: key.map(|key| key.with(&body)) };
+    api.reads.check_filter(&uid, filter, trace).await?;
     accepted(api.documents.delete_by_filter(&uid, filter, body, with, trace).await?)
 }
 

@@ -189,8 +189,7 @@ impl Documents {
         with: With,
         trace: TraceId,
     ) -> Result<Accepted, Failure> {
-        let distinct: std::collections::BTreeSet<_> = list.ids().collect();
-        let subject = Subject::DeletionByIds { provided: list.provided() as u64, distinct: distinct.len() as u64 };
+        let subject = Subject::DeletionByIds { provided: list.provided() as u64 };
         let Some(index) = self.indexes.find_for_write(uid)? else {
             return self.missing(uid, subject, with, trace).await;
         };

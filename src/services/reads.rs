@@ -14,7 +14,7 @@ use super::indexes::{Index, Indexes};
 use super::search::{Found, Question, Scattered, Searches, query_failed, unavailable};
 use crate::proto::document::strip_shard;
 use crate::proto::placement::shard_of;
-use crate::proto::search::{DocumentsQuery, FarPage, MergeError, Next, merge_documents};
+use crate::proto::search::{DocumentsQuery, FarPage, MergeError, Next, Original, merge_documents};
 use crate::types::TraceId;
 use crate::types::limits::DOCUMENT_ID_MAX_BYTES;
 use crate::types::{ErrorCode, IndexUid, ShardSet};
@@ -132,6 +132,24 @@ impl Reads {
         }
     }
 
+    /// Whether a node would take a filter of documents to change: as on a node, what can't be read is refused at once, and what
+    /// does not suit the index fails with the task.
+    ///
+    /// # Errors
+    /// The node's own error.
+    pub async fn check_filter(&self, uid: &IndexUid, filter: &Value, trace: TraceId) -> Result<(), Failure> {
+        // A task tells of an index that is not there.
+        let Ok(index) = self.indexes.find(uid) else { return Ok(()) };
+        let query = Original::Body(json!({ "filter": filter, "limit": 0 }).to_string().into_bytes());
+        match self.searches.words(&index, &query, ReadRoute::Documents, trace).await {
+            Err(Failure::Node { status: 400, body }) if !suits_no_index(&body) => {
+                Err(Failure::Node { status: 400, body })
+            }
+            // Where no node can be asked now, the task tells.
+            _ => Ok(()),
+        }
+    }
+
     /// `GET /indexes/{uid}/documents/{id}`.
     ///
     /// # Errors
@@ -202,4 +220,15 @@ impl Reads {
 
 fn malformed(error: MergeError) -> Failure {
     Failure::internal(error.to_string())
+}
+
+/// Whether a node refuses a filter that it can read: for the index's settings, or for a place that is not on Earth.
+fn suits_no_index(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Error {
+        message: String,
+    }
+    let Ok(Error { message }) = serde_json::from_slice::<Error>(body) else { return false };
+    let begins = ["Attribute `", "Bad latitude", "Bad longitude", "The top latitude", "Filter operator `"];
+    begins.iter().any(|begin| message.starts_with(begin))
 }

@@ -361,7 +361,17 @@ impl Searches {
         }
     }
 
-    async fn words(&self, index: &Index, original: &Original, route: ReadRoute, trace: TraceId) -> Result<(), Failure> {
+    /// Asks one node without the filter by shard, for its words on a request that it refuses.
+    ///
+    /// # Errors
+    /// The node's own error, or why none was asked.
+    pub async fn words(
+        &self,
+        index: &Index,
+        original: &Original,
+        route: ReadRoute,
+        trace: TraceId,
+    ) -> Result<(), Failure> {
         let (get, body) = match original {
             Original::Body(body) => (false, Bytes::from(body.clone())),
             Original::Parameters(pairs) => {

@@ -98,6 +98,11 @@ impl EntryKind {
         }
     }
 
+    /// Whether it deletes documents, so that a client is told how many.
+    pub fn is_deletion(self) -> bool {
+        matches!(self, Self::Delete | Self::DeleteByFilter | Self::Clear)
+    }
+
     /// Whether it changes no document, whatever its body says.
     pub fn is_idle(self) -> bool {
         matches!(self, Self::Empty | Self::Refusal | Self::Home)

@@ -1,6 +1,7 @@
 //! One shard's copy at the applier: which entries wait, which are with the node, and what stands in the way.
 //!
-//! Rule: entries are taken in order, without gaps; a conditional one only when nothing else of the shard is with the node.
+//! Rule: entries are taken in order, without gaps; a conditional one only when nothing else of the shard is with the node, and
+//! deletions, too, because what they find is counted before.
 //! Must not know: the node, other shards.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -133,6 +134,7 @@ impl Lane {
             if known.is_some_and(|known| known != Like::of(head))
                 || !(fits || first_of_all)
                 || conditional && (taken.is_some() || busy.is_some())
+                || head.kind.is_deletion() && taken.is_none() && busy.is_some()
             {
                 break;
             }

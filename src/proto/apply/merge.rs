@@ -7,7 +7,8 @@
 //! | Delete with Delete, Clear with Clear | it does not matter how often, or in which order |
 //! | Set or Merge without creation, delete by filter, edit: one entry a shard, alone in its shard | what it does depends on what was there; documents of other shards it does not see |
 //!
-//! Delete by filter and edit only with the parts of the same client's request, which have the same filter or function.
+//! Delete by filter only with the parts of the same client's request, which have the same filter. An edit goes shard by shard: the
+//! node says what it edited, by request.
 //! Different kinds are different tasks, in order. Rule: no entry goes before an earlier one of its shard. Must not know: the node.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +62,9 @@ pub(super) fn plan(
         plan.without.extend(taken.without.into_iter().map(|seq| (*shard, seq)));
         plan.entries += taken.entries;
         plan.bytes = plan.bytes.saturating_add(taken.bytes);
+        if plan.kind == Kind::Edit {
+            break;
+        }
     }
     plan.map(|(_, plan)| plan)
 }
@@ -121,9 +125,19 @@ mod tests {
         let mut other = lane(&[filter]);
         let lanes = [(0, lane(&[filter])), (1, lane(&[filter])), (2, other.clone())];
         assert_eq!(of(&lanes, &[], (99, 999)).unwrap().1.len(), 3);
+        let edits = [(0, lane(&[edit])), (1, lane(&[edit]))];
+        assert_eq!(of(&edits, &[], (99, 999)), Some((edit, vec![(0, 1, 1)])));
         other.heads[0].part = Some(TaskPart { task: TaskUid(7), part: 0 });
         assert_eq!(of(&[(0, lane(&[filter])), (1, other)], &[], (99, 999)).unwrap().1.len(), 1);
         assert_eq!(of(&[(0, lane(&[edit])), (1, lane(&[filter]))], &[], (99, 999)), Some((edit, vec![(0, 1, 1)])));
+    }
+
+    #[test]
+    fn deletions_go_together_when_nothing_of_their_shards_is_under_way() {
+        let lanes = [(0, lane(&[Kind::Delete, Kind::Delete])), (1, lane(&[Kind::Delete]))];
+        assert_eq!(of(&lanes, &[], (99, 999)), Some((Kind::Delete, vec![(0, 1, 2), (1, 1, 1)])));
+        assert_eq!(of(&lanes, &[(0, Busy::Plain)], (99, 999)), Some((Kind::Delete, vec![(1, 1, 1)])));
+        assert_eq!(of(&[(0, lane(&[SET, Kind::Clear]))], &[(0, Busy::Plain)], (99, 999)), Some((SET, vec![(0, 1, 1)])));
     }
 
     #[test]

@@ -35,8 +35,6 @@ pub enum Subject {
     DeletionByIds {
         /// Ids of the request.
         provided: u64,
-        /// Different ids among them.
-        distinct: u64,
     },
     /// Documents to delete by this filter, as JSON text.
     DeletionByFilter(String),
@@ -86,7 +84,7 @@ impl Subject {
     /// Documents that a success has changed, where the request says it; otherwise it must be counted.
     pub fn changes(&self) -> Option<u64> {
         match self {
-            Self::Documents { distinct, .. } | Self::DeletionByIds { distinct, .. } => Some(*distinct),
+            Self::Documents { distinct, .. } => Some(*distinct),
             _ => None,
         }
     }

@@ -266,7 +266,7 @@ mod tests {
              \"error\":null,\"duration\":null,\"enqueuedAt\":\"2026-11-21T20:57:52.588029326Z\",\"startedAt\":null,\
              \"finishedAt\":null,\"customMetadata\":\"x\"}"
         );
-        let failed = shown(Some("none"), Subject::DeletionByIds { provided: 1, distinct: 1 }, Status::Failed);
+        let failed = shown(Some("none"), Subject::DeletionByIds { provided: 1 }, Status::Failed);
         let error = "{\"message\":\"Index `none` not found.\",\"code\":\"index_not_found\",\"type\":\"invalid_request\",\
                      \"link\":\"https://docs.meilisearch.com/errors#index_not_found\"}";
         assert!(text(&task(TaskUid(1), &failed)).contains(error));
@@ -310,7 +310,7 @@ mod tests {
                 r#"{"editedDocuments":null,"deletedDocuments":null,"originalFilter":null,"context":null,"function":"doc.x = 5"}"#,
             ),
             (
-                Subject::DeletionByIds { provided: 3, distinct: 2 },
+                Subject::DeletionByIds { provided: 3 },
                 done,
                 r#"{"providedIds":3,"deletedDocuments":2,"originalFilter":null}"#,
             ),
@@ -364,7 +364,7 @@ mod tests {
         let edition = Subject::Edition { original_filter: None, context: None, function: "doc = ()".into() };
         let view = batch(TaskUid(1), &shown(None, edition, Status::Succeeded)).unwrap();
         assert_eq!(view.details.to_string(), r#"{"editedDocuments":2,"deletedDocuments":2,"function":"doc = ()"}"#);
-        let by_ids = Subject::DeletionByIds { provided: 1, distinct: 1 };
+        let by_ids = Subject::DeletionByIds { provided: 1 };
         let view = batch(TaskUid(1), &shown(None, by_ids, Status::Succeeded)).unwrap();
         assert_eq!(view.details["originalFilter"], Value::Null);
         assert!(view.details.as_object().unwrap().contains_key("originalFilter"));

@@ -2,17 +2,36 @@
 //!
 //! Rule: whatever takes time is done beside the applier, and comes back as an input. Must not know: what an input leads to.
 
+use super::counts::{self, Deletions, Uncounted};
+use super::driver::Common;
 use super::handle::Told;
 use super::index::{Done, Task};
 use super::request::{self, Built};
 use super::{node, take};
 use crate::proto::apply::{Answer, Effect, Flaw, Request};
-use crate::services::local::Queued;
+use crate::services::local::{Queued, Work};
 use crate::store::StoreError;
-use crate::types::ShardId;
+use crate::types::{PhysicalIndex, ShardId};
 
 /// Bytes of entries that one look at a journal goes through.
 const HEADS_BYTES: usize = 8 << 20;
+
+/// Counts what a request deletes, durably, before it is sent. Says why that can't be done now.
+async fn counted(
+    common: &Common,
+    index: &PhysicalIndex,
+    work: &Work,
+    deletions: &Deletions,
+) -> Result<Option<String>, StoreError> {
+    if deletions.is_empty() {
+        return Ok(None);
+    }
+    match counts::count(&common.local, index, work.kind, deletions).await {
+        Ok(counts) => common.store.put_counted(index, counts).await.map(|()| None),
+        Err(Uncounted::Never) => Ok(None),
+        Err(Uncounted::Later(why)) => Ok(Some(why)),
+    }
+}
 
 impl Task {
     pub(super) async fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -112,7 +131,10 @@ impl Task {
             let note = request.note;
             let tag = node::tag(&common.journals.me().store, note);
             let queued = match request::build(&common.store, &common.journals, &index, &request, tag).await? {
-                Built::Work(work) => common.local.queue(&index, &work).await,
+                Built::Work(work, deletions) => match counted(&common, &index, &work, &deletions).await? {
+                    None => common.local.queue(&index, &work).await,
+                    Some(why) => Queued::not_sent(why),
+                },
                 Built::Refused(flaw) => Queued::said(Answer::Refused(flaw)),
                 Built::NotThere(why) => Queued::not_sent(why),
             };

@@ -6,6 +6,7 @@
 //! | `board` | what an applier is to know of records, journals and the node: levels, not events |
 //! | `index` | the one task that runs the applier of an index |
 //! | `effects` | what an applier wants done |
+//! | `counts` | how many documents deletions find |
 //! | `request` | entries as the body of one request |
 //! | `node` | the node's tasks |
 //! | `verdicts` | the verdicts of other members' nodes, asked of the shards' primaries |
@@ -17,6 +18,7 @@
 //! of the mesh is.
 
 mod board;
+mod counts;
 pub mod driver;
 mod effects;
 pub mod handle;

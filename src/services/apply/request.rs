@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
+use super::counts::Deletions;
 use crate::proto::apply::{Flaw, Request};
 use crate::proto::journal::{Entry, Kind};
 use crate::proto::tasks::home::body;
@@ -23,8 +24,8 @@ const READ_BYTES: usize = 8 << 20;
 /// What came of it.
 #[derive(Debug)]
 pub(super) enum Built {
-    /// What is to be sent.
-    Work(Work),
+    /// What is to be sent, and the deletions in it that are to be counted before.
+    Work(Work, Deletions),
     /// No node would take it.
     Refused(Flaw),
     /// The journal does not hold what was seen in it; why, for people.
@@ -44,7 +45,7 @@ pub(super) async fn build(
     request: &Request,
     tag: String,
 ) -> Result<Built, StoreError> {
-    let mut payloads = Payloads::new(request.kind);
+    let (mut payloads, mut deletions) = (Payloads::new(request.kind), Deletions::new());
     for span in &request.spans {
         let key = JournalKey { index: index.clone(), shard: span.shard };
         let mut next = span.first;
@@ -71,12 +72,16 @@ pub(super) async fn build(
                 if let Err(flaw) = payloads.add(entry) {
                     return Ok(Built::Refused(flaw));
                 }
+                if entry.kind.is_deletion() {
+                    let payload = payload(entry).map(Bytes::copy_from_slice).unwrap_or_default();
+                    deletions.push(((span.shard, seq), payload));
+                }
             }
             next += entries.len() as u64;
         }
     }
     let shards = request.spans.iter().map(|span| span.shard).collect();
-    Ok(Built::Work(Work { kind: request.kind, body: payloads.body(), shards, tag }))
+    Ok(Built::Work(Work { kind: request.kind, body: payloads.body(), shards, tag }, deletions))
 }
 
 /// Payloads of entries of one kind.

@@ -24,6 +24,8 @@ const COPIES: usize = 3;
 const LOOK: Duration = Duration::from_millis(500);
 /// So long it waits for the third member, where two are seen.
 const WAIT: Duration = Duration::from_secs(30);
+/// So long the first member that is seen leaves it to whoever leads the shards' leaders: there may be no such lease.
+const LEADER: Duration = Duration::from_secs(2);
 /// How long the record may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -38,8 +40,10 @@ pub async fn found(
 ) {
     let tasks = PhysicalIndex::of_tasks();
     let mut since: Option<Instant> = None;
+    let began = Instant::now();
     while journals.record(&tasks).is_none() {
-        if leases.believes(&Scope::ShardLeaders).is_some() {
+        let alone = began.elapsed() >= LEADER && is_first(&cluster.topology(), &seen.borrow(), &journals.me().member);
+        if alone || leases.believes(&Scope::ShardLeaders).is_some() {
             let since = *since.get_or_insert_with(Instant::now);
             let copies = copies(&cluster.topology(), &seen.borrow(), since.elapsed() >= WAIT);
             if let Some(copies) = copies {
@@ -56,6 +60,12 @@ pub async fn found(
         drop(tokio::time::timeout(LOOK, seen.changed()).await);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Whether no member that is seen comes before this one.
+fn is_first(topology: &Topology, seen: &Seen, me: &MemberId) -> bool {
+    let mut there = topology.members.iter().filter(|m| m.id == *me || seen.sight.contains_key(&m.id));
+    there.next().is_some_and(|m| m.id == *me)
 }
 
 /// Who holds each home, the first of each its preferred primary; `None` while too few are seen.

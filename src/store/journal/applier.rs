@@ -147,6 +147,22 @@ impl JournalStore {
         self.db().run(move |tx| write_applier(tx, &index, &rows, now)).await
     }
 
+    /// Makes durable how many documents entries change. What is known of an entry already stays: done again, it would find
+    /// nothing more to do.
+    ///
+    /// Not cancel-safe in the sense that it may be stored after the future is dropped.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_counted(
+        &self,
+        index: &PhysicalIndex,
+        counted: BTreeMap<(ShardId, u64), u64>,
+    ) -> Result<(), StoreError> {
+        let index = index.clone();
+        self.db().run(move |tx| write_counted(tx, &mut Ids::of(&index), &counted)).await
+    }
+
     /// The applier of an index that is gone is forgotten.
     ///
     /// Not cancel-safe in the sense that it may be done after the future is dropped.
@@ -389,20 +405,47 @@ fn read_applier(tx: &Transaction<'_>, index: &PhysicalIndex) -> Result<StoredApp
     Ok(all)
 }
 
+/// The rows of an index's journals, looked up once.
+struct Ids<'a> {
+    index: &'a PhysicalIndex,
+    known: BTreeMap<ShardId, Option<i64>>,
+}
+
+impl<'a> Ids<'a> {
+    fn of(index: &'a PhysicalIndex) -> Self {
+        Self { index, known: BTreeMap::new() }
+    }
+
+    fn get(&mut self, tx: &Transaction<'_>, shard: ShardId) -> Result<Option<i64>, StoreError> {
+        if let Some(known) = self.known.get(&shard) {
+            return Ok(*known);
+        }
+        let journal = Journal::find(tx, &JournalKey { index: self.index.clone(), shard })?;
+        let id = journal.map(|journal| journal.id);
+        self.known.insert(shard, id);
+        Ok(id)
+    }
+}
+
+fn write_counted(
+    tx: &Transaction<'_>,
+    ids: &mut Ids<'_>,
+    counted: &BTreeMap<(ShardId, u64), u64>,
+) -> Result<(), StoreError> {
+    for ((shard, seq), count) in counted {
+        let Some(id) = ids.get(tx, *shard)? else { continue };
+        // What is done again finds nothing more to do.
+        let sql = "INSERT OR IGNORE INTO counted VALUES (?1, ?2)";
+        tx.prepare_cached(sql)?.execute((place(id, *seq)?, to_sql(*count)?))?;
+    }
+    Ok(())
+}
+
 fn write_applier(tx: &Transaction<'_>, index: &PhysicalIndex, all: &ApplierRows, now: i64) -> Result<(), StoreError> {
     let ApplierRows { rows, checked, done } = all;
-    let mut journals: BTreeMap<ShardId, Option<Journal>> = BTreeMap::new();
-    let mut id_of = |shard: ShardId| -> Result<Option<i64>, StoreError> {
-        let journal = match journals.entry(shard) {
-            std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::btree_map::Entry::Vacant(slot) => {
-                slot.insert(Journal::find(tx, &JournalKey { index: index.clone(), shard })?)
-            }
-        };
-        Ok(journal.as_ref().map(|journal| journal.id))
-    };
+    let mut ids = Ids::of(index);
     for ((shard, seq), flaw) in &rows.failed {
-        let Some(id) = id_of(*shard)? else { continue };
+        let Some(id) = ids.get(tx, *shard)? else { continue };
         let at = place(id, *seq)?;
         let mut hash = Hash::default();
         hash.add(ValueRef::Integer(at));
@@ -410,19 +453,14 @@ fn write_applier(tx: &Transaction<'_>, index: &PhysicalIndex, all: &ApplierRows,
         let sql = "INSERT OR REPLACE INTO failed VALUES (?1, ?2, ?3, ?4)";
         tx.prepare_cached(sql)?.execute((at, &flaw.code, &flaw.message, hash.value()))?;
     }
-    for ((shard, seq), count) in &rows.counted {
-        let Some(id) = id_of(*shard)? else { continue };
-        // What is done again finds nothing more to do.
-        let sql = "INSERT OR IGNORE INTO counted VALUES (?1, ?2)";
-        tx.prepare_cached(sql)?.execute((place(id, *seq)?, to_sql(*count)?))?;
-    }
+    write_counted(tx, &mut ids, &rows.counted)?;
     for (span, started, finished) in done {
-        let Some(id) = id_of(span.shard)? else { continue };
+        let Some(id) = ids.get(tx, span.shard)? else { continue };
         let sql = "INSERT OR REPLACE INTO done VALUES (?1, ?2, ?3, ?4)";
         tx.prepare_cached(sql)?.execute((place(id, span.last)?, to_sql(span.first)?, started, finished))?;
     }
     for (shard, seq) in rows.failed.keys() {
-        let Some(id) = id_of(*shard)? else { continue };
+        let Some(id) = ids.get(tx, *shard)? else { continue };
         let sql = "INSERT OR IGNORE INTO done VALUES (?1, ?2, ?3, ?3)";
         tx.prepare_cached(sql)?.execute((place(id, *seq)?, to_sql(*seq)?, now))?;
     }
