@@ -1,12 +1,14 @@
-//! What a replica takes from its primary, and what it confirms.
+//! What a replica takes from its primary, what it confirms, and when it asks.
 //!
 //! Rule: it confirms only what is durable *and* known to be the same as in the journal of the primary of this reign, under an
-//! epoch that is durable too. Must not know: who is in sync.
+//! epoch that is durable too. While it has entries that it does not know to be committed, it does not rely on being told: what
+//! a former process of this member confirmed is not said again unless it asks. Must not know: who is in sync.
 
 use super::effect::{Effect, Rows};
 use super::entry::Entry;
 use super::log::Fit;
 use super::message::Said;
+use super::peer::DOUBLINGS_MAX;
 use super::replica::Base;
 use crate::proto::env::Instant;
 use crate::types::{Position, ReplicaId};
@@ -22,6 +24,10 @@ pub(super) struct Follower {
     free: u64,
     /// Who waits for an answer.
     owes: Option<ReplicaId>,
+    /// When it asks what is committed, if nothing is heard before.
+    ask_at: Option<Instant>,
+    /// How often it has asked since something was heard.
+    asked: u32,
 }
 
 impl Follower {
@@ -36,6 +42,7 @@ impl Follower {
         commit: Option<u64>,
         free: u64,
     ) {
+        (self.ask_at, self.asked) = (None, 0);
         if base.rebuild {
             return base.send(&primary.member, primary.store, Said::NeedsSnapshot);
         }
@@ -112,7 +119,37 @@ impl Follower {
         self.free
     }
 
-    pub(super) fn rests(&self) -> bool {
-        self.owes.is_none()
+    /// Whether nothing is to be said or heard.
+    pub(super) fn rests(&self, base: &Base) -> bool {
+        self.owes.is_none() && !Self::is_unsure(base)
+    }
+
+    /// Whether there are entries here that may be committed.
+    fn is_unsure(base: &Base) -> bool {
+        let holds = base.record.as_ref().and_then(|r| r.copy(&base.id.member)).is_some_and(|c| c.id == base.id);
+        holds && !base.rebuild && base.log.commit() < base.log.last().seq
+    }
+
+    /// Whom it can ask.
+    fn primary(base: &Base) -> Option<ReplicaId> {
+        let primary = base.hint().primary?;
+        let copy = base.record.as_ref()?.copy(&primary.member)?;
+        Some(copy.id.clone()).filter(|id| base.lives(id))
+    }
+
+    /// Asks what is committed when that is due; when to look again.
+    pub(super) fn run(&mut self, base: &mut Base, now: Instant) -> Option<Instant> {
+        let Some(primary) = Self::is_unsure(base).then(|| Self::primary(base)).flatten() else {
+            (self.ask_at, self.asked) = (None, 0);
+            return None;
+        };
+        let resend = base.config.resend;
+        if *self.ask_at.get_or_insert(now.plus(resend)) <= now {
+            let commit = base.log.commit();
+            base.send(&primary.member, primary.store, Said::Unsure { commit });
+            self.asked = (self.asked + 1).min(DOUBLINGS_MAX);
+            self.ask_at = Some(now.plus(resend * 2_u32.pow(self.asked)));
+        }
+        self.ask_at
     }
 }

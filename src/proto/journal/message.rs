@@ -67,6 +67,12 @@ pub enum Said {
     },
     /// The journal contradicts what is committed here, or the copy is being made anew.
     NeedsSnapshot,
+    /// The replica has more entries than it knows to be committed, and has heard nothing for a while: it may be another process
+    /// than the one that was told.
+    Unsure {
+        /// Up to here it knows entries to be committed.
+        commit: u64,
+    },
 }
 
 /// Why a message is not even looked at.

@@ -15,7 +15,7 @@ use crate::proto::env::Instant;
 use crate::types::{Position, ReplicaId, StoreId};
 
 /// How often the spans between repetitions double.
-const DOUBLINGS_MAX: u32 = 3;
+pub(super) const DOUBLINGS_MAX: u32 = 3;
 
 /// One that was too slow stays outside for a while.
 #[derive(Debug, Clone, Copy, Default)]
@@ -237,6 +237,13 @@ impl Peer {
 
     /// What it answered.
     pub(super) fn answered(&mut self, base: &mut Base, now: Instant, id: &ReplicaId, said: &Said) {
+        if let Said::Unsure { commit } = said {
+            // An earlier process knew more: it is told again. That says nothing of whether it hears what it is sent.
+            if *commit < self.knows {
+                (self.knows, self.told) = (*commit, *commit);
+            }
+            return;
+        }
         self.tries = 0;
         match said {
             Said::Stored { to, commit, applied } => {
@@ -272,7 +279,7 @@ impl Peer {
                 self.needs_snapshot(base, id);
                 self.since = None;
             }
-            Said::Append { .. } | Said::Behind { .. } | Said::Stale { .. } => {}
+            Said::Append { .. } | Said::Behind { .. } | Said::Stale { .. } | Said::Unsure { .. } => {}
         }
     }
 

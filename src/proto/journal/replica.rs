@@ -309,7 +309,7 @@ impl Replica {
     pub fn is_idle(&self) -> bool {
         let rests = match &self.role {
             Role::Primary(primary) => primary.rests(&self.base),
-            Role::Follower(follower) => follower.rests() && !self.is_robbed(),
+            Role::Follower(follower) => follower.rests(&self.base) && !self.is_robbed(),
         };
         rests && self.base.log.is_settled() && self.base.effects.is_empty() && !self.base.rebuild
     }
@@ -410,7 +410,7 @@ impl Replica {
                 self.ask_for_itself();
                 Some(env.now.plus(self.base.config.ask_again))
             }
-            Role::Follower(_) => None,
+            Role::Follower(follower) => follower.run(&mut self.base, env.now),
         };
     }
 

@@ -148,6 +148,29 @@ fn a_shard_at_rest_says_nothing() {
 }
 
 #[test]
+fn a_follower_that_starts_again_when_writing_is_over_applies_all_that_is_committed() {
+    for seed in seeds(60) {
+        let mut world = World::new(seed, 3, 2, 3, 4);
+        world.run(2 * SECOND);
+        let primaries = [world.primary(0), world.primary(1)];
+        let follower = (0..3).map(id).find(|member| !primaries.contains(member)).expect("two shards");
+        world.faults.lost = if seed % 2 == 0 { 0 } else { 300 };
+        world.writing = false;
+        let span = Duration::from_millis(world.rng.u64(0..300));
+        world.run(span);
+        world.crash_and_restart(&follower);
+        world.run(6 * SECOND);
+        world.heal();
+        world.run(8 * SECOND);
+        world.check_rest();
+        assert!(world.is_idle(), "seed {seed}");
+        let before = world.counts["message"];
+        world.run(60 * SECOND);
+        assert_eq!(world.counts["message"], before, "seed {seed}");
+    }
+}
+
+#[test]
 fn a_primary_that_dies_is_replaced_and_leaves_the_set() {
     let mut world = calm(3, 3, 3);
     let primary = world.primary(0);
@@ -414,6 +437,97 @@ fn a_reign_ends_with_its_process_and_goes_on_after_a_rest() {
     assert!(!restarted.replica.is_primary());
     let other_store = One::new(0, 1, Stored::default(), state(&[1, 2], (0, 1), 1, 2), None);
     assert!(!other_store.replica.is_primary(), "not in the set");
+}
+
+/// A primary whose entry is stored by all, and committed; nobody else knows that.
+fn committed_one() -> One {
+    let mut one = One::new(0, 1, Stored::default(), state(&[0, 1, 2], (0, 1), 1, 2), None);
+    one.effects();
+    one.stored(1);
+    one.stored(2);
+    one.all_store(1);
+    one
+}
+
+#[test]
+fn a_primary_does_not_rest_before_all_in_sync_know_what_is_committed() {
+    let mut one = committed_one();
+    let news = append(at(1, 1), Vec::new(), Some(1));
+    let knows = || Said::Stored { to: 1, commit: 1, applied: 0 };
+    let wake = |one: &mut One| {
+        one.now = one.replica.next_wake().expect("it goes on");
+        sent(&one.step(Replica::handle_tick))
+    };
+    assert_eq!(wake(&mut one), [news.clone(), news.clone()]);
+    assert!(!one.replica.is_idle() && one.replica.rest().is_none());
+    one.hears(1, 0, 1, knows());
+    assert!(!one.replica.is_idle() && one.replica.rest().is_none());
+    // What was said to the other is lost.
+    assert_eq!((wake(&mut one), wake(&mut one)), (Vec::new(), vec![news]));
+    one.hears(2, 0, 1, knows());
+    assert!(one.replica.rest().is_some());
+    assert_eq!(one.replica.next_wake(), None);
+}
+
+#[test]
+fn a_primary_tells_a_new_process_again_what_the_one_before_had_confirmed() {
+    let mut one = committed_one();
+    let tell = config().tell_commit;
+    one.now = one.now.plus(tell);
+    assert_eq!(sent(&one.step(Replica::handle_tick)).len(), 2);
+    for m in [1, 2] {
+        one.hears(m, 0, 1, Said::Stored { to: 1, commit: 1, applied: 0 });
+    }
+    assert!(one.replica.is_idle());
+    assert_eq!(one.hears(1, 0, 1, Said::Unsure { commit: 1 }), [], "it knows all");
+    assert!(one.replica.is_idle());
+    one.hears(1, 0, 1, Said::Unsure { commit: 0 });
+    assert!(!one.replica.is_idle());
+    one.now = one.now.plus(tell);
+    assert_eq!(sent(&one.step(Replica::handle_tick)), [append(at(1, 1), Vec::new(), Some(1))]);
+    assert!(!one.replica.is_idle(), "until it has answered");
+    one.hears(1, 0, 1, Said::Stored { to: 1, commit: 1, applied: 0 });
+    assert!(one.replica.is_idle());
+}
+
+#[test]
+fn a_follower_with_entries_that_may_be_committed_asks_until_it_is_told() {
+    let tail = vec![Entry::empty(at(1, 1))];
+    let log = StoredLog { marks: vec![at(1, 1)], last: 1, tail, ..StoredLog::default() };
+    let stored = Stored { epoch: epoch(1), log, ..Stored::default() };
+    let mut one = One::new(1, 2, stored, state(&[0, 1, 2], (0, 1), 1, 2), None);
+    assert_eq!(one.effects(), []);
+    let ask = |one: &mut One| {
+        one.now = one.replica.next_wake().expect("it asks again");
+        sent(&one.step(Replica::handle_tick))
+    };
+    for _ in 0..3 {
+        assert_eq!(ask(&mut one), [Said::Unsure { commit: 0 }]);
+        assert!(!one.replica.is_idle());
+    }
+    // What was said to the process before it does not help.
+    one.hears(0, 1, 1, append(at(0, 0), Vec::new(), None));
+    assert_eq!(ask(&mut one), [Said::Unsure { commit: 0 }]);
+    let effects = one.hears(0, 1, 1, append(at(1, 1), Vec::new(), Some(1)));
+    assert_eq!(effects[0], Effect::Committed { to: 1 });
+    assert!(one.replica.is_idle());
+    assert_eq!(one.replica.next_wake(), None);
+}
+
+#[test]
+fn a_follower_asks_nobody_who_is_not_seen_to_be_its_primary() {
+    let tail = vec![Entry::empty(at(1, 1))];
+    let log = StoredLog { marks: vec![at(1, 1)], last: 1, tail, ..StoredLog::default() };
+    let stored = Stored { epoch: epoch(1), log, ..Stored::default() };
+    let mut one = One::new(1, 2, stored, state(&[0, 1, 2], (0, 1), 1, 2), None);
+    let (me, alive) = (id(1), Alive { store: rid(1).store, start: 2 });
+    one.step(|r, env| r.handle_sight(env, [(me.clone(), alive)].into()));
+    assert_eq!((one.replica.next_wake(), one.replica.is_idle()), (None, false));
+    let other = Alive { store: rid(0).store, start: 1 };
+    one.step(|r, env| r.handle_sight(env, [(me, alive), (id(0), other)].into()));
+    assert!(one.replica.next_wake().is_some());
+    one.step(|r, env| r.handle_record(env, state(&[1, 2], (1, 1), 2, 3)));
+    assert_eq!(one.replica.next_wake(), None, "its own earlier process");
 }
 
 #[test]

@@ -28,6 +28,7 @@ use crate::proto::journal::{Answer, Config as CoreConfig, Entry, Rest, Said, Sta
 use crate::rt::clock;
 use crate::services::leases::LeaseHandle;
 use crate::services::ledger::{LedgerHandle, driver::seed, nap, now};
+use crate::store::journal::Listed;
 use crate::store::{JournalStore, StoreError};
 use crate::types::{Epoch, JournalKey, MemberId, PhysicalIndex, ReplicaId, ShardId, TaskPart};
 
@@ -191,8 +192,9 @@ impl Driver {
         let (listed, damaged) = self.store.list().await?;
         self.read_records();
         damaged.into_iter().for_each(|key| self.repair(&key, "its head".into()));
-        // Those who need a snapshot say so again.
-        listed.iter().filter(|l| l.rebuild).for_each(|l| self.touch(&l.key));
+        // Those who need a snapshot say so again, and those whose last entries may be committed ask.
+        let wants = |l: &&Listed| l.rebuild || l.commit < l.last.seq;
+        listed.iter().filter(wants).for_each(|l| self.touch(&l.key));
         loop {
             self.store_what_waits();
             self.write_asks();

@@ -416,6 +416,54 @@ async fn idle_shards_are_not_in_memory_and_their_reigns_go_on() {
     }
 }
 
+/// Kills a follower that knows the last entry to be committed and has not stored that; gives its primary, it and the entry.
+async fn forgetful(world: &mut World, task: u32) -> (usize, usize, u64) {
+    let first = primary(world, 0).unwrap();
+    let follower = (first + 1) % 3;
+    let parts = vec![(ShardId(0), write(task))];
+    let seq = seq_of(&world.at(first).sender.send(&index(), parts, soon(), TraceId::default()).await[0]);
+    until("it knows", async || world.at(follower).journals.committed(&key(0)) == Some(seq)).await;
+    // Its answer is on its way: the primary has nothing more to say to it.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    world.kill(follower).await;
+    (first, follower, seq)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_starts_again_learns_what_is_committed_though_nobody_writes() {
+    let mut world = world(1).await;
+    for (task, at_rest) in [(1, false), (2, true), (3, false), (4, true)] {
+        let (first, follower, seq) = forgetful(&mut world, task).await;
+        if at_rest {
+            until("a primary at rest", async || world.at(first).journals.in_memory() == 0).await;
+        }
+        world.restart(follower, |_, _| Vec::new()).await;
+        let journals = &world.at(follower).journals;
+        until("it knows", async || journals.committed(&key(0)) == Some(seq)).await;
+        let last = journals.read_committed(&key(0), seq, 1, 1 << 20).await.unwrap();
+        assert_eq!(last.iter().map(|e| e.part).collect::<Vec<_>>(), [Some(write(task).part)]);
+        // Then nobody has anything to say any more.
+        for (_, running) in world.alive() {
+            until("an empty memory", async || running.journals.in_memory() == 0).await;
+        }
+        assert_eq!(state(&world, 0).unwrap().in_sync.len(), 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_starts_again_on_a_bad_network_learns_what_is_committed() {
+    let mut world = world(1).await;
+    for task in 1..4 {
+        let (_, follower, seq) = forgetful(&mut world, task).await;
+        world.lose(30);
+        world.restart(follower, |_, _| Vec::new()).await;
+        let journals = &world.at(follower).journals;
+        until("it knows", async || journals.committed(&key(0)) >= Some(seq)).await;
+        world.lose(0);
+        whole(&world, 1).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clean_stop_hands_its_shards_over() {
     let world = world(3).await;
