@@ -10,21 +10,25 @@ use anyhow::{Context, anyhow};
 use tokio::sync::watch;
 
 use crate::api::{self, Api, ApiOptions, auth::Keys, server::Limits};
-use crate::config::{Config, UnavailableShardPolicy};
+use crate::config::{Config, Secret, UnavailableShardPolicy};
 use crate::net::Peers;
 use crate::net::gossip::{Gossip, GossipConfig};
 use crate::net::node::NodeClient;
 use crate::net::peers::{Mesh, MeshConfig, PeerAddress};
 use crate::net::tls::{TlsFiles, TlsStore};
+use crate::net::webhook::WebhookClient;
+use crate::proto::journal::Config as CoreConfig;
 use crate::proto::lease::Config as LeaseConfig;
 use crate::proto::ledger::{Bootstrap, Config as LedgerConfig};
+use crate::proto::tasks::home::Config as HomeConfig;
 use crate::rt::{Essential, Phase, Shutdown, Signal, Signals, clock, files};
 use crate::services::aliases::Aliases;
 use crate::services::apply::{self, Driver as ApplyDriver};
 use crate::services::cluster::{Cluster, MemberState, NodeHealth, Seen};
 use crate::services::documents::Documents;
 use crate::services::health;
-use crate::services::homes::{self, Driver as HomesDriver, Reporter};
+use crate::services::homes::webhooks::Webhook;
+use crate::services::homes::{self, Driver as HomesDriver, Hook, Reporter};
 use crate::services::indexes::Indexes;
 use crate::services::journal::{
     self, Driver as JournalDriver, JournalHandle, Retention, Seen as Sighted, Sender, sight,
@@ -39,6 +43,7 @@ use crate::services::reads::Reads;
 use crate::services::records::Records;
 use crate::services::search::{SearchOptions, Searches, coverage};
 use crate::services::serve::{self, Serve};
+use crate::services::serving::{self, Driver as ServingDriver, Unserved};
 use crate::services::settings::Settings;
 use crate::services::shards::Shards;
 use crate::services::stats::{Nodes, Stats};
@@ -125,6 +130,36 @@ fn lease_config(config: &Config) -> LeaseConfig {
     }
 }
 
+fn journal_config(config: &Config) -> journal::Config {
+    let section = &config.journal;
+    let core = CoreConfig {
+        min_in_sync: (section.min_in_sync > 0).then_some(section.min_in_sync),
+        in_sync_lag: Duration::from_millis(section.in_sync_lag_ms),
+        ..CoreConfig::default()
+    };
+    journal::Config { core, ..journal::Config::default() }
+}
+
+fn retention(config: &Config) -> Retention {
+    let section = &config.journal;
+    Retention { age: Duration::from_secs(section.retention_s), bytes: section.retention_bytes, ..Retention::default() }
+}
+
+fn home_config(config: &Config) -> HomeConfig {
+    HomeConfig { task_retention: Duration::from_secs(config.tasks.retention_s), ..HomeConfig::default() }
+}
+
+/// Whom the homes of tasks tell of tasks that have ended.
+fn webhook(config: &Config) -> anyhow::Result<Option<Arc<dyn Hook>>> {
+    let section = &config.tasks;
+    if section.webhook_url.is_empty() {
+        return Ok(None);
+    }
+    let authorization = section.webhook_authorization.as_ref().map(Secret::expose);
+    let client = WebhookClient::new(&section.webhook_url, authorization).context("[tasks] webhook_url")?;
+    Ok(Some(Arc::new(Webhook(client))))
+}
+
 /// When the steps of an end are to be over, from the signal on.
 #[derive(Debug, PartialEq, Eq)]
 struct LastSteps {
@@ -203,7 +238,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let me = ReplicaId { member: config.node.id.clone(), store: identity.store };
     let seen = watch::Sender::new(Arc::new(Sighted::of(&me, identity.start, &BTreeMap::new())));
     let (journal_driver, journal) = JournalDriver::new(journal::Parts {
-        config: journal::Config::default(),
+        config: journal_config(&config),
         me,
         start: identity.start,
         ledger: ledger.clone(),
@@ -221,6 +256,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     );
     let (health_tx, health_rx) =
         watch::channel(if config.node.witness { witness_health() } else { NodeHealth::default() });
+    // Nothing is served before it is known what can be.
+    let (says_unserved, unserved) = watch::channel(None);
     let local = Local::load(
         node.clone(),
         store.clone(),
@@ -230,7 +267,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Duration::from_secs(config.meilisearch.timeout_s),
         Arc::clone(&metrics),
     )
-    .await?;
+    .await?
+    .serving(unserved.clone());
     let peers = Arc::clone(&mesh) as Arc<dyn Peers>;
     let (apply_driver, apply) = ApplyDriver::new(apply::Parts {
         config: apply::Config::default(),
@@ -243,7 +281,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let sender = Sender::new(journal.clone(), peers);
     let (homes_driver, homes) = HomesDriver::new(homes::Parts {
-        config: homes::Config::default(),
+        config: homes::Config { core: home_config(&config) },
         journals: journal.clone(),
         sender: sender.clone(),
         ledger: ledger.clone(),
@@ -251,9 +289,21 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         cluster: cluster.clone(),
         ids: task_ids.clone(),
         outcomes: Arc::new(apply.clone()),
-        hook: None,
+        hook: webhook(&config)?,
     });
     let tasks = Tasks::new(homes.clone(), sender);
+    let serving = ServingDriver::new(
+        serving::Parts {
+            lag: Duration::from_millis(config.journal.serve_lag_ms),
+            ledger: ledger.clone(),
+            records: records.clone(),
+            journals: journal.clone(),
+            store: journals.clone(),
+            apply: apply.clone(),
+            members: members.clone(),
+        },
+        says_unserved,
+    );
     let runners: Vec<Arc<dyn Runner>> = vec![Arc::new(AliasFlips::new(records.clone(), Arc::clone(&metrics)))];
     let orders = Orders::new(&runners, leases.clone(), records.clone(), Arc::clone(&metrics));
     let (operations_driver, operations) = OperationsDriver::new(operations::Parts {
@@ -311,7 +361,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     essential.spawn("following the mesh", picture.follow(gossip.members(), ledger.clone()));
     essential.spawn("the driver of journals", journal_driver.run());
     essential.spawn("the driver of task ids", ids_driver.run());
-    essential.spawn("the retention of journals", Retention::default().keep(journal.clone()));
+    essential.spawn("the retention of journals", retention(&config).keep(journal.clone()));
     let inputs = leases::Inputs { state: own_state.subscribe(), gossip: gossip.members() };
     essential.spawn("the driver of leases", lease_driver.run(inputs));
     essential.spawn("the driver of operations", operations_driver.run());
@@ -320,12 +370,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         state: own_state.subscribe(),
         leases: signs,
         lost: local.lost(),
+        unserved,
         suspects: mesh.suspects(),
     };
     let publish = publish(about, Arc::clone(&gossip), cluster.clone(), records.clone(), says);
     essential.spawn("telling of this member", publish);
     essential.spawn("following the records", local.clone().follow_records());
     essential.spawn("the driver of appliers", apply_driver.run());
+    essential.spawn("what is served", serving.run());
     essential.spawn("the driver of homes", homes_driver.run());
     essential.spawn("what is told to homes", Reporter::new(homes).run());
 
@@ -634,18 +686,19 @@ struct Says {
     state: watch::Receiver<MemberState>,
     leases: watch::Receiver<Vec<LeaseSign>>,
     lost: watch::Receiver<Lost>,
+    unserved: watch::Receiver<Unserved>,
     suspects: watch::Receiver<BTreeSet<MemberId>>,
 }
 
 /// Tells the others, and the own picture, what changes about this member.
 async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, records: Records, says: Says) {
-    let Says { mut health, mut state, mut leases, mut lost, mut suspects } = says;
+    let Says { mut health, mut state, mut leases, mut lost, mut unserved, mut suspects } = says;
     let mut changes = records.watch();
     loop {
         let node = health.borrow_and_update().clone();
         let says = MemberGossip {
             state: *state.borrow_and_update(),
-            unserved: lost.borrow_and_update().clone(),
+            unserved: serving::together(&lost.borrow_and_update(), &unserved.borrow_and_update()),
             unreached: Unreached::Some(suspects.borrow_and_update().clone()),
             node_healthy: node.healthy,
             node_version: node.version,
@@ -667,6 +720,7 @@ async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, rec
             changed = changes.changed() => if changed.is_err() { return },
             changed = leases.changed() => if changed.is_err() { return },
             changed = lost.changed() => if changed.is_err() { return },
+            changed = unserved.changed() => if changed.is_err() { return },
             changed = suspects.changed() => if changed.is_err() { return },
         }
     }

@@ -9,8 +9,8 @@ use std::path::Path;
 use super::errors::{ConfigError, ConfigErrors, Place};
 use super::reader::{File, Reader};
 use super::sections::{
-    AccessConfig, HttpConfig, IndexConfig, KEYS, LeaderElectionConfig, LogConfig, MeilisearchConfig, MeshConfig,
-    MetricsConfig, NodeConfig, SearchConfig,
+    AccessConfig, HttpConfig, IndexConfig, JournalConfig, KEYS, LeaderElectionConfig, LogConfig, MeilisearchConfig,
+    MeshConfig, MetricsConfig, NodeConfig, SearchConfig, TasksConfig,
 };
 
 const FILE_MAX_BYTES: u64 = 1 << 20;
@@ -28,6 +28,10 @@ pub struct Config {
     pub mesh: MeshConfig,
     /// Leases.
     pub leader_election: LeaderElectionConfig,
+    /// Journals.
+    pub journal: JournalConfig,
+    /// Tasks.
+    pub tasks: TasksConfig,
     /// Prometheus.
     pub metrics: MetricsConfig,
     /// Keys.
@@ -69,6 +73,8 @@ impl Config {
         let http = HttpConfig::read(r);
         let mesh = MeshConfig::read(r);
         let leader_election = LeaderElectionConfig::read(r);
+        let journal = JournalConfig::read(r);
+        let tasks = TasksConfig::read(r);
         let metrics = MetricsConfig::read(r);
         let access = AccessConfig::read(r);
         let index = IndexConfig::read(r);
@@ -77,8 +83,22 @@ impl Config {
         let whole = || {
             let (node, meilisearch, http) = (node?, meilisearch?, http?);
             let (mesh, metrics, access) = (mesh?, metrics?, access?);
-            let (leader_election, index, search, log) = (leader_election?, index?, search?, log?);
-            Some(Self { node, meilisearch, http, mesh, leader_election, metrics, access, index, search, log })
+            let (leader_election, journal, tasks) = (leader_election?, journal?, tasks?);
+            let (index, search, log) = (index?, search?, log?);
+            Some(Self {
+                node,
+                meilisearch,
+                http,
+                mesh,
+                leader_election,
+                journal,
+                tasks,
+                metrics,
+                access,
+                index,
+                search,
+                log,
+            })
         };
         match whole() {
             Some(config) => {

@@ -16,7 +16,7 @@ pub use errors::{ConfigError, ConfigErrors, Place};
 pub use load::{Config, environment, read_bounded};
 pub use secret::{SECRET_MAX_BYTES, Secret};
 pub use sections::{
-    AccessConfig, HttpConfig, IndexConfig, KEYS, Key, KeyDefault, LeaderElectionConfig, LogConfig, MeilisearchConfig,
-    MeshConfig, MetricsConfig, NodeConfig, SearchConfig,
+    AccessConfig, HttpConfig, IndexConfig, JournalConfig, KEYS, Key, KeyDefault, LeaderElectionConfig, LogConfig,
+    MeilisearchConfig, MeshConfig, MetricsConfig, NodeConfig, SearchConfig, TasksConfig,
 };
 pub use values::{BootstrapMember, LogFilter, LogFormat, MeshAddress, MeshHost, NodeUrl, UnavailableShardPolicy};

@@ -194,6 +194,37 @@ sections! {
         renew_interval_s: u64 = Value("3"), "a number of seconds from 1 to 299", |v| (1..=299).contains(v);
     }
 
+    /// `[journal]`: how the writes of each shard are kept and brought to the nodes.
+    journal JournalConfig {
+        /// Copies of a shard that must be in sync for a write to be taken; 0: a majority of the copies, but 1 of 2.
+        min_in_sync: usize = Value("0"), "a number from 0 to 16", |v| *v <= 16;
+        /// Milliseconds after which a copy that leaves a write unanswered is counted in sync no more.
+        in_sync_lag_ms: u64 = Value("2000"), "a number of milliseconds from 200 to 60000",
+            |v| (200..=60_000).contains(v);
+        /// Milliseconds that a node may be behind the furthest copy of a shard before the shard is not searched there any more.
+        serve_lag_ms: u64 = Value("5000"), "a number of milliseconds from 500 to 600000",
+            |v| (500..=600_000).contains(v);
+        /// Seconds that writes are kept in the journals, so that a member that was away so long need not copy whole shards.
+        retention_s: u64 = Value("86400"), "a number of seconds from 60 to 31536000",
+            |v| (60..=31_536_000).contains(v);
+        /// The same in bytes of all journals together; what a copy in sync still needs is kept beyond it.
+        retention_bytes: u64 = Value("4294967296"), "a number of bytes from 1048576 to 1099511627776",
+            |v| (1 << 20..=1 << 40).contains(v);
+    }
+
+    /// `[tasks]`: what is kept of tasks, and who is told of them.
+    tasks TasksConfig {
+        /// Seconds that a task can be looked at after it has ended.
+        retention_s: u64 = Value("604800"), "a number of seconds from 60 to 315360000",
+            |v| (60..=315_360_000).contains(v);
+        /// Where tasks that have ended are told, as a node's `--task-webhook-url`; empty: nowhere.
+        webhook_url: String = Value("''"), "a URL such as http://127.0.0.1:8080/hook (https is not supported)",
+            |v: &String| v.is_empty() || v.starts_with("http://");
+        @secret
+        /// The `Authorization` header that the webhook gets.
+        webhook_authorization webhook_authorization_file 1;
+    }
+
     /// `[metrics]`: the Prometheus exposition.
     metrics MetricsConfig {
         /// Where it is served (TCP).

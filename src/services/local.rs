@@ -19,6 +19,7 @@ pub use self::entries::{Queued, Work};
 use super::cluster::{Cluster, NodeHealth};
 use super::health;
 use super::records::{Records, Versioned};
+use super::serving::{self, Unserved};
 use crate::net::node::{NodeAnswer, NodeClient, NodeError, NodeRequest};
 use crate::net::{Answer, Call};
 use crate::proto::{search, settings};
@@ -82,6 +83,8 @@ pub struct Local {
     health: watch::Receiver<NodeHealth>,
     slots: Arc<Mutex<BTreeMap<PhysicalIndex, Arc<Slot>>>>,
     lost: watch::Sender<Lost>,
+    // Of a member that serves whatever it holds there is none.
+    unserved: Option<watch::Receiver<Unserved>>,
     look_again: Arc<Notify>,
     timeout: Duration,
     metrics: Arc<Metrics>,
@@ -116,7 +119,13 @@ impl Local {
         let slot = |local| Arc::new(Slot { local: Mutex::new(local), ..Slot::default() });
         let slots = store.local_indexes().await?.into_iter().map(|(p, l)| (p, slot(l))).collect();
         let (slots, lost, look_again) = (Arc::new(Mutex::new(slots)), watch::Sender::default(), Arc::default());
-        Ok(Self { node, store, records, cluster, health, slots, lost, look_again, timeout, metrics })
+        Ok(Self { node, store, records, cluster, health, slots, lost, unserved: None, look_again, timeout, metrics })
+    }
+
+    /// The same, with what is not served of what it holds.
+    #[must_use]
+    pub fn serving(self, unserved: watch::Receiver<Unserved>) -> Self {
+        Self { unserved: Some(unserved), ..self }
     }
 
     /// What the node has lost, as it changes.
@@ -195,6 +204,13 @@ impl Local {
         if !not_served.is_empty() {
             return Answer::of(Reply::NotServed(not_served, record.version));
         }
+        let filtered = !matches!(read.kind, ReadKind::Words { .. });
+        if filtered && let Some(unserved) = &self.unserved {
+            let not_served = serving::not_served(&unserved.borrow(), &read.index, &read.shards);
+            if !not_served.is_empty() {
+                return Answer::of(Reply::NotServed(not_served, record.version));
+            }
+        }
         if let Some(down) = self.node_down() {
             return down;
         }
@@ -203,7 +219,6 @@ impl Local {
             return Answer::of(Reply::Refused(Refusal::Malformed("the query string is not text".into())));
         };
         let kind = kind_of(read.kind);
-        let filtered = !matches!(read.kind, ReadKind::Words { .. });
         // Not had while somebody waits to give the node another shard: then the filter is used.
         let unfiltered = filtered.then(|| slot.unfiltered.try_read().ok()).flatten();
         let running = unfiltered.filter(|_| slot.holds_only(&read.shards));

@@ -10,20 +10,21 @@
 //! | [`jobs`] | long work that several members share |
 //! | [`aliases`] | names that stand for an index |
 //! | [`mesh`] | how the mesh is made, and who belongs to it |
-//! | [`apply`] | committed entries, into the own node; not used by the binary yet |
+//! | [`apply`] | committed entries, into the own node |
 //! | [`records`] | the records of names and indexes |
 //! | [`local`] | everything that touches the own node |
 //! | [`members`] | one way to ask any member, the own one included |
 //! | [`indexes`] | creates, finds and deletes indexes |
 //! | [`documents`] | adds and deletes documents |
-//! | [`writes`] | sends a write to all replicas |
-//! | [`tasks`] | mesh tasks: ids, parts, state |
+//! | [`writes`] | orders about a whole index, to all its nodes |
+//! | [`tasks`] | mesh tasks: taken here, kept by their homes |
 //! | [`journal`] | one order for the writes of each shard, stored by all replicas in sync; who is primary |
 //! | [`shards`] | who holds which shard of an index, and who is behind |
 //! | [`task_ids`] | ids from ranges of the ledger |
-//! | [`homes`] | who keeps tasks, and what members tell them; not used by the binary yet |
+//! | [`homes`] | who keeps tasks, and what members tell them |
 //! | [`reads`] | documents by id, listings |
 //! | [`search`] | plans, scatters, merges |
+//! | [`serving`] | which shards this member serves |
 //! | [`settings`] | settings, to all nodes and back |
 //! | [`stats`] | counts and versions |
 //! | [`serve`] | answers the calls of peers |
@@ -52,6 +53,7 @@ pub mod records;
 mod rooms;
 pub mod search;
 pub mod serve;
+pub mod serving;
 pub mod settings;
 pub mod shards;
 pub mod stats;

@@ -165,7 +165,9 @@ impl Shards {
             record.shards.iter().flat_map(|state| &state.replicas).map(|copy| &copy.id.member).collect();
         holders.sort_unstable();
         holders.dedup();
-        let asked = holders.into_iter().map(|member| async move { (member, self.ask(member, physical, trace).await) });
+        let asked = holders
+            .into_iter()
+            .map(|member| async move { (member, ask(&self.members, member, physical, trace).await) });
         let (mut told, mut silent) = (BTreeMap::new(), BTreeMap::new());
         for (member, answer) in join_all(asked).await {
             match answer {
@@ -182,20 +184,31 @@ impl Shards {
             silent,
         })
     }
+}
 
-    async fn ask(&self, member: &MemberId, index: &PhysicalIndex, trace: TraceId) -> Result<Told, String> {
-        let deadline = Instant::now() + PATIENCE;
-        let call = Call { request: Request::Shards(index.clone()), body: Bytes::new(), deadline, trace };
-        let answer = self.members.call(member, call).await.map_err(|e| e.to_string())?;
-        match answer.reply {
-            Reply::Json => serde_json::from_slice(&answer.body).map_err(|e| format!("its answer makes no sense: {e}")),
-            other => Err(format!("unexpected answer {other:?}")),
-        }
+/// Asks a member how far its copies of an index are.
+///
+/// Cancel-safe.
+///
+/// # Errors
+/// Why it did not say, for people.
+pub(super) async fn ask(
+    members: &Members,
+    member: &MemberId,
+    index: &PhysicalIndex,
+    trace: TraceId,
+) -> Result<Told, String> {
+    let deadline = Instant::now() + PATIENCE;
+    let call = Call { request: Request::Shards(index.clone()), body: Bytes::new(), deadline, trace };
+    let answer = members.call(member, call).await.map_err(|e| e.to_string())?;
+    match answer.reply {
+        Reply::Json => serde_json::from_slice(&answer.body).map_err(|e| format!("its answer makes no sense: {e}")),
+        other => Err(format!("unexpected answer {other:?}")),
     }
 }
 
 /// How a member's copies stand.
-type Told = BTreeMap<ShardId, ShardStatus>;
+pub(super) type Told = BTreeMap<ShardId, ShardStatus>;
 
 fn views(record: &JournalRecord, told: &BTreeMap<MemberId, Told>) -> Vec<ShardView> {
     let view = |(shard, state): (ShardId, &ShardState)| {

@@ -189,6 +189,11 @@ impl ApplyHandle {
         wait.await.is_ok()
     }
 
+    /// Whether an index's applier is in memory: something of it is going on.
+    pub fn runs(&self, index: &PhysicalIndex) -> bool {
+        self.shared.known().get(index).is_some_and(|known| known.runs)
+    }
+
     /// How many indexes have an applier in memory: those at rest have none.
     pub fn in_memory(&self) -> usize {
         self.shared.known().values().filter(|known| known.runs).count()

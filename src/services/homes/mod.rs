@@ -38,7 +38,7 @@ mod tests;
 pub mod webhooks;
 
 pub use client::{HomeError, Homes};
-pub use driver::{Config, Driver, Parts};
+pub use driver::{Config, Driver, Hook, Parts};
 pub use orders::Orders;
 pub use report::Reporter;
 pub use teller::{Outcomes, Teller};

@@ -118,6 +118,24 @@ impl JournalStore {
     /// # Errors
     /// [`StoreError`].
     pub async fn positions(&self, index: &PhysicalIndex) -> Result<BTreeMap<ShardId, (u64, u64)>, StoreError> {
+        self.each(index, |journal| (journal.applied, journal.commit)).await
+    }
+
+    /// The last entry of each journal of an index; those that are damaged say nothing.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn lasts(&self, index: &PhysicalIndex) -> Result<BTreeMap<ShardId, u64>, StoreError> {
+        self.each(index, |journal| journal.last.seq).await
+    }
+
+    async fn each<T: Send + 'static>(
+        &self,
+        index: &PhysicalIndex,
+        of: impl Fn(&Journal) -> T + Send + 'static,
+    ) -> Result<BTreeMap<ShardId, T>, StoreError> {
         let index = index.clone();
         self.read(move |tx| {
             let mut found = tx.prepare_cached(&format!("{HEAD} WHERE physical = ?1"))?;
@@ -125,7 +143,7 @@ impl JournalStore {
             let mut all = BTreeMap::new();
             while let Some(row) = rows.next()? {
                 match Journal::read(row) {
-                    Ok(journal) => drop(all.insert(journal.key.shard, (journal.applied, journal.commit))),
+                    Ok(journal) => drop(all.insert(journal.key.shard, of(&journal))),
                     Err(StoreError::Damaged { .. }) => {}
                     Err(other) => return Err(other),
                 }

@@ -1,0 +1,208 @@
+//! Whether a replica serves searches: in sync and serving are two things.
+//!
+//! A replica in sync has stored everything that is committed, so what it had stored at one moment covers all that was committed
+//! then: it begins to serve when its node has applied that. It ends when it is out of sync, or when its node is behind the
+//! furthest replica, for longer than it may be; a load that all replicas are working through takes nobody out. Rule: a copy that
+//! is to be made anew, or whose node is not known to have what was noted, serves nothing. Must not know: searches, the node.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::env::Instant;
+
+/// Positions of others that are remembered.
+const SAMPLES: usize = 64;
+
+/// What is known of a replica at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sight {
+    /// The record counts it in sync.
+    pub in_sync: bool,
+    /// Its node has what was noted, and its copy is one that entries are applied to.
+    pub whole: bool,
+    /// The last entry that it has stored.
+    pub last: u64,
+    /// The last entry that it knows to be committed.
+    pub committed: u64,
+    /// Up to here its node has applied them.
+    pub applied: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    /// Serves when this is applied; `None` while it is not in sync.
+    Waits {
+        until: Option<u64>,
+    },
+    Serves,
+}
+
+/// One replica; see the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serving {
+    /// How far behind, or how long out of sync, it may be.
+    lag: Duration,
+    state: State,
+    outside: Option<Instant>,
+    /// Up to where it was to be applied, and since when.
+    behind: Option<(u64, Instant)>,
+    /// Where the furthest replica was, and when; only what is not applied here yet.
+    furthest: VecDeque<(Instant, u64)>,
+}
+
+impl Serving {
+    /// A replica of a process that has just begun.
+    pub fn new(lag: Duration) -> Self {
+        let state = State::Waits { until: None };
+        Self { lag, state, outside: None, behind: None, furthest: VecDeque::new() }
+    }
+
+    /// Whether it serves, as far as was seen.
+    pub fn serves(&self) -> bool {
+        self.state == State::Serves
+    }
+
+    /// Whether it has to be looked at again soon.
+    pub fn is_at_rest(&self) -> bool {
+        self.serves() && self.outside.is_none() && self.behind.is_none() && self.furthest.is_empty()
+    }
+
+    /// Whether it must be found out how far the other replicas are: it has been behind for half as long as it may be.
+    pub fn asks(&self, now: Instant) -> bool {
+        self.serves() && self.behind.is_some_and(|(_, since)| since.plus(self.lag / 2) <= now)
+    }
+
+    /// What is so now. Says whether it serves.
+    pub fn handle_sight(&mut self, now: Instant, sight: Sight) -> bool {
+        while self.furthest.front().is_some_and(|(_, to)| *to <= sight.applied) {
+            self.furthest.pop_front();
+        }
+        if self.behind.is_some_and(|(to, _)| to <= sight.applied) {
+            self.behind = None;
+        }
+        if sight.applied < sight.committed {
+            self.behind.get_or_insert((sight.committed, now));
+        }
+        let long = |since: Option<Instant>| since.is_some_and(|since| since.plus(self.lag) <= now);
+        match &mut self.state {
+            State::Waits { until } => {
+                *until = sight.in_sync.then(|| until.unwrap_or(sight.last)).filter(|_| sight.whole);
+                if until.is_some_and(|until| until <= sight.applied) {
+                    self.state = State::Serves;
+                    self.outside = None;
+                }
+            }
+            State::Serves => {
+                self.outside = if sight.in_sync { None } else { self.outside.or(Some(now)) };
+                let behind = long(self.furthest.front().map(|(at, _)| *at));
+                if !sight.whole || behind || long(self.outside) {
+                    self.state = State::Waits { until: None };
+                }
+            }
+        }
+        self.serves()
+    }
+
+    /// The furthest of the other replicas has applied everything up to `to`.
+    pub fn handle_furthest(&mut self, now: Instant, to: u64) {
+        let more = self.furthest.back().is_none_or(|(_, known)| *known < to);
+        if more && self.furthest.len() < SAMPLES {
+            self.furthest.push_back((now, to));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAG: Duration = Duration::from_secs(5);
+
+    fn at(seconds: u64) -> Instant {
+        Instant(0).plus(Duration::from_secs(seconds))
+    }
+
+    fn sight(applied: u64, committed: u64) -> Sight {
+        Sight { in_sync: true, whole: true, last: committed, committed, applied }
+    }
+
+    fn serving() -> Serving {
+        let mut one = Serving::new(LAG);
+        assert!(!one.serves());
+        assert!(one.handle_sight(at(0), sight(3, 3)));
+        assert!(one.is_at_rest());
+        one
+    }
+
+    #[test]
+    fn it_begins_when_what_was_stored_is_applied_and_not_what_came_since() {
+        let mut one = Serving::new(LAG);
+        let outside = Sight { in_sync: false, ..sight(9, 9) };
+        assert!(!one.handle_sight(at(0), outside));
+        assert!(!one.handle_sight(at(1), Sight { last: 12, ..sight(9, 9) }), "12 may be committed");
+        assert!(!one.handle_sight(at(2), Sight { last: 90, ..sight(11, 50) }));
+        assert!(one.handle_sight(at(3), Sight { last: 99, ..sight(12, 60) }));
+    }
+
+    #[test]
+    fn who_leaves_the_set_while_waiting_waits_for_what_it_has_when_it_is_back() {
+        let mut one = Serving::new(LAG);
+        assert!(!one.handle_sight(at(0), Sight { last: 5, ..sight(1, 5) }));
+        assert!(!one.handle_sight(at(1), Sight { in_sync: false, ..sight(4, 5) }));
+        assert!(!one.handle_sight(at(2), Sight { last: 8, ..sight(5, 8) }));
+        assert!(one.handle_sight(at(3), sight(8, 8)));
+    }
+
+    #[test]
+    fn a_copy_that_is_not_whole_serves_nothing_at_once() {
+        let mut one = serving();
+        assert!(!one.handle_sight(at(1), Sight { whole: false, ..sight(3, 3) }));
+        assert!(!one.handle_sight(at(2), Sight { whole: false, ..sight(3, 3) }));
+        assert!(one.handle_sight(at(3), sight(3, 3)));
+    }
+
+    #[test]
+    fn who_is_out_of_sync_for_long_serves_no_more() {
+        let mut one = serving();
+        let outside = Sight { in_sync: false, ..sight(3, 3) };
+        assert!(one.handle_sight(at(1), outside) && !one.is_at_rest());
+        assert!(one.handle_sight(at(5), outside));
+        assert!(one.handle_sight(at(6), sight(3, 3)) && one.is_at_rest());
+        assert!(one.handle_sight(at(7), outside));
+        assert!(!one.handle_sight(at(12), outside));
+    }
+
+    #[test]
+    fn a_load_that_all_work_through_takes_nobody_out() {
+        let mut one = serving();
+        for s in 1..100 {
+            // All are a hundred entries, and ten seconds, behind.
+            assert!(one.handle_sight(at(s), sight(10 * s, 10 * s + 100)));
+            if one.asks(at(s)) {
+                one.handle_furthest(at(s), 10 * s + 20);
+            }
+        }
+        assert!(one.furthest.len() < 9);
+    }
+
+    #[test]
+    fn who_is_behind_the_furthest_for_long_serves_no_more() {
+        let mut one = serving();
+        assert!(one.handle_sight(at(1), sight(3, 50)) && !one.asks(at(3)) && one.asks(at(4)));
+        one.handle_furthest(at(4), 40);
+        one.handle_furthest(at(6), 50);
+        assert!(one.handle_sight(at(8), sight(39, 50)));
+        assert!(!one.handle_sight(at(9), sight(39, 50)), "40 was applied elsewhere five seconds ago");
+        assert!(!one.handle_sight(at(10), sight(49, 50)));
+        assert!(one.handle_sight(at(11), sight(50, 50)));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut one = serving();
+        for s in 1..1_000 {
+            one.handle_furthest(at(s), 10 * s);
+        }
+        assert_eq!(one.furthest.len(), SAMPLES);
+    }
+}
