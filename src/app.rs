@@ -52,7 +52,9 @@ use crate::services::tasks::Tasks;
 use crate::services::writes::Writes;
 use crate::store::{Identity, JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{LeaseSign, MemberId, MeshId, MeshRecord, OperationState, RecordKey, ReplicaId, Scope};
+use crate::types::{
+    LeaseSign, MemberId, MeshId, MeshRecord, OperationState, PhysicalIndex, RecordKey, ReplicaId, Scope,
+};
 use crate::wire::frame::PROTOCOL_VERSION;
 use crate::wire::gossip::{MemberGossip, Unreached};
 
@@ -279,7 +281,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         peers: Arc::clone(&peers),
         metrics: Arc::clone(&metrics),
     });
-    let sender = Sender::new(journal.clone(), peers);
+    let sender = Sender::new(journal.clone(), peers, cluster.clone());
     let (homes_driver, homes) = HomesDriver::new(homes::Parts {
         config: homes::Config { core: home_config(&config) },
         journals: journal.clone(),
@@ -371,6 +373,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         leases: signs,
         lost: local.lost(),
         unserved,
+        pressed: apply.watch_pressed(),
         suspects: mesh.suspects(),
     };
     let publish = publish(about, Arc::clone(&gossip), cluster.clone(), records.clone(), says);
@@ -676,6 +679,7 @@ fn seen_of(g: &MemberGossip, suspect: bool) -> Seen {
         http: Some(g.http.clone()),
         version: Some(g.version.clone()),
         unserved: g.unserved.clone(),
+        pressed: g.pressed.clone(),
         records: Some(g.records_digest.clone()),
     }
 }
@@ -687,18 +691,20 @@ struct Says {
     leases: watch::Receiver<Vec<LeaseSign>>,
     lost: watch::Receiver<Lost>,
     unserved: watch::Receiver<Unserved>,
+    pressed: watch::Receiver<BTreeSet<PhysicalIndex>>,
     suspects: watch::Receiver<BTreeSet<MemberId>>,
 }
 
 /// Tells the others, and the own picture, what changes about this member.
 async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, records: Records, says: Says) {
-    let Says { mut health, mut state, mut leases, mut lost, mut unserved, mut suspects } = says;
+    let Says { mut health, mut state, mut leases, mut lost, mut unserved, mut pressed, mut suspects } = says;
     let mut changes = records.watch();
     loop {
         let node = health.borrow_and_update().clone();
         let says = MemberGossip {
             state: *state.borrow_and_update(),
             unserved: serving::together(&lost.borrow_and_update(), &unserved.borrow_and_update()),
+            pressed: pressed.borrow_and_update().clone(),
             unreached: Unreached::Some(suspects.borrow_and_update().clone()),
             node_healthy: node.healthy,
             node_version: node.version,
@@ -721,6 +727,7 @@ async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, rec
             changed = leases.changed() => if changed.is_err() { return },
             changed = lost.changed() => if changed.is_err() { return },
             changed = unserved.changed() => if changed.is_err() { return },
+            changed = pressed.changed() => if changed.is_err() { return },
             changed = suspects.changed() => if changed.is_err() { return },
         }
     }

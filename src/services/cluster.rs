@@ -104,6 +104,8 @@ pub struct Seen {
     pub version: Option<String>,
     /// Shards that it holds but does not serve.
     pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
+    /// Indexes that wait for its node.
+    pub pressed: BTreeSet<PhysicalIndex>,
     /// Digest of the records that it knows.
     pub records: Option<String>,
 }
@@ -118,6 +120,7 @@ impl Seen {
             http: None,
             version: None,
             unserved: BTreeMap::new(),
+            pressed: BTreeSet::new(),
             records: None,
         }
     }

@@ -364,9 +364,9 @@ impl World {
             peers: Arc::clone(&peers) as Arc<dyn Peers>,
             seen: seen.subscribe(),
         });
-        let sender = Sender::new(journal_handle.clone(), Arc::clone(&peers) as Arc<dyn Peers>);
-        let members = Members::new(me.clone(), peers, Arc::clone(&metrics));
         let cluster = Cluster::new(self.topology(&me));
+        let sender = Sender::new(journal_handle.clone(), Arc::clone(&peers) as Arc<dyn Peers>, cluster.clone());
+        let members = Members::new(me.clone(), peers, Arc::clone(&metrics));
         let records = Records::new(ledger.clone(), cluster.clone(), members.clone());
         driver.follow(records.follower());
         let runners = runners(i, &records);

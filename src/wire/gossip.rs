@@ -13,6 +13,8 @@ use crate::types::{Epoch, GroupId, LeaseSign, MemberId, PhysicalIndex, ShardId, 
 const TEXT_MAX_CHARS: usize = 300;
 /// Longest text of leases; what is beyond it is not gossiped, and others hear of it otherwise.
 const LEASES_MAX_BYTES: usize = 2_048;
+/// Names of pressed indexes that are told.
+const PRESSED_MAX: usize = 4;
 /// Bytes of the `unserved` text at most.
 const UNSERVED_MAX_BYTES: usize = 3_072;
 /// Bytes of the `unreached` text at most.
@@ -127,6 +129,8 @@ pub struct MemberGossip {
     pub node_error: Option<String>,
     /// Shards of which it holds copies that it does not serve now.
     pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
+    /// Indexes of which its node has more to do than it should, so that it wants no more writes; not more than can be named.
+    pub pressed: BTreeSet<PhysicalIndex>,
     /// The members that do not answer its probes.
     pub unreached: Unreached,
     /// Requests under way.
@@ -155,7 +159,7 @@ impl MemberGossip {
         if unserved_text(&self.unserved).len() > UNSERVED_MAX_BYTES {
             self.node_healthy = false;
             self.node_error = Some(format!(
-                "the node lacks {} indexes of which it held documents; give it its data back",
+                "copies of {} indexes are lost or behind; if the node lost its data, give it back",
                 self.unserved.len()
             ));
             self.unserved.clear();
@@ -191,6 +195,9 @@ impl MemberGossip {
         }
         if !self.unserved.is_empty() {
             pairs.insert("unserved", unserved_text(&self.unserved));
+        }
+        if !self.pressed.is_empty() {
+            pairs.insert("pressed", pressed_text(&self.pressed));
         }
         if let Some(unreached) = self.unreached.text() {
             pairs.insert("unreached", unreached);
@@ -240,6 +247,7 @@ impl MemberGossip {
             "node.version" => self.node_version = Some(text()?),
             "node.error" => self.node_error = Some(text()?),
             "unserved" => self.unserved = parse_unserved(value)?,
+            "pressed" => self.pressed = parse_pressed(value)?,
             "unreached" => self.unreached = Unreached::parse(value)?,
             "load" => self.load = value.parse().ok()?,
             "records" => self.records_digest = text().filter(|t| t.bytes().all(|b| b.is_ascii_hexdigit()))?,
@@ -272,6 +280,17 @@ fn unserved_text(unserved: &BTreeMap<PhysicalIndex, ShardSet>) -> String {
         }
     }
     out
+}
+
+/// Names; more than so many are not told.
+fn pressed_text(pressed: &BTreeSet<PhysicalIndex>) -> String {
+    let names: Vec<&str> = pressed.iter().take(PRESSED_MAX).map(PhysicalIndex::as_str).collect();
+    names.join(";")
+}
+
+fn parse_pressed(text: &str) -> Option<BTreeSet<PhysicalIndex>> {
+    let names: BTreeSet<_> = text.split(';').map(PhysicalIndex::new).collect::<Result<_, _>>().ok()?;
+    (names.len() <= PRESSED_MAX).then_some(names)
 }
 
 fn ranges(shards: &ShardSet) -> Vec<(u16, u16)> {
@@ -363,6 +382,7 @@ mod tests {
             protocol: u16, load: u32, node_healthy: bool,
             state in prop::sample::select(vec![MemberState::Joining, MemberState::Active, MemberState::Draining, MemberState::Removed]),
             unserved in prop::collection::btree_map(0_u32..9, prop::collection::btree_set(0..SHARDS_MAX, 0..60), 0..5),
+            pressed in prop::collection::btree_set(0_u32..9, 0..=PRESSED_MAX),
             lease_ttl_ms in prop::option::of(0..=LEASE_TTL_MAX_MS),
             process in prop::option::of((any::<[u8; 16]>(), any::<u64>())),
             unreached in prop::option::of(prop::collection::btree_set("[a-z][a-z0-9]{0,20}", 0..9)),
@@ -378,7 +398,7 @@ mod tests {
             let gossip = MemberGossip {
                 http: text.clone(), mesh: text.clone(), group: Some(GroupId::new("g1").unwrap()), version: text.clone(),
                 protocol, state, node_healthy, node_version: optional.clone(), node_error: optional, unserved, load,
-                records_digest: "00ff".into(), started_at: text, leases, lease_ttl_ms,
+                pressed: pressed.into_iter().map(index).collect(), records_digest: "00ff".into(), started_at: text, leases, lease_ttl_ms,
                 unreached: unreached.map_or(Unreached::Many, |ids| {
                     Unreached::Some(ids.into_iter().map(|id| MemberId::new(id).unwrap()).collect())
                 }),

@@ -323,7 +323,9 @@ impl Mesh {
     /// Waits until every sidecar sees all members active with healthy nodes.
     pub fn wait_whole(&mut self) {
         for i in 0..self.members.len() {
-            self.wait_seen("a whole mesh", i, |m| m["state"] == "active" && m["serving"] == true);
+            self.wait_seen("a whole mesh", i, |m| {
+                m["state"] == "active" && m["serving"] == true && m["unserved"] == serde_json::json!({})
+            });
         }
     }
 

@@ -2,11 +2,11 @@
 //!
 //! Rule: what is told to be applied, or to have failed, is durable. Must not know: how the cores are run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::proto::apply::{Flaw, TaskRef};
 use crate::services::journal::JournalHandle;
@@ -87,6 +87,7 @@ pub(super) struct Known {
 pub(super) struct Shared {
     pub(super) news: broadcast::Sender<Told>,
     pub(super) positions: broadcast::Sender<(JournalKey, u64)>,
+    pub(super) pressed: watch::Sender<BTreeSet<PhysicalIndex>>,
     known: Mutex<BTreeMap<PhysicalIndex, Known>>,
     /// Every index to which something was ever applied here is known.
     pub(super) listed: AtomicBool,
@@ -95,7 +96,13 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new() -> Self {
         let (news, positions) = (broadcast::Sender::new(NEWS), broadcast::Sender::new(NEWS));
-        Self { news, positions, known: Mutex::default(), listed: AtomicBool::new(false) }
+        Self {
+            news,
+            positions,
+            pressed: watch::Sender::default(),
+            known: Mutex::default(),
+            listed: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn known(&self) -> MutexGuard<'_, BTreeMap<PhysicalIndex, Known>> {
@@ -104,6 +111,9 @@ impl Shared {
 
     /// Says what happened; nobody may be listening.
     pub(super) fn tell(&self, told: Told) {
+        if let Told::Pressure(index, pressed) = &told {
+            self.pressed.send_if_modified(|all| if *pressed { all.insert(index.clone()) } else { all.remove(index) });
+        }
         if let Told::Applied { key, to } = &told {
             drop(self.positions.send((key.clone(), *to)));
         }
@@ -164,6 +174,11 @@ impl ApplyHandle {
     /// Whether so much of an index waits that its writes are to be refused.
     pub fn pressed(&self, index: &PhysicalIndex) -> bool {
         self.shared.known().get(index).is_some_and(|known| known.pressed)
+    }
+
+    /// The indexes of which so much waits.
+    pub fn watch_pressed(&self) -> watch::Receiver<BTreeSet<PhysicalIndex>> {
+        self.shared.pressed.subscribe()
     }
 
     /// What keeps entries of an index from being applied, for people.

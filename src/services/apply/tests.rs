@@ -184,7 +184,7 @@ impl All {
         &self.running[i].as_ref().unwrap().handle
     }
 
-    fn record(&self) -> JournalRecord {
+    fn record(&self) -> Arc<JournalRecord> {
         self.world.alive().next().unwrap().1.journals.record(&index()).unwrap()
     }
 
@@ -510,7 +510,7 @@ async fn a_shard_that_leaves_is_forgotten_and_an_index_that_is_gone_as_well() {
         })
         .await;
     };
-    let mut record = all.record();
+    let mut record = (*all.record()).clone();
     let i = (0..MEMBERS).find(|i| all.primary(0) != Some(*i)).unwrap();
     let state = &mut record.shards[0];
     state.replicas.retain(|copy| copy.id.member != member(i));

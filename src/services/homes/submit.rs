@@ -15,7 +15,7 @@ use crate::proto::journal::{Answer, Kind, Write};
 use crate::proto::tasks::home::body::{encode_head, join};
 use crate::proto::tasks::home::{PartRef, Parts, Work};
 use crate::proto::tasks::{Head, Outcome, Shown, Status, Subject};
-use crate::services::journal::Sender;
+use crate::services::journal::{NotReady, Sender};
 use crate::types::{PhysicalIndex, ShardId, TaskUid, TraceId};
 
 /// How often a key is settled anew because what it stood for never was.
@@ -133,6 +133,12 @@ impl Homes {
         let head = write.head();
         let one = Numbered { uid, head, index: &write.index, parts: &write.parts };
         let Some(writes) = one.writes() else { return Submitted::NotDone(NotDone::TooLarge) };
+        let shards = write.parts.iter().map(|(shard, ..)| *shard).collect();
+        match sender.ready(&write.index, &shards, deadline).await {
+            Ok(()) => {}
+            Err(NotReady::NoQuorum) => return Submitted::NotDone(NotDone::NoQuorum),
+            Err(NotReady::Pressed) => return Submitted::NotDone(NotDone::Busy),
+        }
         if let Some(key) = &write.key {
             match self.with_key(sender, key, &one, deadline, trace).await {
                 Ok(None) => {}

@@ -15,6 +15,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::inbox::{Inbox, NotTaken};
 use super::records::{self, CreateError, RetireError};
 use crate::proto::env::Instant;
+use crate::proto::journal::election;
 use crate::proto::journal::entry::ENTRY_BODY_MAX_BYTES;
 use crate::proto::journal::{Answer, Body, Entry, Hint, Kind, Stands, Write};
 use crate::proto::tasks::home::{StoredRow, Touched};
@@ -23,7 +24,8 @@ use crate::store::journal::StoredHome;
 use crate::store::{JournalStore, StoreError};
 use crate::types::limits::APPEND_PARTS_MAX;
 use crate::types::{
-    Epoch, Holder, JournalKey, JournalRecord, PhysicalIndex, Position, ReplicaId, ShardId, ShardState, TaskPart,
+    Epoch, Holder, JournalKey, JournalRecord, PhysicalIndex, Position, RecordVersion, ReplicaId, ShardId, ShardState,
+    TaskPart,
 };
 use crate::wire::verbs::{Append, Appended, Refusal};
 
@@ -86,12 +88,19 @@ pub(super) struct Shared {
     pub(super) events: broadcast::Sender<Event>,
     // Up to where entries are known to be committed, of shards that this process has touched.
     commits: Mutex<BTreeMap<JournalKey, u64>>,
+    // The records of indexes as they were read last.
+    records: Mutex<BTreeMap<PhysicalIndex, (RecordVersion, Arc<JournalRecord>)>>,
     pub(super) in_memory: AtomicUsize,
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
-        Self { events: broadcast::Sender::new(EVENTS), commits: Mutex::default(), in_memory: AtomicUsize::new(0) }
+        Self {
+            events: broadcast::Sender::new(EVENTS),
+            commits: Mutex::default(),
+            records: Mutex::default(),
+            in_memory: AtomicUsize::new(0),
+        }
     }
 
     /// Says what happened; nobody may be listening.
@@ -133,10 +142,28 @@ impl JournalHandle {
     }
 
     /// The states of an index's shards as this member's copy has them.
-    pub fn record(&self, index: &PhysicalIndex) -> Option<JournalRecord> {
+    pub fn record(&self, index: &PhysicalIndex) -> Option<Arc<JournalRecord>> {
         let copies = self.ledger.copies();
-        let copy = copies.get(&JournalRecord::key(index))?;
-        JournalRecord::from_json(&copy.value).ok()
+        let copy = copies.get(&JournalRecord::key(index));
+        // Every part of every write asks; the text is read once.
+        let mut records = self.shared.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(copy) = copy else {
+            records.remove(index);
+            return None;
+        };
+        if let Some((version, record)) = records.get(index)
+            && *version == copy.version
+        {
+            return Some(Arc::clone(record));
+        }
+        let record = Arc::new(JournalRecord::from_json(&copy.value).ok()?);
+        records.insert(index.clone(), (copy.version, Arc::clone(&record)));
+        Some(record)
+    }
+
+    /// The least size of a shard's in-sync set.
+    pub fn min_in_sync(&self, state: &ShardState) -> usize {
+        election::min_in_sync(state, self.min_in_sync)
     }
 
     /// Writes the first states of an index's shards: these copies, all of them full, in sync and empty.
@@ -431,7 +458,7 @@ impl JournalHandle {
         let record = self.record(index).unwrap_or_default();
         let mut all: BTreeMap<ShardId, ShardStatus> = (0..)
             .map(ShardId)
-            .zip(record.shards)
+            .zip(record.shards.iter().cloned())
             .map(|(shard, state)| (shard, ShardStatus { state: Some(state), ..ShardStatus::default() }))
             .collect();
         for listed in self.store.list().await?.0.into_iter().filter(|l| l.key.index == *index) {

@@ -39,5 +39,5 @@ pub use handle::{Event, JournalHandle, ShardStatus};
 pub use inbox::Envelope;
 pub use records::{CreateError, RetireError};
 pub use retention::Retention;
-pub use sender::Sender;
+pub use sender::{NotReady, Sender};
 pub use sight::Seen;

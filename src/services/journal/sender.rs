@@ -4,7 +4,7 @@
 //! record names, until the deadline; its primary recognises it. Rule: an answer that says that nothing was appended is the
 //! last word only if no earlier attempt may have been. Must not know: what parts say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,17 @@ use futures_util::future::join_all;
 use super::handle::{JournalHandle, answer_of, unknown};
 use crate::net::{Call, CallError, Peers};
 use crate::proto::journal::{Answer, Write};
+use crate::services::cluster::Cluster;
 use crate::types::limits::{APPEND_PARTS_MAX, CALL_BODY_MAX_BYTES};
-use crate::types::{Epoch, MemberId, PhysicalIndex, ShardId, TraceId};
+use crate::types::{Epoch, JournalRecord, MemberId, PhysicalIndex, ShardId, TraceId};
 use crate::wire::verbs::{Append, AppendPart, Reply, Request};
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long shards may be without a primary: longer than an election.
+const ELECTION: Duration = Duration::from_secs(5);
+/// How long a node may have too much to do.
+const PRESSED: Duration = Duration::from_secs(1);
 /// How long one attempt may take: an answer may be lost with its primary.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
@@ -28,6 +33,16 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 pub struct Sender {
     journals: JournalHandle,
     peers: Arc<dyn Peers>,
+    cluster: Cluster,
+}
+
+/// Why parts of a request can't be sent now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotReady {
+    /// A shard has no primary that answers, or too few replicas in sync.
+    NoQuorum,
+    /// The node of a primary has more to do than it should.
+    Pressed,
 }
 
 impl std::fmt::Debug for Sender {
@@ -84,8 +99,52 @@ fn in_calls(parts: &[Part], which: Vec<usize>) -> Vec<Vec<usize>> {
 
 impl Sender {
     /// Parts go from this member, to itself or through `peers`.
-    pub fn new(journals: JournalHandle, peers: Arc<dyn Peers>) -> Self {
-        Self { journals, peers }
+    pub fn new(journals: JournalHandle, peers: Arc<dyn Peers>, cluster: Cluster) -> Self {
+        Self { journals, peers, cluster }
+    }
+
+    /// Waits until every shard has a primary that is not suspected to be gone, enough replicas in sync, and no node of a
+    /// primary too much to do: whatever is refused before a part is sent is certainly not done.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// What was missing all the time.
+    pub async fn ready(
+        &self,
+        index: &PhysicalIndex,
+        shards: &BTreeSet<ShardId>,
+        deadline: Instant,
+    ) -> Result<(), NotReady> {
+        let began = Instant::now();
+        loop {
+            let Err(why) = self.is_ready(index, shards) else { return Ok(()) };
+            let patience = match why {
+                NotReady::NoQuorum => ELECTION,
+                NotReady::Pressed => PRESSED,
+            };
+            if Instant::now() + PAUSE >= deadline.min(began + patience) {
+                return Err(why);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn is_ready(&self, index: &PhysicalIndex, shards: &BTreeSet<ShardId>) -> Result<(), NotReady> {
+        let record = self.journals.record(index).ok_or(NotReady::NoQuorum)?;
+        let mut primaries = BTreeSet::new();
+        for shard in shards {
+            let state = record.shard(*shard).ok_or(NotReady::NoQuorum)?;
+            let primary = state.primary.as_ref().ok_or(NotReady::NoQuorum)?;
+            let gone = primary.member != self.journals.me.member && self.peers.is_suspect(&primary.member);
+            if gone || state.in_sync.len() < self.journals.min_in_sync(state) {
+                return Err(NotReady::NoQuorum);
+            }
+            primaries.insert(&primary.member);
+        }
+        let seen = self.cluster.seen();
+        let pressed = |member: &&MemberId| seen.get(*member).is_some_and(|seen| seen.pressed.contains(index));
+        if primaries.iter().any(pressed) { Err(NotReady::Pressed) } else { Ok(()) }
     }
 
     /// Sends parts until each is committed, or refused, or the deadline has come. An answer for each, in their order:
@@ -111,8 +170,9 @@ impl Sender {
         let mut parts: Vec<Part> = parts.into_iter().map(part).collect();
         loop {
             let mut by_member: BTreeMap<MemberId, Vec<usize>> = BTreeMap::new();
+            let record = self.journals.record(index);
             for (i, part) in parts.iter().enumerate().filter(|(_, part)| !part.done) {
-                if let Some(to) = self.target(index, part) {
+                if let Some(to) = target(record.as_deref(), part) {
                     by_member.entry(to).or_default().push(i);
                 }
             }
@@ -138,18 +198,6 @@ impl Sender {
                 return parts.into_iter().map(last).collect();
             }
             tokio::time::sleep(PAUSE).await;
-        }
-    }
-
-    /// Who orders the shard's writes, by the newest that was heard.
-    fn target(&self, index: &PhysicalIndex, part: &Part) -> Option<MemberId> {
-        let record = self.journals.record(index);
-        let state = record.as_ref().and_then(|record| record.shard(part.shard));
-        let known = state.and_then(|s| Some((s.epoch, s.primary.as_ref()?.member.clone())));
-        match (known, &part.hint) {
-            (Some((epoch, _)), (hinted, Some(member))) if *hinted > epoch => Some(member.clone()),
-            (Some((_, member)), _) => Some(member),
-            (None, (_, member)) => member.clone(),
         }
     }
 
@@ -179,5 +227,16 @@ impl Sender {
             Err(CallError::NotSent { .. } | CallError::Refused { .. }) => vec![Answer::Busy; count],
             Ok(_) | Err(CallError::NoAnswer { .. }) => vec![unknown(); count],
         }
+    }
+}
+
+/// Who orders the shard's writes, by the newest that was heard.
+fn target(record: Option<&JournalRecord>, part: &Part) -> Option<MemberId> {
+    let state = record.and_then(|record| record.shard(part.shard));
+    let known = state.and_then(|s| Some((s.epoch, &s.primary.as_ref()?.member)));
+    match (known, &part.hint) {
+        (Some((epoch, _)), (hinted, Some(member))) if *hinted > epoch => Some(member.clone()),
+        (Some((_, member)), _) => Some(member.clone()),
+        (None, (_, member)) => member.clone(),
     }
 }

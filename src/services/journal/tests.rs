@@ -73,7 +73,7 @@ async fn whole(world: &World, shards: u16) {
             let Some(i) = primary(world, shard).filter(|i| world.members[*i].is_some()) else { return false };
             let status = world.at(i).journals.status(&index()).await.unwrap();
             let works = |s: &ShardStatus| s.primary && s.epoch == state.epoch && s.last > 0 && s.commit == s.last;
-            let knows = |record: JournalRecord| record.shard(ShardId(shard)) == Some(&state);
+            let knows = |record: std::sync::Arc<JournalRecord>| record.shard(ShardId(shard)) == Some(&state);
             world.alive().all(|(_, m)| m.journals.record(&index()).is_some_and(knows))
                 && status.get(&ShardId(shard)).is_some_and(works)
         })
