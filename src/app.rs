@@ -680,6 +680,7 @@ fn seen_of(g: &MemberGossip, suspect: bool) -> Seen {
         version: Some(g.version.clone()),
         unserved: g.unserved.clone(),
         pressed: g.pressed.clone(),
+        lost: g.lost.clone(),
         records: Some(g.records_digest.clone()),
     }
 }
@@ -700,10 +701,11 @@ async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, rec
     let Says { mut health, mut state, mut leases, mut lost, mut unserved, mut pressed, mut suspects } = says;
     let mut changes = records.watch();
     loop {
-        let node = health.borrow_and_update().clone();
+        let (node, lacks) = (health.borrow_and_update().clone(), lost.borrow_and_update().clone());
         let says = MemberGossip {
             state: *state.borrow_and_update(),
-            unserved: serving::together(&lost.borrow_and_update(), &unserved.borrow_and_update()),
+            unserved: serving::together(&lacks, &unserved.borrow_and_update()),
+            lost: lacks.keys().cloned().collect(),
             pressed: pressed.borrow_and_update().clone(),
             unreached: Unreached::Some(suspects.borrow_and_update().clone()),
             node_healthy: node.healthy,

@@ -106,6 +106,8 @@ pub struct Seen {
     pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
     /// Indexes that wait for its node.
     pub pressed: BTreeSet<PhysicalIndex>,
+    /// Indexes that its node has lost.
+    pub lost: BTreeSet<PhysicalIndex>,
     /// Digest of the records that it knows.
     pub records: Option<String>,
 }
@@ -121,6 +123,7 @@ impl Seen {
             version: None,
             unserved: BTreeMap::new(),
             pressed: BTreeSet::new(),
+            lost: BTreeSet::new(),
             records: None,
         }
     }

@@ -13,8 +13,8 @@ use crate::types::{Epoch, GroupId, LeaseSign, MemberId, PhysicalIndex, ShardId, 
 const TEXT_MAX_CHARS: usize = 300;
 /// Longest text of leases; what is beyond it is not gossiped, and others hear of it otherwise.
 const LEASES_MAX_BYTES: usize = 2_048;
-/// Names of pressed indexes that are told.
-const PRESSED_MAX: usize = 4;
+/// Names of indexes in a list that is told.
+const NAMED_MAX: usize = 4;
 /// Bytes of the `unserved` text at most.
 const UNSERVED_MAX_BYTES: usize = 3_072;
 /// Bytes of the `unreached` text at most.
@@ -131,6 +131,8 @@ pub struct MemberGossip {
     pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
     /// Indexes of which its node has more to do than it should, so that it wants no more writes; not more than can be named.
     pub pressed: BTreeSet<PhysicalIndex>,
+    /// Indexes that its node has lost; not more than can be named.
+    pub lost: BTreeSet<PhysicalIndex>,
     /// The members that do not answer its probes.
     pub unreached: Unreached,
     /// Requests under way.
@@ -197,7 +199,10 @@ impl MemberGossip {
             pairs.insert("unserved", unserved_text(&self.unserved));
         }
         if !self.pressed.is_empty() {
-            pairs.insert("pressed", pressed_text(&self.pressed));
+            pairs.insert("pressed", names_text(&self.pressed));
+        }
+        if !self.lost.is_empty() {
+            pairs.insert("lost", names_text(&self.lost));
         }
         if let Some(unreached) = self.unreached.text() {
             pairs.insert("unreached", unreached);
@@ -247,7 +252,8 @@ impl MemberGossip {
             "node.version" => self.node_version = Some(text()?),
             "node.error" => self.node_error = Some(text()?),
             "unserved" => self.unserved = parse_unserved(value)?,
-            "pressed" => self.pressed = parse_pressed(value)?,
+            "lost" => self.lost = parse_names(value)?,
+            "pressed" => self.pressed = parse_names(value)?,
             "unreached" => self.unreached = Unreached::parse(value)?,
             "load" => self.load = value.parse().ok()?,
             "records" => self.records_digest = text().filter(|t| t.bytes().all(|b| b.is_ascii_hexdigit()))?,
@@ -283,14 +289,14 @@ fn unserved_text(unserved: &BTreeMap<PhysicalIndex, ShardSet>) -> String {
 }
 
 /// Names; more than so many are not told.
-fn pressed_text(pressed: &BTreeSet<PhysicalIndex>) -> String {
-    let names: Vec<&str> = pressed.iter().take(PRESSED_MAX).map(PhysicalIndex::as_str).collect();
+fn names_text(indexes: &BTreeSet<PhysicalIndex>) -> String {
+    let names: Vec<&str> = indexes.iter().take(NAMED_MAX).map(PhysicalIndex::as_str).collect();
     names.join(";")
 }
 
-fn parse_pressed(text: &str) -> Option<BTreeSet<PhysicalIndex>> {
+fn parse_names(text: &str) -> Option<BTreeSet<PhysicalIndex>> {
     let names: BTreeSet<_> = text.split(';').map(PhysicalIndex::new).collect::<Result<_, _>>().ok()?;
-    (names.len() <= PRESSED_MAX).then_some(names)
+    (names.len() <= NAMED_MAX).then_some(names)
 }
 
 fn ranges(shards: &ShardSet) -> Vec<(u16, u16)> {
@@ -382,7 +388,8 @@ mod tests {
             protocol: u16, load: u32, node_healthy: bool,
             state in prop::sample::select(vec![MemberState::Joining, MemberState::Active, MemberState::Draining, MemberState::Removed]),
             unserved in prop::collection::btree_map(0_u32..9, prop::collection::btree_set(0..SHARDS_MAX, 0..60), 0..5),
-            pressed in prop::collection::btree_set(0_u32..9, 0..=PRESSED_MAX),
+            pressed in prop::collection::btree_set(0_u32..9, 0..=NAMED_MAX),
+            lost in prop::collection::btree_set(0_u32..9, 0..=NAMED_MAX),
             lease_ttl_ms in prop::option::of(0..=LEASE_TTL_MAX_MS),
             process in prop::option::of((any::<[u8; 16]>(), any::<u64>())),
             unreached in prop::option::of(prop::collection::btree_set("[a-z][a-z0-9]{0,20}", 0..9)),
@@ -398,7 +405,7 @@ mod tests {
             let gossip = MemberGossip {
                 http: text.clone(), mesh: text.clone(), group: Some(GroupId::new("g1").unwrap()), version: text.clone(),
                 protocol, state, node_healthy, node_version: optional.clone(), node_error: optional, unserved, load,
-                pressed: pressed.into_iter().map(index).collect(), records_digest: "00ff".into(), started_at: text, leases, lease_ttl_ms,
+                pressed: pressed.into_iter().map(index).collect(), lost: lost.into_iter().map(index).collect(), records_digest: "00ff".into(), started_at: text, leases, lease_ttl_ms,
                 unreached: unreached.map_or(Unreached::Many, |ids| {
                     Unreached::Some(ids.into_iter().map(|id| MemberId::new(id).unwrap()).collect())
                 }),
