@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use crate::proto::apply::{Flaw, TaskRef};
+use super::board::{Asked, What};
+use crate::proto::apply::{Copied, Flaw, Standing, Stop, TaskRef};
+use crate::proto::env::Instant;
 use crate::services::journal::JournalHandle;
 use crate::services::local::Local;
 use crate::store::journal::EntryOutcome;
@@ -59,14 +61,15 @@ pub struct Lag {
     pub applied: u64,
     /// Up to here entries are known to be committed.
     pub committed: u64,
-    /// The copy must be made anew.
+    /// The copy must be made anew, or is new and was not compared with another: it is not to be served.
     pub rebuild: bool,
 }
 
 /// What the driver is told by this process.
 #[derive(Debug)]
-pub(super) enum Input {
-    Made { key: JournalKey, applied: u64, by: Option<TaskRef>, tell: oneshot::Sender<()> },
+pub(super) struct Input {
+    pub(super) index: PhysicalIndex,
+    pub(super) asked: Asked,
 }
 
 /// What is known of one index.
@@ -184,9 +187,56 @@ impl ApplyHandle {
     /// The copy of a shard is as after entry `applied`, made by something else than entries; `by` is the last task of the node
     /// that made it, and it has ended. Entries behind it are applied from now on. Says whether that is durable.
     pub async fn made(&self, key: &JournalKey, applied: u64, by: Option<TaskRef>) -> bool {
+        self.copied(key, Copied { applied, by, ..Copied::default() }).await.is_some()
+    }
+
+    /// The same, with what else is known of the copy. `None`: this member does not hold the shard.
+    pub async fn copied(&self, key: &JournalKey, copied: Copied) -> Option<Standing> {
+        self.ask(key, What::Made(copied)).await
+    }
+
+    /// The copy of a shard is of no use, whatever was applied to it: it must be made anew, which is told by [`Told::Rebuild`] once
+    /// nothing of it is under way, also if that was told before.
+    pub async fn unmade(&self, key: &JournalKey) -> Option<Standing> {
+        self.ask(key, What::Unmade).await
+    }
+
+    /// The copy of a shard was compared with another, and is the same.
+    pub async fn checked(&self, key: &JournalKey) -> Option<Standing> {
+        self.ask(key, What::Checked).await
+    }
+
+    /// Has entries of a shard wait until then, at most; `None`: they go on.
+    pub async fn stop(&self, key: &JournalKey, stop: Option<(Stop, Instant)>) -> Option<Standing> {
+        self.ask(key, What::Stop(stop)).await
+    }
+
+    /// How the copy of a shard stands; what it says is durable. `None`: this member does not hold the shard.
+    pub async fn standing(&self, key: &JournalKey) -> Option<Standing> {
+        self.ask(key, What::Look).await
+    }
+
+    async fn ask(&self, key: &JournalKey, what: What) -> Option<Standing> {
         let (tell, wait) = oneshot::channel();
-        drop(self.inputs.send(Input::Made { key: key.clone(), applied, by, tell }).await);
-        wait.await.is_ok()
+        let asked = Asked { shard: key.shard, what, tell };
+        drop(self.inputs.send(Input { index: key.index.clone(), asked }).await);
+        wait.await.ok()
+    }
+
+    /// Whether the copy of a shard is being made anew or compared, so that it must not be served; see also [`Self::trusted`].
+    pub fn is_rebuilt(&self, key: &JournalKey) -> bool {
+        let known = self.shared.known();
+        known.get(&key.index).and_then(|known| known.lags.get(&key.shard)).is_some_and(|lag| lag.rebuild)
+    }
+
+    /// All copies of which that is so.
+    pub fn rebuilt(&self) -> Vec<JournalKey> {
+        let known = self.shared.known();
+        let of = |(index, known): (&PhysicalIndex, &Known)| {
+            let shards = known.lags.iter().filter(|(_, lag)| lag.rebuild);
+            shards.map(|(shard, _)| JournalKey { index: index.clone(), shard: *shard }).collect::<Vec<_>>()
+        };
+        known.iter().flat_map(of).collect()
     }
 
     /// How many indexes have an applier in memory: those at rest have none.

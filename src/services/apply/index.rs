@@ -6,17 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::board::{Board, Levels, Made};
+use super::board::{Asked, Board, Levels, What};
 use super::driver::Common;
-use super::handle::Lag;
+use super::handle::{Lag, Told};
 use super::node::Times;
 use super::outcomes;
 use super::verdicts::{Heard, Verdicts};
 use crate::proto::apply::effect::{LaneRow, Need};
-use crate::proto::apply::{Applier, Head, Page, Probed, Rows, TaskRef};
+use crate::proto::apply::{Applier, Copied, Head, Page, Probed, Rows, TaskRef};
 use crate::proto::env::{Env, Instant};
 use crate::services::ledger::{driver::seed, nap, now};
 use crate::services::local::Queued;
@@ -77,7 +76,7 @@ pub(super) async fn run(common: Arc<Common>, index: PhysicalIndex, board: Arc<Bo
     let mut lags = BTreeMap::new();
     for (shard, row) in &stored.stored.lanes {
         let committed = positions.get(shard).map_or(0, |(_, commit)| *commit).max(row.applied);
-        lags.insert(*shard, Lag { applied: row.applied, committed, rebuild: row.need == Need::Rebuild });
+        lags.insert(*shard, Lag { applied: row.applied, committed, rebuild: is_to_be_made(row) });
     }
     let lanes = lags.keys().copied().collect();
     let committed = lags.iter().map(|(shard, lag)| (*shard, lag.committed)).collect();
@@ -159,7 +158,7 @@ impl Task {
 
     /// Looks at the board.
     async fn look(&mut self) -> Result<(), StoreError> {
-        let Some((levels, made)) = self.board.look() else { return Ok(()) };
+        let Some((levels, asked)) = self.board.look() else { return Ok(()) };
         if levels.gone {
             self.levels = levels;
             return Ok(());
@@ -183,7 +182,7 @@ impl Task {
             }
             if !known {
                 let applied = stored.map_or(0, |(applied, _)| *applied);
-                self.new_lane(shard, applied, None);
+                self.new_lane(shard, Copied { applied, ..Copied::default() });
             }
             let before = self.levels.shards.get(&shard).filter(|_| known);
             if before.is_none_or(|before| before.primary != level.primary) {
@@ -202,20 +201,15 @@ impl Task {
         } else if node {
             self.call(|core, env| core.handle_node(env, false));
         }
-        let tell = self.were_made(made);
-        self.drain().await?;
-        for tell in tell {
-            // Whoever asked may have gone.
-            let _ = tell.send(());
-        }
-        Ok(())
+        self.answer(asked).await
     }
 
-    fn new_lane(&mut self, shard: ShardId, applied: u64, by: Option<TaskRef>) {
+    fn new_lane(&mut self, shard: ShardId, copied: Copied) {
+        let applied = copied.applied;
         self.stop_taking(shard);
         self.lanes.insert(shard);
         self.verdicts.begin_at(shard, applied);
-        self.call(|core, env| core.handle_shard(env, shard, applied, by));
+        self.call(|core, env| core.handle_copied(env, shard, copied));
         self.is_committed(shard, applied);
     }
 
@@ -230,18 +224,39 @@ impl Task {
         }
     }
 
-    /// Copies that something else than entries has made; of shards that are not held any more nobody waits for them.
-    fn were_made(&mut self, made: Vec<Made>) -> Vec<oneshot::Sender<()>> {
-        let mut tell = Vec::new();
-        for made in made {
-            if let Some(level) = self.levels.shards.get(&made.shard).copied() {
-                self.new_lane(made.shard, made.applied, made.by);
-                self.call(|core, env| core.handle_reign(env, made.shard, level.primary));
-                self.is_committed(made.shard, level.committed);
-                tell.push(made.tell);
+    /// What concerns copies; of shards that are not held any more nobody is told anything.
+    async fn answer(&mut self, asked: Vec<Asked>) -> Result<(), StoreError> {
+        let (mut tell, mut made) = (Vec::new(), Vec::new());
+        for Asked { shard, what, tell: asker } in asked {
+            let Some(level) = self.levels.shards.get(&shard).copied() else { continue };
+            match what {
+                What::Made(copied) => {
+                    made.push((shard, copied.applied));
+                    self.new_lane(shard, copied);
+                    self.call(|core, env| core.handle_reign(env, shard, level.primary));
+                    self.is_committed(shard, level.committed);
+                }
+                What::Unmade => {
+                    self.lanes.insert(shard);
+                    self.call(|core, env| core.handle_unmade(env, shard));
+                }
+                What::Checked => self.call(|core, env| core.handle_checked(env, shard)),
+                What::Stop(stop) => self.call(|core, env| core.handle_stop(env, shard, stop)),
+                What::Look => {}
+            }
+            tell.push((shard, asker));
+        }
+        self.drain().await?;
+        for (shard, to) in made {
+            self.common.shared.tell(Told::Applied { key: self.key(shard), to });
+        }
+        for (shard, asker) in tell {
+            if let Some(standing) = self.core.standing(shard) {
+                // Whoever asked may have gone.
+                let _ = asker.send(standing);
             }
         }
-        tell
+        Ok(())
     }
 
     async fn did(&mut self, done: Done) -> Result<(), StoreError> {
@@ -363,7 +378,7 @@ impl Task {
             let committed = self.committed.get(shard).copied().unwrap_or(0);
             match row {
                 Some(row) => {
-                    let (applied, rebuild) = (row.applied, row.need == Need::Rebuild);
+                    let (applied, rebuild) = (row.applied, is_to_be_made(row));
                     lags.insert(*shard, Lag { applied, committed, rebuild });
                 }
                 None => drop(lags.remove(shard)),
@@ -374,6 +389,11 @@ impl Task {
     pub(super) fn key(&self, shard: ShardId) -> JournalKey {
         JournalKey { index: self.index.clone(), shard }
     }
+}
+
+/// Whether a shard's copy is to be made anew, or compared.
+fn is_to_be_made(row: &LaneRow) -> bool {
+    row.need == Need::Rebuild || row.unchecked
 }
 
 /// Rows that came later count.
