@@ -13,6 +13,7 @@
 //! | [`search`] | which members for which shards, and one list out of many |
 //! | [`journal`] | the order of a shard's writes, who stores them, and who orders them next |
 //! | [`apply`] | what goes to the own node next, and what the node's tasks prove |
+//! | [`snapshot`] | how a copy is made anew from another while writes go on |
 //! | [`tasks`] | what a task is, who keeps it, when it is finished, how it is listed |
 //! | [`ledger`] | what is agreed on by majority |
 //! | [`task_ids`] | which number a task gets |
@@ -49,5 +50,6 @@ pub mod placement;
 pub mod register;
 pub mod search;
 pub mod settings;
+pub mod snapshot;
 pub mod task_ids;
 pub mod tasks;

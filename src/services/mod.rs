@@ -25,6 +25,7 @@
 //! | [`reads`] | documents by id, listings |
 //! | [`search`] | plans, scatters, merges |
 //! | [`settings`] | settings, to all nodes and back |
+//! | [`snapshot`] | copies of shards, made anew from other members |
 //! | [`stats`] | counts and versions |
 //! | [`serve`] | answers the calls of peers |
 //! | `rooms` | what waits of each peer, bounded |
@@ -54,6 +55,7 @@ pub mod search;
 pub mod serve;
 pub mod settings;
 pub mod shards;
+pub mod snapshot;
 pub mod stats;
 pub mod task_ids;
 pub mod tasks;

@@ -151,13 +151,15 @@ impl Applier {
     pub fn standing(&self, shard: ShardId) -> Option<Standing> {
         let lane = self.lanes.get(&shard)?;
         let known = self.look.up && self.look.trusted && !self.look.doubt;
-        let quiet = !self.busy().contains_key(&shard) && lane.furthest() <= lane.row.applied && lane.hold.is_none();
+        let idle = !self.busy().contains_key(&shard);
+        let quiet = idle && lane.furthest() <= lane.row.applied && lane.hold.is_none();
         Some(Standing {
             applied: lane.row.applied,
             conditional: lane.row.conditional,
             quiet: quiet && known,
             sound: known && lane.row.need == Need::Nothing && !lane.row.unchecked,
             rebuild: lane.row.need == Need::Rebuild,
+            idle,
             stopped: lane.stop.is_some(),
         })
     }

@@ -150,6 +150,8 @@ pub struct Standing {
     pub sound: bool,
     /// The copy must be made anew.
     pub rebuild: bool,
+    /// Nothing of the shard is on its way to the node, or in its queue.
+    pub idle: bool,
     /// Something holds it up: see [`super::Applier::handle_stop`].
     pub stopped: bool,
 }

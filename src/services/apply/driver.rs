@@ -338,6 +338,7 @@ impl Driver {
         self.common.store.forget_applier(index).await?;
         let known: Option<Known> = self.common.shared.known().remove(index);
         drop(known);
+        self.common.shared.note_rebuilt(index);
         Ok(())
     }
 }

@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::board::{Asked, What};
 use crate::proto::apply::{Copied, Flaw, Standing, Stop, TaskRef};
 use crate::proto::env::Instant;
 use crate::services::journal::JournalHandle;
-use crate::services::local::Local;
+use crate::services::local::{Local, Lost};
 use crate::store::journal::EntryOutcome;
 use crate::store::{JournalStore, StoreError};
-use crate::types::{JournalKey, PhysicalIndex, ShardId};
+use crate::types::{JournalKey, PhysicalIndex, ShardId, ShardSet};
 
 /// News that a subscriber may lag behind.
 const NEWS: usize = 4_096;
@@ -93,16 +93,35 @@ pub(super) struct Shared {
     known: Mutex<BTreeMap<PhysicalIndex, Known>>,
     /// Every index to which something was ever applied here is known.
     pub(super) listed: AtomicBool,
+    rebuilt: watch::Sender<Lost>,
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
         let (news, positions) = (broadcast::Sender::new(NEWS), broadcast::Sender::new(NEWS));
-        Self { news, positions, known: Mutex::default(), listed: AtomicBool::new(false) }
+        let (known, listed, rebuilt) = (Mutex::default(), AtomicBool::new(false), watch::Sender::default());
+        Self { news, positions, known, listed, rebuilt }
     }
 
     pub(super) fn known(&self) -> MutexGuard<'_, BTreeMap<PhysicalIndex, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which copies of an index are made anew or compared may have changed.
+    pub(super) fn note_rebuilt(&self, index: &PhysicalIndex) {
+        let shards: ShardSet = match self.known().get(index) {
+            Some(known) => known.lags.iter().filter(|(_, lag)| lag.rebuild).map(|(shard, _)| *shard).collect(),
+            None => ShardSet::new(),
+        };
+        self.rebuilt.send_if_modified(|all| {
+            let shards = Some(shards).filter(|shards| !shards.is_empty());
+            let changed = all.get(index) != shards.as_ref();
+            match shards {
+                Some(shards) => drop(all.insert(index.clone(), shards)),
+                None => drop(all.remove(index)),
+            }
+            changed
+        });
     }
 
     /// Says what happened; nobody may be listening.
@@ -229,14 +248,9 @@ impl ApplyHandle {
         known.get(&key.index).and_then(|known| known.lags.get(&key.shard)).is_some_and(|lag| lag.rebuild)
     }
 
-    /// All copies of which that is so.
-    pub fn rebuilt(&self) -> Vec<JournalKey> {
-        let known = self.shared.known();
-        let of = |(index, known): (&PhysicalIndex, &Known)| {
-            let shards = known.lags.iter().filter(|(_, lag)| lag.rebuild);
-            shards.map(|(shard, _)| JournalKey { index: index.clone(), shard: *shard }).collect::<Vec<_>>()
-        };
-        known.iter().flat_map(of).collect()
+    /// All copies of which that is so, as that changes: with [`Local::lost`], what this member does not serve.
+    pub fn rebuilt(&self) -> watch::Receiver<Lost> {
+        self.shared.rebuilt.subscribe()
     }
 
     /// How many indexes have an applier in memory: those at rest have none.

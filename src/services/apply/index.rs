@@ -29,7 +29,7 @@ const TIMES: usize = 4_096;
 /// What was done beside the applier.
 #[derive(Debug)]
 pub(super) enum Done {
-    Started { starts: u64, emptied: bool },
+    Started { starts: u64, emptied: bool, lacks: bool },
     Heads { shard: ShardId, ticket: u64, heads: Vec<Head> },
     Queued { note: u64, queued: Queued },
     Listed { ticket: u64, page: Option<(Page, Times)> },
@@ -85,6 +85,7 @@ pub(super) async fn run(common: Arc<Common>, index: PhysicalIndex, board: Arc<Bo
     if let Some(known) = common.shared.known().get_mut(&index) {
         (known.lags, known.runs) = (lags, true);
     }
+    common.shared.note_rebuilt(&index);
     let mut task = Task {
         common,
         index,
@@ -196,7 +197,9 @@ impl Task {
             let (common, index, starts) = (self.common.clone(), self.index.clone(), self.levels.starts);
             self.done.spawn(async move {
                 let _turn = common.asking.acquire().await.map_err(|_| StoreError::Closed)?;
-                Ok(Done::Started { starts, emptied: common.local.has_lost(&index).await })
+                let emptied = common.local.has_lost(&index).await;
+                let lacks = !emptied && common.local.lacks(&index).await;
+                Ok(Done::Started { starts, emptied, lacks })
             });
         } else if node {
             self.call(|core, env| core.handle_node(env, false));
@@ -261,8 +264,9 @@ impl Task {
 
     async fn did(&mut self, done: Done) -> Result<(), StoreError> {
         match done {
-            Done::Started { starts, emptied } if self.levels.up && starts == self.levels.starts => {
+            Done::Started { starts, emptied, lacks } if self.levels.up && starts == self.levels.starts => {
                 self.is_emptied(emptied);
+                self.lacks(lacks);
                 self.call(|core, env| core.handle_node(env, true));
             }
             Done::Started { .. } => {}
@@ -296,11 +300,12 @@ impl Task {
     }
 
     fn was_queued(&mut self, note: u64, queued: Queued) {
-        let Queued { answer, why, shaken, emptied } = queued;
+        let Queued { answer, why, shaken, emptied, lacks } = queued;
         self.shaken |= shaken;
         self.has_trouble(why);
         self.call(|core, env| core.handle_answered(env, note, answer));
         self.is_emptied(emptied);
+        self.lacks(lacks);
     }
 
     fn is_emptied(&mut self, emptied: bool) {
@@ -308,6 +313,16 @@ impl Task {
             tracing::warn!(index = %self.index, "the node does not have the index any more; everything is applied to it again");
             self.emptied = true;
             self.call(|core, env| core.handle_emptied(env));
+        }
+    }
+
+    /// The node has lost the index, which only another member's node can say how to make: all copies are made anew.
+    fn lacks(&mut self, lacks: bool) {
+        if lacks {
+            tracing::warn!(index = %self.index, "the node does not have the index any more; its copies are made anew");
+            for shard in self.lanes.clone() {
+                self.call(|core, env| core.handle_unmade(env, shard));
+            }
         }
     }
 
@@ -383,6 +398,10 @@ impl Task {
                 }
                 None => drop(lags.remove(shard)),
             }
+        }
+        drop(known);
+        if !lanes.is_empty() {
+            self.common.shared.note_rebuilt(&self.index);
         }
     }
 

@@ -160,7 +160,7 @@ impl ApplyHandle {
         let (mut body, mut missing) = (BytesMut::new(), ids.clone());
         let ids: Vec<String> = ids.into_iter().collect();
         for some in ids.chunks(IDS) {
-            let Some(found) = fetch(&self.local, &key.index, some).await else { return Ok(Tried::Later) };
+            let Some(found) = fetch(&self.local, &key.index, some, true).await else { return Ok(Tried::Later) };
             body.extend_from_slice(&found);
             let Some(found) = ids_in(&found, &primary_key, shards) else { return Ok(Tried::Never) };
             missing.retain(|id| !found.contains(id));
@@ -186,17 +186,22 @@ impl ApplyHandle {
     }
 }
 
-/// Documents with these ids as NDJSON, with their vectors as the node has them, so that nothing is embedded again where they go;
-/// those that are not there are left out. `None`: they can't be had now.
+/// Documents with these ids as NDJSON, if they are to go elsewhere with their vectors as the node has them, so that nothing is
+/// embedded again there; those that are not there are left out. `None`: they can't be had now.
 ///
 /// Cancel-safe.
-pub(in crate::services) async fn fetch(local: &Local, index: &PhysicalIndex, ids: &[String]) -> Option<Bytes> {
+pub(in crate::services) async fn fetch(
+    local: &Local,
+    index: &PhysicalIndex,
+    ids: &[String],
+    vectors: bool,
+) -> Option<Bytes> {
     #[derive(Deserialize)]
     struct Found<'a> {
         #[serde(borrow)]
         results: Vec<&'a RawValue>,
     }
-    let body = serde_json::json!({ "ids": ids, "limit": ids.len(), "retrieveVectors": true }).to_string();
+    let body = serde_json::json!({ "ids": ids, "limit": ids.len(), "retrieveVectors": vectors }).to_string();
     let request = NodeRequest::json(Method::POST, format!("/indexes/{index}/documents/fetch"), body);
     let Ok(NodeAnswer { status: 200, body }) = local.ask(request).await else { return None };
     let found: Found<'_> = serde_json::from_slice(&body).ok()?;

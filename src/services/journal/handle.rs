@@ -23,7 +23,8 @@ use crate::store::journal::StoredHome;
 use crate::store::{JournalStore, StoreError};
 use crate::types::limits::APPEND_PARTS_MAX;
 use crate::types::{
-    Epoch, Holder, JournalKey, JournalRecord, PhysicalIndex, Position, ReplicaId, ShardId, ShardState, TaskPart,
+    Epoch, Holder, JournalKey, JournalRecord, MemberId, PhysicalIndex, Position, ReplicaId, ShardId, ShardState,
+    TaskPart,
 };
 use crate::wire::verbs::{Append, Appended, Refusal};
 
@@ -87,11 +88,24 @@ pub(super) struct Shared {
     // Up to where entries are known to be committed, of shards that this process has touched.
     commits: Mutex<BTreeMap<JournalKey, u64>>,
     pub(super) in_memory: AtomicUsize,
+    holds: Mutex<BTreeMap<JournalKey, BTreeMap<MemberId, Hold>>>,
+}
+
+/// Entries that a copy which is being filled will need.
+#[derive(Debug, Clone, Copy)]
+struct Hold {
+    behind: u64,
+    until: Clock,
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
-        Self { events: broadcast::Sender::new(EVENTS), commits: Mutex::default(), in_memory: AtomicUsize::new(0) }
+        Self {
+            events: broadcast::Sender::new(EVENTS),
+            commits: Mutex::default(),
+            in_memory: AtomicUsize::new(0),
+            holds: Mutex::default(),
+        }
     }
 
     /// Says what happened; nobody may be listening.
@@ -106,6 +120,19 @@ impl Shared {
 
     pub(super) fn commit(&self, key: &JournalKey) -> Option<u64> {
         self.commits.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+    }
+
+    /// Behind which entry everything is still needed; of whoever has not come back in time nothing is.
+    fn held(&self, key: &JournalKey) -> Option<u64> {
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = holds.get_mut(key)?;
+        let now = Clock::now();
+        of.retain(|_, hold| hold.until > now);
+        let behind = of.values().map(|hold| hold.behind).min();
+        if behind.is_none() {
+            holds.remove(key);
+        }
+        behind
     }
 
     /// The journal begins anew, or is gone.
@@ -399,6 +426,20 @@ impl JournalHandle {
         self.store.stage_home(key, first, rows).await
     }
 
+    /// Where an entry stands, committed or not; `None` if it was dropped at the beginning, or is not there.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::read_committed`].
+    pub async fn position(&self, key: &JournalKey, seq: u64) -> Result<Option<Position>, StoreError> {
+        let found = self.store.position(key, seq).await;
+        if let Err(StoreError::Damaged { reason, .. }) = &found {
+            self.repair(key, reason.clone()).await;
+        }
+        found
+    }
+
     /// The parts that stand up to `to`, for a snapshot that is taken there.
     ///
     /// Cancel-safe.
@@ -409,8 +450,30 @@ impl JournalHandle {
         self.store.parts(key, to).await
     }
 
+    /// Entries behind `behind`, and what is known of parts, are kept until then for the copy of a member that is being filled; the
+    /// next such call of the same counts. It lasts as long as this process at most.
+    pub fn hold(&self, key: &JournalKey, of: &MemberId, behind: u64, until: Clock) {
+        let mut holds = self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        holds.entry(key.clone()).or_default().insert(of.clone(), Hold { behind, until });
+    }
+
+    /// Nothing is kept for that member any more.
+    pub fn release(&self, key: &JournalKey, of: &MemberId) {
+        let mut holds = self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = holds.get_mut(key) {
+            held.remove(of);
+        }
+        holds.retain(|_, of| !of.is_empty());
+    }
+
+    /// Whether anything is kept for somebody.
+    pub(super) fn is_held(&self, key: &JournalKey) -> bool {
+        self.shared.held(key).is_some()
+    }
+
     /// Entries up to `to` are older than the retention: what nobody needs of them goes.
     pub async fn trim(&self, key: &JournalKey, to: u64) {
+        let to = self.shared.held(key).map_or(to, |behind| behind.min(to));
         drop(self.inputs.send(Input::Trim(key.clone(), to)).await);
     }
 
