@@ -41,6 +41,7 @@ use crate::services::search::{SearchOptions, Searches, coverage};
 use crate::services::serve::{self, Serve};
 use crate::services::settings::Settings;
 use crate::services::shards::Shards;
+use crate::services::snapshot::{self, Driver as SnapshotDriver};
 use crate::services::stats::{Nodes, Stats};
 use crate::services::task_ids::{self, Driver as TaskIdsDriver};
 use crate::services::tasks::Tasks;
@@ -241,6 +242,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         peers: Arc::clone(&peers),
         metrics: Arc::clone(&metrics),
     });
+    let (snapshot_driver, snapshots) = SnapshotDriver::new(snapshot::Parts {
+        config: snapshot::Config::default(),
+        apply: apply.clone(),
+        journals: journal.clone(),
+        store: journals.clone(),
+        local: local.clone(),
+        peers: Arc::clone(&peers),
+        start: identity.start,
+    });
     let sender = Sender::new(journal.clone(), peers);
     let (homes_driver, homes) = HomesDriver::new(homes::Parts {
         config: homes::Config::default(),
@@ -268,6 +278,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         records: records.clone(),
         local: local.clone(),
         apply: apply.clone(),
+        snapshots,
         homes: homes.clone(),
         orders,
         journal: journal.clone(),
@@ -326,6 +337,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     essential.spawn("telling of this member", publish);
     essential.spawn("following the records", local.clone().follow_records());
     essential.spawn("the driver of appliers", apply_driver.run());
+    essential.spawn("the driver of copies made anew", snapshot_driver.run());
     essential.spawn("the driver of homes", homes_driver.run());
     essential.spawn("what is told to homes", Reporter::new(homes).run());
 
