@@ -173,7 +173,8 @@ impl All {
         let (health, timeout) = (self.health[i].subscribe(), Duration::from_secs(5));
         let metrics = Arc::clone(&me.metrics);
         let local = Local::load(node, me.store.clone(), me.records.clone(), cluster, health, timeout, metrics);
-        let (local, peers) = (local.await.unwrap(), Arc::new(Between(Arc::clone(&self.handles), member(i))));
+        let local = local.await.unwrap();
+        let peers: Arc<dyn Peers> = Arc::new(Between(Arc::clone(&self.handles), member(i)));
         let (driver, handle) = Driver::new(Parts {
             config: config(),
             ledger: me.ledger.clone(),

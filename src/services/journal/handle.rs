@@ -40,6 +40,7 @@ pub(super) enum Input {
     Trim(JournalKey, u64),
     Snapshot { key: JournalKey, at: Position, parts: Vec<(TaskPart, Stands)>, tell: oneshot::Sender<bool> },
     Repair(JournalKey, String),
+    Unfit(JournalKey, bool),
     Status(PhysicalIndex, oneshot::Sender<BTreeMap<ShardId, ShardStatus>>),
     HandOver(oneshot::Sender<()>),
 }
@@ -482,6 +483,13 @@ impl JournalHandle {
         let (tell, wait) = oneshot::channel();
         drop(self.inputs.send(Input::Snapshot { key: key.clone(), at, parts, tell }).await);
         wait.await.unwrap_or(false)
+    }
+
+    /// Whether the copy here is made anew, so that somebody else is to order the shard's writes: whoever does so judges entries by
+    /// what its own node makes of them. It stays in sync, for its journal is whole. Said again now and then while it is so, because
+    /// others may not know.
+    pub async fn unfit(&self, key: &JournalKey, unfit: bool) {
+        drop(self.inputs.send(Input::Unfit(key.clone(), unfit)).await);
     }
 
     /// Every shard of an index of which this member holds a copy, or knows the state.

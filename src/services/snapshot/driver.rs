@@ -147,7 +147,7 @@ impl Driver {
             }
             tokio::select! {
                 told = self.told.recv() => match told {
-                    Ok(Told::Rebuild(key)) => self.queue.want(key),
+                    Ok(Told::Rebuild(key)) => self.want(key).await,
                     Ok(_) => {}
                     Err(RecvError::Lagged(_)) => self.look().await?,
                     Err(RecvError::Closed) => return Ok(()),
@@ -168,11 +168,19 @@ impl Driver {
         }
     }
 
+    /// A copy is to be made; somebody else orders the shard's writes meanwhile.
+    async fn want(&mut self, key: JournalKey) {
+        self.common.journals.unfit(&key, true).await;
+        self.queue.want(key);
+    }
+
     /// What was missed, or said before this process heard.
     async fn look(&mut self) -> Result<(), StoreError> {
         let rebuilt = self.common.apply.rebuilt().borrow().clone();
         for (index, shards) in rebuilt {
-            shards.iter().for_each(|shard| self.queue.want(JournalKey { index: index.clone(), shard }));
+            for shard in shards.iter() {
+                self.want(JournalKey { index: index.clone(), shard }).await;
+            }
         }
         for listed in self.common.journals.stored().await?.into_iter().filter(|listed| listed.rebuild) {
             self.is_of_no_use(listed.key);

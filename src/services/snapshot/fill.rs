@@ -91,7 +91,10 @@ pub(super) async fn run(common: Arc<Common>, key: JournalKey) -> Result<Ended, S
         match common.apply.standing(&key).await {
             Some(Standing { rebuild: true, idle: true, .. }) => break,
             Some(Standing { rebuild: true, .. }) => tokio::time::sleep(LOOK).await,
-            _ => return Ok(Ended::NotNeeded),
+            _ => {
+                common.journals.unfit(&key, false).await;
+                return Ok(Ended::NotNeeded);
+            }
         }
     }
     let mut rng = fastrand::Rng::with_seed(seed());
@@ -101,6 +104,9 @@ pub(super) async fn run(common: Arc<Common>, key: JournalKey) -> Result<Ended, S
     let (bodies, jobs, trouble) = (BTreeMap::new(), JoinSet::new(), None);
     let mut fill = Fill { common, key, learner, bodies, jobs, done_in, done, rng, trouble };
     let ended = fill.go_on().await?;
+    if ended != Ended::Failed {
+        fill.common.journals.unfit(&fill.key, false).await;
+    }
     fill.common.journals.release(&fill.key, &fill.common.journals.me().member);
     Ok(ended)
 }
@@ -130,6 +136,7 @@ impl Fill {
                     if !self.is_held() {
                         return Ok(Ended::NotNeeded);
                     }
+                    self.common.journals.unfit(&self.key, true).await;
                     self.keep();
                 }
                 () = tokio::time::sleep(nap) => self.call(Learner::handle_tick),
