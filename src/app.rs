@@ -251,6 +251,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         peers: Arc::clone(&peers),
         start: identity.start,
     });
+    let rebuilt = apply.rebuilt();
     let sender = Sender::new(journal.clone(), peers);
     let (homes_driver, homes) = HomesDriver::new(homes::Parts {
         config: homes::Config::default(),
@@ -331,6 +332,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         state: own_state.subscribe(),
         leases: signs,
         lost: local.lost(),
+        rebuilt,
         suspects: mesh.suspects(),
     };
     let publish = publish(about, Arc::clone(&gossip), cluster.clone(), records.clone(), says);
@@ -602,6 +604,7 @@ impl Picture {
                     listed: record.as_ref().and_then(|record| record.member(id)).map(|member| member.store),
                     gossiped: gossip.and_then(|g| g.store.zip(g.start)),
                     unreached: gossip.map(|g| g.unreached.clone()),
+                    unserved: gossip.map(|g| g.unserved.clone()).unwrap_or_default(),
                 }
             };
             let peers = self.cluster.topology().others().map(|id| (id.clone(), peer(id))).collect();
@@ -646,18 +649,19 @@ struct Says {
     state: watch::Receiver<MemberState>,
     leases: watch::Receiver<Vec<LeaseSign>>,
     lost: watch::Receiver<Lost>,
+    rebuilt: watch::Receiver<Lost>,
     suspects: watch::Receiver<BTreeSet<MemberId>>,
 }
 
 /// Tells the others, and the own picture, what changes about this member.
 async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, records: Records, says: Says) {
-    let Says { mut health, mut state, mut leases, mut lost, mut suspects } = says;
+    let Says { mut health, mut state, mut leases, mut lost, mut rebuilt, mut suspects } = says;
     let mut changes = records.watch();
     loop {
         let node = health.borrow_and_update().clone();
         let says = MemberGossip {
             state: *state.borrow_and_update(),
-            unserved: lost.borrow_and_update().clone(),
+            unserved: both(lost.borrow_and_update().clone(), &rebuilt.borrow_and_update()),
             unreached: Unreached::Some(suspects.borrow_and_update().clone()),
             node_healthy: node.healthy,
             node_version: node.version,
@@ -679,9 +683,19 @@ async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, rec
             changed = changes.changed() => if changed.is_err() { return },
             changed = leases.changed() => if changed.is_err() { return },
             changed = lost.changed() => if changed.is_err() { return },
+            changed = rebuilt.changed() => if changed.is_err() { return },
             changed = suspects.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Shards of either.
+fn both(mut one: Lost, other: &Lost) -> Lost {
+    for (index, shards) in other {
+        let all = one.entry(index.clone()).or_default();
+        *all = all.union(shards);
+    }
+    one
 }
 
 /// Brings the mesh's own counters into the series.
