@@ -46,6 +46,7 @@ use crate::services::serve::{self, Serve};
 use crate::services::serving::{self, Driver as ServingDriver, Unserved};
 use crate::services::settings::Settings;
 use crate::services::shards::Shards;
+use crate::services::snapshot::{self, Driver as SnapshotDriver};
 use crate::services::stats::{Nodes, Stats};
 use crate::services::task_ids::{self, Driver as TaskIdsDriver};
 use crate::services::tasks::Tasks;
@@ -281,6 +282,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         peers: Arc::clone(&peers),
         metrics: Arc::clone(&metrics),
     });
+    let (snapshot_driver, snapshots) = SnapshotDriver::new(snapshot::Parts {
+        config: snapshot::Config::default(),
+        apply: apply.clone(),
+        journals: journal.clone(),
+        store: journals.clone(),
+        local: local.clone(),
+        peers: Arc::clone(&peers),
+        start: identity.start,
+    });
     let sender = Sender::new(journal.clone(), peers, cluster.clone());
     let (homes_driver, homes) = HomesDriver::new(homes::Parts {
         config: homes::Config { core: home_config(&config) },
@@ -320,6 +330,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         records: records.clone(),
         local: local.clone(),
         apply: apply.clone(),
+        snapshots,
         homes: homes.clone(),
         orders,
         journal: journal.clone(),
@@ -381,6 +392,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     essential.spawn("following the records", local.clone().follow_records());
     essential.spawn("the driver of appliers", apply_driver.run());
     essential.spawn("what is served", serving.run());
+    essential.spawn("the driver of copies made anew", snapshot_driver.run());
     essential.spawn("the driver of homes", homes_driver.run());
     essential.spawn("what is told to homes", Reporter::new(homes).run());
 
@@ -645,6 +657,7 @@ impl Picture {
                     listed: record.as_ref().and_then(|record| record.member(id)).map(|member| member.store),
                     gossiped: gossip.and_then(|g| g.store.zip(g.start)),
                     unreached: gossip.map(|g| g.unreached.clone()),
+                    unserved: gossip.map(|g| g.unserved.clone()).unwrap_or_default(),
                 }
             };
             let peers = self.cluster.topology().others().map(|id| (id.clone(), peer(id))).collect();

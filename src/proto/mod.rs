@@ -14,6 +14,7 @@
 //! | [`journal`] | the order of a shard's writes, who stores them, and who orders them next |
 //! | [`apply`] | what goes to the own node next, and what the node's tasks prove |
 //! | [`serving`] | whether a replica may be asked by searches |
+//! | [`snapshot`] | how a copy is made anew from another while writes go on |
 //! | [`tasks`] | what a task is, who keeps it, when it is finished, how it is listed |
 //! | [`ledger`] | what is agreed on by majority |
 //! | [`task_ids`] | which number a task gets |
@@ -51,5 +52,6 @@ pub mod register;
 pub mod search;
 pub mod serving;
 pub mod settings;
+pub mod snapshot;
 pub mod task_ids;
 pub mod tasks;

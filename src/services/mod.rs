@@ -26,6 +26,7 @@
 //! | [`search`] | plans, scatters, merges |
 //! | [`serving`] | which shards this member serves |
 //! | [`settings`] | settings, to all nodes and back |
+//! | [`snapshot`] | copies of shards, made anew from other members |
 //! | [`stats`] | counts and versions |
 //! | [`serve`] | answers the calls of peers |
 //! | `rooms` | what waits of each peer, bounded |
@@ -56,6 +57,7 @@ pub mod serve;
 pub mod serving;
 pub mod settings;
 pub mod shards;
+pub mod snapshot;
 pub mod stats;
 pub mod task_ids;
 pub mod tasks;

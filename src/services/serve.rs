@@ -14,6 +14,7 @@ use super::ledger::inbox::NotTaken;
 use super::local::Local;
 use super::operations::Orders;
 use super::records::Records;
+use super::snapshot::SnapshotHandle;
 use super::task_ids::TaskIdsHandle;
 use crate::net::{Answer, Call, Handler};
 use crate::rt::UnderWay;
@@ -30,6 +31,8 @@ pub struct Parts {
     pub local: Local,
     /// What is done with the journals.
     pub apply: ApplyHandle,
+    /// Copies for other members.
+    pub snapshots: SnapshotHandle,
     /// The homes of tasks.
     pub homes: Homes,
     /// Orders of leaders.
@@ -115,7 +118,7 @@ impl Drop for Served<'_> {
 
 impl Serve {
     async fn answer(&self, from: &MemberId, call: Call) -> Answer {
-        let Parts { records, local, apply, homes, orders, journal, task_ids, .. } = &self.parts;
+        let Parts { records, local, apply, snapshots, homes, orders, journal, task_ids, .. } = &self.parts;
         match &call.request {
             Request::Probe => Answer::of(Reply::Done),
             Request::Ledger => Answer::of(match records.ledger().deliver(from, &call.body) {
@@ -154,6 +157,7 @@ impl Serve {
                 Ok(answer) => answer,
                 Err(refusal) => Answer::of(Reply::Refused(refusal)),
             },
+            Request::Snapshot(of) => snapshots.receive(from, of, &call.body).await,
             Request::Home => homes.receive(from, &call).await,
             Request::Read(read) => local.read(read, &call).await,
             Request::Write(write) => {
@@ -185,6 +189,7 @@ mod tests {
     use crate::services::apply;
     use crate::services::cluster::{Cluster, NodeHealth};
     use crate::services::members::NoPeers;
+    use crate::services::snapshot;
     use crate::services::testing::{LONG, World, member, within};
     use crate::types::{PhysicalIndex, ShardSet, TraceId};
     use crate::wire::verbs::{Read, ReadKind, Write, WriteKind};
@@ -207,8 +212,18 @@ mod tests {
         });
         Serve::new(Parts {
             records: me.records.clone(),
-            local,
-            apply,
+            local: local.clone(),
+            apply: apply.clone(),
+            snapshots: snapshot::Driver::new(snapshot::Parts {
+                config: snapshot::Config::default(),
+                apply,
+                journals: me.journals.clone(),
+                store: me.journal_store.clone(),
+                local,
+                peers: Arc::new(NoPeers),
+                start: 1,
+            })
+            .1,
             homes: me.homes.clone(),
             orders: Orders::new(&[], me.leases.clone(), me.records.clone(), Arc::clone(&me.metrics)),
             journal: me.journals.clone(),

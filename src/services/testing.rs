@@ -140,6 +140,7 @@ impl Net {
             sight: all().filter(|(m, _)| reach(own, m)).collect(),
             known: all().collect(),
             reach: up.keys().map(|a| (a.clone(), reached(a))).collect(),
+            unserved: BTreeMap::new(),
         }
     }
 }

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::codec::{self, CodecError};
 use crate::types::limits::CALL_HEADER_MAX_BYTES;
 use crate::types::{
-    EntryKind, Epoch, Holder, Order, PhysicalIndex, RecordKey, RecordVersion, ShardId, ShardSet, TaskPart, TaskUid,
+    EntryKind, Epoch, Holder, Order, PhysicalIndex, Position, RecordKey, RecordVersion, ShardId, ShardSet, TaskPart,
+    TaskUid,
 };
 
 /// Traffic classes: each has its own limit of calls under way, so that bulk never starves votes or searches.
@@ -166,6 +167,66 @@ pub enum Request {
     Documents(DocumentsOf),
     /// A question about tasks, to the primary of a home or to any member: as JSON in the body.
     Home,
+    /// Your copy of a shard, for mine that must be made anew. Ids go as a JSON array in the body.
+    Snapshot(SnapshotOf),
+}
+
+/// What of a copy is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotOf {
+    /// Of which index.
+    pub index: PhysicalIndex,
+    /// Of which shard.
+    pub shard: ShardId,
+    /// What.
+    pub act: SnapshotAct,
+}
+
+/// What is asked of the source of a copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotAct {
+    /// Can you give it?
+    Offer,
+    /// Begin a read of all documents; how often that was asked, this time counted.
+    Begin(u32),
+    /// Documents of this read; their ids are in the body.
+    Documents(u64),
+    /// All documents of this read are there.
+    Read(u64),
+    /// I am still at it.
+    Keep(u64),
+    /// What stands up to the read's position beside entries.
+    Beside {
+        /// Which read.
+        token: u64,
+        /// Whether parts are wanted.
+        parts: bool,
+        /// Verdicts are wanted on entries behind this one.
+        behind: u64,
+    },
+    /// What your copy holds after the entry that it is at.
+    Settle,
+    /// Nothing more of this read is wanted.
+    End(u64),
+}
+
+/// What the source of a copy says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotSaid {
+    /// Yes; or it is done.
+    Yes,
+    /// Not now.
+    Later,
+    /// A conditional entry was applied during the read.
+    Again,
+    /// No; why, for people.
+    No(String),
+    /// The read of this number has begun behind this entry; all ids are in the body.
+    Begun(u64, Position),
+    /// The first so many of the ids were looked for; what was found is in the body as NDJSON.
+    Documents(u32),
+    /// In the body, as JSON.
+    Json,
 }
 
 /// Entries whose verdicts are wanted.
@@ -376,6 +437,8 @@ pub enum Reply {
     NoDocuments(bool),
     /// The answer to a question about tasks, as JSON in the body.
     Home,
+    /// Of a copy.
+    Snapshot(SnapshotSaid),
 }
 
 macro_rules! verbs {
@@ -451,6 +514,7 @@ verbs! {
     17 Replicate Documents(payload),
     18 Replicate Home,
     19 Query Shards(payload),
+    20 Bulk Snapshot(payload),
 }
 
 /// The number of [`Request::Read`].
@@ -478,6 +542,11 @@ mod tests {
             Request::Journal,
             Request::Shards(index.clone()),
             Request::Home,
+            Request::Snapshot(SnapshotOf {
+                index: index.clone(),
+                shard: ShardId(1),
+                act: SnapshotAct::Beside { token: 3, parts: true, behind: 9 },
+            }),
             Request::Append(Append {
                 index: index.clone(),
                 parts: vec![AppendPart {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::effect::{Answer, Config, Effect, Head, LaneRow, Need, Request, Rows, Stored};
+use super::effect::{Answer, Config, Copied, Effect, Head, LaneRow, Need, Request, Rows, Standing, Stop, Stored};
 use super::lane::{Busy, Hold, Lane};
 use super::merge;
 use super::notes::{Note, Notes, Span, State, TaskRef};
@@ -74,6 +74,8 @@ impl Applier {
         if applier.notes.sent().is_some() {
             applier.look.lost_since = Some(env.now);
         }
+        let unchecked: Vec<_> = applier.lanes.iter().filter(|(_, l)| l.row.unchecked).map(|(s, _)| *s).collect();
+        unchecked.into_iter().for_each(|shard| applier.rebuild(shard));
         for span in applier.notes.rows().values().flat_map(|note| &note.spans) {
             if let Some(lane) = applier.lanes.get_mut(&span.shard) {
                 lane.row.furthest = lane.row.furthest.max(span.last);
@@ -89,17 +91,77 @@ impl Applier {
     /// The member holds a shard, with a copy that is as after entry `applied`; whatever was known of an earlier copy is
     /// forgotten. If something else than entries made the copy, `made_by` is the last task that did, and it has ended.
     pub fn handle_shard(&mut self, env: &mut Env, shard: ShardId, applied: u64, made_by: Option<TaskRef>) {
+        self.handle_copied(env, shard, Copied { applied, by: made_by, ..Copied::default() });
+    }
+
+    /// The same, with what else is known of the copy.
+    pub fn handle_copied(&mut self, env: &mut Env, shard: ShardId, copied: Copied) {
+        let Copied { applied, by, failed, compare_at } = copied;
         self.notes.strip(shard);
-        let made = made_by.map_or(0, |task| self.notes.add(Note::anchor(task)));
+        let made = by.map_or(0, |task| self.notes.add(Note::anchor(task)));
         let primary = self.lanes.get(&shard).is_some_and(|lane| lane.primary);
         let committed = self.lanes.get(&shard).map_or(applied, |lane| lane.committed.max(applied));
-        let row = LaneRow { applied, base: applied, made, ..LaneRow::default() };
-        self.lanes.insert(shard, Lane { primary, committed, ..Lane::of(row) });
+        let unchecked = compare_at.is_some();
+        let row = LaneRow { applied, base: applied, made, unchecked, ..LaneRow::default() };
+        let mut lane = Lane { primary, committed, ..Lane::of(row) };
+        if let Some(seq) = compare_at {
+            lane.stop_behind(seq);
+        }
+        self.lanes.insert(shard, lane);
+        self.rows.failed.extend(failed.into_iter().map(|(seq, flaw)| ((shard, seq), flaw)));
         self.changed_lanes.insert(shard);
         self.forget_taking(shard);
         // What is under way of the old copy must have ended before the new one gets entries.
         self.drain = true;
         self.run(env);
+    }
+
+    /// The copy is of no use: it must be made anew. Said by [`Effect::Rebuild`] when nothing of the shard is under way any more,
+    /// also if it was said before.
+    pub fn handle_unmade(&mut self, env: &mut Env, shard: ShardId) {
+        self.lanes.entry(shard).or_insert_with(|| Lane::of(LaneRow::default()));
+        self.rebuild(shard);
+        self.lanes.entry(shard).and_modify(|lane| lane.said = false);
+        self.drain = true;
+        self.run(env);
+    }
+
+    /// The copy was compared with another, and is the same.
+    pub fn handle_checked(&mut self, env: &mut Env, shard: ShardId) {
+        if let Some(lane) = self.lanes.get_mut(&shard).filter(|lane| lane.row.unchecked) {
+            lane.row.unchecked = false;
+            lane.stop = None;
+            self.changed_lanes.insert(shard);
+        }
+        self.run(env);
+    }
+
+    /// Has a shard wait until then, or lets it go on. A copy that is to be compared waits for that alone.
+    pub fn handle_stop(&mut self, env: &mut Env, shard: ShardId, stop: Option<(Stop, Instant)>) {
+        if let Some(lane) = self.lanes.get_mut(&shard).filter(|lane| !lane.row.unchecked) {
+            match stop {
+                Some((how, until)) => lane.stop(how, Some(until)),
+                None => lane.stop = None,
+            }
+        }
+        self.run(env);
+    }
+
+    /// How a shard's copy stands.
+    pub fn standing(&self, shard: ShardId) -> Option<Standing> {
+        let lane = self.lanes.get(&shard)?;
+        let known = self.look.up && self.look.trusted && !self.look.doubt;
+        let idle = !self.busy().contains_key(&shard);
+        let quiet = idle && lane.furthest() <= lane.row.applied && lane.hold.is_none();
+        Some(Standing {
+            applied: lane.row.applied,
+            conditional: lane.row.conditional,
+            quiet: quiet && known,
+            sound: known && lane.row.need == Need::Nothing && !lane.row.unchecked,
+            rebuild: lane.row.need == Need::Rebuild,
+            idle,
+            stopped: lane.stop.is_some(),
+        })
     }
 
     /// The member does not hold the shard any more.
@@ -252,7 +314,10 @@ impl Applier {
 
     /// Whether nothing waits and nothing is under way, so that it may be taken out of memory.
     pub fn is_idle(&self) -> bool {
-        let done = |lane: &Lane| lane.row.applied == lane.committed && lane.row.need == Need::Nothing;
+        let done = |lane: &Lane| {
+            let made = lane.row.need == Need::Nothing && !lane.row.unchecked;
+            lane.row.applied == lane.committed && made && lane.stop.is_none()
+        };
         self.is_drained() && self.lanes.values().all(done) && !self.look.doubt && self.effects.is_empty()
     }
 
@@ -289,6 +354,9 @@ impl Applier {
 
     /// What follows from the input.
     pub(super) fn run(&mut self, env: &mut Env) {
+        for lane in self.lanes.values_mut() {
+            lane.stop = lane.stop.filter(|stop| stop.until.is_none_or(|until| until > env.now));
+        }
         self.after_drain(env);
         self.look(env);
         self.pass_over();
@@ -381,7 +449,9 @@ impl Applier {
 
     fn press(&mut self) {
         let behind = |lane: &Lane| lane.committed.saturating_sub(lane.row.applied);
-        let behind = self.lanes.values().map(behind).fold(0, u64::saturating_add);
+        // What waits for a copy that is being made waits in the journal alone.
+        let goes_on = |lane: &&Lane| lane.row.need != Need::Rebuild && !lane.row.unchecked;
+        let behind = self.lanes.values().filter(goes_on).map(behind).fold(0, u64::saturating_add);
         let pressed = behind > if self.pressed { self.config.behind / 2 } else { self.config.behind };
         if pressed != self.pressed {
             self.pressed = pressed;
@@ -404,7 +474,8 @@ impl Applier {
             Some(Hold::Trouble { again, .. } | Hold::Ask { again, .. }) => Some(*again),
             None => None,
         });
-        let times = holds.chain(self.pause).chain(self.look.due());
+        let stops = self.lanes.values().filter_map(|lane| lane.stop?.until);
+        let times = holds.chain(self.pause).chain(self.look.due()).chain(stops);
         self.wake = times.filter(|at| *at > env.now).min();
     }
 }

@@ -109,6 +109,51 @@ pub struct LaneRow {
     pub told: BTreeSet<u64>,
     /// What stands in the way.
     pub need: Need,
+    /// The copy came from another member, and has not been compared with any. A process that begins with it has it made anew.
+    #[serde(default)]
+    pub unchecked: bool,
+}
+
+/// A copy of a shard that something else than entries has made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// It is as after this entry.
+    pub applied: u64,
+    /// The last task of the node that made it, which has ended.
+    pub by: Option<TaskRef>,
+    /// Entries up to there whose verdict is that they failed.
+    pub failed: BTreeMap<u64, Flaw>,
+    /// It is to be compared with another first, as both are after this entry: until [`super::Applier::handle_checked`] nothing
+    /// behind it is applied, and the copy is not to be served.
+    pub compare_at: Option<u64>,
+}
+
+/// What of a shard waits although it could go to the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Everything from the first conditional entry on that has not gone.
+    Conditional,
+    /// Everything that has not gone.
+    Here,
+}
+
+/// How one shard's copy stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Up to here the node has applied.
+    pub applied: u64,
+    /// The last conditional entry that went to the node and was not undone.
+    pub conditional: u64,
+    /// The node may have done nothing behind `applied`, and nothing of the shard is under way.
+    pub quiet: bool,
+    /// The copy is what was noted: the node is known to have its memory, and nothing is to be made anew, taken or compared.
+    pub sound: bool,
+    /// The copy must be made anew.
+    pub rebuild: bool,
+    /// Nothing of the shard is on its way to the node, or in its queue.
+    pub idle: bool,
+    /// Something holds it up: see [`super::Applier::handle_stop`].
+    pub stopped: bool,
 }
 
 /// The durable state of an applier.

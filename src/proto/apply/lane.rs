@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::effect::{Head, LaneRow, Need};
+use super::effect::{Head, LaneRow, Need, Stop};
 use super::verdict::Flaw;
 use crate::proto::env::Instant;
 use crate::proto::journal::Kind;
@@ -85,6 +85,19 @@ pub(super) struct Lane {
     pub(super) attempts: u32,
     /// That it must be made anew has been said.
     pub(super) said: bool,
+    /// Somebody has asked that it waits.
+    pub(super) stop: Option<Stopped>,
+}
+
+/// A lane that waits although it could go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stopped {
+    /// Entries behind this one wait.
+    behind: u64,
+    /// So do those from the first conditional one on.
+    conditional: bool,
+    /// Until then.
+    pub(super) until: Option<Instant>,
 }
 
 impl Lane {
@@ -95,6 +108,24 @@ impl Lane {
     /// Whether entries may go to the node.
     pub(super) fn goes_on(&self) -> bool {
         self.hold.is_none() && self.row.need == Need::Nothing
+    }
+
+    /// Has it wait as `how` says.
+    pub(super) fn stop(&mut self, how: Stop, until: Option<Instant>) {
+        self.stop = Some(match how {
+            Stop::Conditional => Stopped { behind: u64::MAX, conditional: true, until },
+            Stop::Here => Stopped { behind: self.furthest(), conditional: false, until },
+        });
+    }
+
+    /// Has everything behind an entry wait.
+    pub(super) fn stop_behind(&mut self, seq: u64) {
+        self.stop = Some(Stopped { behind: seq, conditional: false, until: None });
+    }
+
+    /// Entries behind this one wait.
+    fn stops_behind(&self) -> u64 {
+        self.stop.map_or(u64::MAX, |stop| stop.behind)
     }
 
     /// Heads that have not gone to the node.
@@ -116,6 +147,8 @@ impl Lane {
         }
         let mut taken: Option<Taken> = None;
         let mut without = BTreeSet::new();
+        let until = until.min(self.stops_behind());
+        let stops = self.stop.is_some_and(|stop| stop.conditional);
         for head in self.waiting().take_while(|head| head.seq <= until) {
             if is_passed_over(head) {
                 if !head.kind.is_idle() {
@@ -132,6 +165,7 @@ impl Lane {
             let first_of_all = known.is_none();
             let conditional = head.kind.is_conditional();
             if known.is_some_and(|known| known != Like::of(head))
+                || conditional && stops
                 || !(fits || first_of_all)
                 || conditional && (taken.is_some() || busy.is_some())
                 || head.kind.is_deletion() && taken.is_none() && busy.is_some()
@@ -155,7 +189,8 @@ impl Lane {
     pub(super) fn idle_until(&self) -> u64 {
         let mut to = self.row.applied;
         if self.goes_on() {
-            for head in self.heads.iter().take_while(|head| is_passed_over(head)) {
+            let until = self.stops_behind();
+            for head in self.heads.iter().take_while(|head| is_passed_over(head) && head.seq <= until) {
                 to = head.seq;
             }
         }

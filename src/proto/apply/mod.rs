@@ -34,6 +34,9 @@ mod tests;
 pub mod verdict;
 
 pub use core::Applier;
-pub use effect::{Answer, Config, Effect, Group, Head, Listed, Page, Probed, Request, Rows, Status, Stored, Tag};
+pub use effect::{
+    Answer, Config, Copied, Effect, Group, Head, Listed, Page, Probed, Request, Rows, Standing, Status, Stop, Stored,
+    Tag,
+};
 pub use notes::{Note, Span, TaskRef};
 pub use verdict::{Flaw, Outcome};

@@ -101,6 +101,7 @@ impl Applier {
         let Some(lane) = self.lanes.get_mut(&shard) else { return };
         if lane.row.need != Need::Rebuild {
             lane.row.need = Need::Rebuild;
+            (lane.row.unchecked, lane.stop) = (false, None);
             lane.heads.clear();
             lane.hold = None;
             self.changed_lanes.insert(shard);

@@ -9,7 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 
-use crate::proto::apply::TaskRef;
+use crate::proto::apply::{Copied, Standing, Stop};
+use crate::proto::env::Instant;
 use crate::types::ShardId;
 
 /// One shard of which this member has a copy by the record.
@@ -36,22 +37,34 @@ pub(super) struct Levels {
     pub(super) gone: bool,
 }
 
-/// A copy that was made by something else than entries.
+/// Something that concerns the copy of one shard.
 #[derive(Debug)]
-pub(super) struct Made {
+pub(super) struct Asked {
     pub(super) shard: ShardId,
-    /// It is as after this entry.
-    pub(super) applied: u64,
-    /// The last task of the node that made it, which has ended.
-    pub(super) by: Option<TaskRef>,
-    /// Told when that is durable.
-    pub(super) tell: oneshot::Sender<()>,
+    pub(super) what: What,
+    /// Told how the copy stands then, when that is durable.
+    pub(super) tell: oneshot::Sender<Standing>,
+}
+
+/// What.
+#[derive(Debug)]
+pub(super) enum What {
+    /// Something else than entries has made the copy.
+    Made(Copied),
+    /// It must be made anew.
+    Unmade,
+    /// It was compared, and is the same.
+    Checked,
+    /// It is to wait until then, or to go on.
+    Stop(Option<(Stop, Instant)>),
+    /// Nothing is to be done.
+    Look,
 }
 
 #[derive(Debug, Default)]
 struct State {
     levels: Levels,
-    made: Vec<Made>,
+    asked: Vec<Asked>,
     changed: bool,
     left: bool,
 }
@@ -81,13 +94,13 @@ impl Board {
         self.told(&mut state)
     }
 
-    /// Puts a new copy here; gives it back if nobody will see it.
-    pub(super) fn make(&self, made: Made) -> Result<(), Made> {
+    /// Puts something here that concerns a copy; gives it back if nobody will see it.
+    pub(super) fn ask(&self, asked: Asked) -> Result<(), Asked> {
         let mut state = self.state();
         if state.left {
-            return Err(made);
+            return Err(asked);
         }
-        state.made.push(made);
+        state.asked.push(asked);
         self.told(&mut state);
         Ok(())
     }
@@ -98,10 +111,10 @@ impl Board {
         !state.left
     }
 
-    /// What stands here, if it was changed since it was last looked at, and new copies.
-    pub(super) fn look(&self) -> Option<(Levels, Vec<Made>)> {
+    /// What stands here, if it was changed since it was last looked at, and what concerns copies.
+    pub(super) fn look(&self) -> Option<(Levels, Vec<Asked>)> {
         let mut state = self.state();
-        std::mem::take(&mut state.changed).then(|| (state.levels.clone(), std::mem::take(&mut state.made)))
+        std::mem::take(&mut state.changed).then(|| (state.levels.clone(), std::mem::take(&mut state.asked)))
     }
 
     /// Nobody looks here any more; refused if something was not looked at.
@@ -132,6 +145,6 @@ mod tests {
         assert!(board.look().unwrap().0.up && board.leave());
         assert!(!board.update(|levels| levels.up = false), "nobody sees it");
         let (tell, _) = oneshot::channel();
-        assert!(board.make(Made { shard: ShardId(0), applied: 0, by: None, tell }).is_err());
+        assert!(board.ask(Asked { shard: ShardId(0), what: What::Look, tell }).is_err());
     }
 }

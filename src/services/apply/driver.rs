@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
-use super::board::{Board, Level, Levels, Made};
+use super::board::{Asked, Board, Level, Levels};
 use super::handle::{ApplyHandle, Input, Known, Shared, Told};
 use super::index;
 use crate::net::Peers;
-use crate::proto::apply::{Config as CoreConfig, TaskRef};
+use crate::proto::apply::Config as CoreConfig;
 use crate::services::journal::{Event, JournalHandle};
 use crate::services::ledger::LedgerHandle;
 use crate::services::local::Local;
@@ -96,8 +96,8 @@ struct Running {
     board: Arc<Board>,
     /// It was told something that it will not hear any more: the next one begins when it has ended.
     again: bool,
-    /// The same, copies that were made.
-    made: Vec<Made>,
+    /// The same, what concerns copies.
+    asked: Vec<Asked>,
 }
 
 /// The driver, made and not yet running.
@@ -154,7 +154,7 @@ impl Driver {
         loop {
             tokio::select! {
                 input = self.inputs.recv() => match input {
-                    Some(Input::Made { key, applied, by, tell }) => self.was_made(key, applied, by, tell),
+                    Some(Input { index, asked }) => self.was_asked(&index, asked),
                     None => return Ok(()),
                 },
                 event = events.recv() => match event {
@@ -300,17 +300,17 @@ impl Driver {
         self.common.shared.known().entry(index.clone()).or_default();
         let (common, of, stands) = (Arc::clone(&self.common), index.clone(), Arc::clone(&board));
         self.tasks.spawn(async move { (of.clone(), index::run(common, of, stands).await) });
-        self.running.insert(index.clone(), Running { board, again: false, made: Vec::new() });
+        self.running.insert(index.clone(), Running { board, again: false, asked: Vec::new() });
     }
 
-    fn was_made(&mut self, key: JournalKey, applied: u64, by: Option<TaskRef>, tell: oneshot::Sender<()>) {
-        self.tell(&key.index, |_| {});
-        let made = Made { shard: key.shard, applied, by, tell };
-        if let Some(running) = self.running.get_mut(&key.index)
-            && let Err(made) = running.board.make(made)
+    /// Of an index that has no applier here nobody is told anything.
+    fn was_asked(&mut self, index: &PhysicalIndex, asked: Asked) {
+        self.tell(index, |_| {});
+        if let Some(running) = self.running.get_mut(index)
+            && let Err(asked) = running.board.ask(asked)
         {
             running.again = true;
-            running.made.push(made);
+            running.asked.push(asked);
         }
     }
 
@@ -328,9 +328,7 @@ impl Driver {
         }
         if left.again {
             self.start(&index);
-            for Made { shard, applied, by, tell } in left.made {
-                self.was_made(JournalKey { index: index.clone(), shard }, applied, by, tell);
-            }
+            left.asked.into_iter().for_each(|asked| self.was_asked(&index, asked));
         }
         Ok(())
     }
@@ -340,6 +338,7 @@ impl Driver {
         self.common.store.forget_applier(index).await?;
         let known: Option<Known> = self.common.shared.known().remove(index);
         drop(known);
+        self.common.shared.note_rebuilt(index);
         Ok(())
     }
 }

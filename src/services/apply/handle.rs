@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::proto::apply::{Flaw, TaskRef};
+use super::board::{Asked, What};
+use crate::proto::apply::{Copied, Flaw, Standing, Stop, TaskRef};
+use crate::proto::env::Instant;
 use crate::services::journal::JournalHandle;
-use crate::services::local::Local;
+use crate::services::local::{Local, Lost};
 use crate::store::journal::EntryOutcome;
 use crate::store::{JournalStore, StoreError};
-use crate::types::{JournalKey, PhysicalIndex, ShardId};
+use crate::types::{JournalKey, PhysicalIndex, ShardId, ShardSet};
 
 /// News that a subscriber may lag behind.
 const NEWS: usize = 4_096;
@@ -59,14 +61,15 @@ pub struct Lag {
     pub applied: u64,
     /// Up to here entries are known to be committed.
     pub committed: u64,
-    /// The copy must be made anew.
+    /// The copy must be made anew, or is new and was not compared with another: it is not to be served.
     pub rebuild: bool,
 }
 
 /// What the driver is told by this process.
 #[derive(Debug)]
-pub(super) enum Input {
-    Made { key: JournalKey, applied: u64, by: Option<TaskRef>, tell: oneshot::Sender<()> },
+pub(super) struct Input {
+    pub(super) index: PhysicalIndex,
+    pub(super) asked: Asked,
 }
 
 /// What is known of one index.
@@ -91,6 +94,7 @@ pub(super) struct Shared {
     known: Mutex<BTreeMap<PhysicalIndex, Known>>,
     /// Every index to which something was ever applied here is known.
     pub(super) listed: AtomicBool,
+    rebuilt: watch::Sender<Lost>,
 }
 
 impl Shared {
@@ -102,11 +106,29 @@ impl Shared {
             pressed: watch::Sender::default(),
             known: Mutex::default(),
             listed: AtomicBool::new(false),
+            rebuilt: watch::Sender::default(),
         }
     }
 
     pub(super) fn known(&self) -> MutexGuard<'_, BTreeMap<PhysicalIndex, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which copies of an index are made anew or compared may have changed.
+    pub(super) fn note_rebuilt(&self, index: &PhysicalIndex) {
+        let shards: ShardSet = match self.known().get(index) {
+            Some(known) => known.lags.iter().filter(|(_, lag)| lag.rebuild).map(|(shard, _)| *shard).collect(),
+            None => ShardSet::new(),
+        };
+        self.rebuilt.send_if_modified(|all| {
+            let shards = Some(shards).filter(|shards| !shards.is_empty());
+            let changed = all.get(index) != shards.as_ref();
+            match shards {
+                Some(shards) => drop(all.insert(index.clone(), shards)),
+                None => drop(all.remove(index)),
+            }
+            changed
+        });
     }
 
     /// Says what happened; nobody may be listening.
@@ -199,9 +221,51 @@ impl ApplyHandle {
     /// The copy of a shard is as after entry `applied`, made by something else than entries; `by` is the last task of the node
     /// that made it, and it has ended. Entries behind it are applied from now on. Says whether that is durable.
     pub async fn made(&self, key: &JournalKey, applied: u64, by: Option<TaskRef>) -> bool {
+        self.copied(key, Copied { applied, by, ..Copied::default() }).await.is_some()
+    }
+
+    /// The same, with what else is known of the copy. `None`: this member does not hold the shard.
+    pub async fn copied(&self, key: &JournalKey, copied: Copied) -> Option<Standing> {
+        self.ask(key, What::Made(copied)).await
+    }
+
+    /// The copy of a shard is of no use, whatever was applied to it: it must be made anew, which is told by [`Told::Rebuild`] once
+    /// nothing of it is under way, also if that was told before.
+    pub async fn unmade(&self, key: &JournalKey) -> Option<Standing> {
+        self.ask(key, What::Unmade).await
+    }
+
+    /// The copy of a shard was compared with another, and is the same.
+    pub async fn checked(&self, key: &JournalKey) -> Option<Standing> {
+        self.ask(key, What::Checked).await
+    }
+
+    /// Has entries of a shard wait until then, at most; `None`: they go on.
+    pub async fn stop(&self, key: &JournalKey, stop: Option<(Stop, Instant)>) -> Option<Standing> {
+        self.ask(key, What::Stop(stop)).await
+    }
+
+    /// How the copy of a shard stands; what it says is durable. `None`: this member does not hold the shard.
+    pub async fn standing(&self, key: &JournalKey) -> Option<Standing> {
+        self.ask(key, What::Look).await
+    }
+
+    async fn ask(&self, key: &JournalKey, what: What) -> Option<Standing> {
         let (tell, wait) = oneshot::channel();
-        drop(self.inputs.send(Input::Made { key: key.clone(), applied, by, tell }).await);
-        wait.await.is_ok()
+        let asked = Asked { shard: key.shard, what, tell };
+        drop(self.inputs.send(Input { index: key.index.clone(), asked }).await);
+        wait.await.ok()
+    }
+
+    /// Whether the copy of a shard is being made anew or compared, so that it must not be served; see also [`Self::trusted`].
+    pub fn is_rebuilt(&self, key: &JournalKey) -> bool {
+        let known = self.shared.known();
+        known.get(&key.index).and_then(|known| known.lags.get(&key.shard)).is_some_and(|lag| lag.rebuild)
+    }
+
+    /// All copies of which that is so, as that changes: with [`Local::lost`], what this member does not serve.
+    pub fn rebuilt(&self) -> watch::Receiver<Lost> {
+        self.shared.rebuilt.subscribe()
     }
 
     /// Whether an index's applier is in memory: something of it is going on.

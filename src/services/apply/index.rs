@@ -6,17 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::board::{Board, Levels, Made};
+use super::board::{Asked, Board, Levels, What};
 use super::driver::Common;
-use super::handle::Lag;
+use super::handle::{Lag, Told};
 use super::node::Times;
 use super::outcomes;
 use super::verdicts::{Heard, Verdicts};
 use crate::proto::apply::effect::{LaneRow, Need};
-use crate::proto::apply::{Applier, Head, Page, Probed, Rows, TaskRef};
+use crate::proto::apply::{Applier, Copied, Head, Page, Probed, Rows, TaskRef};
 use crate::proto::env::{Env, Instant};
 use crate::services::ledger::{driver::seed, nap, now};
 use crate::services::local::Queued;
@@ -30,7 +29,7 @@ const TIMES: usize = 4_096;
 /// What was done beside the applier.
 #[derive(Debug)]
 pub(super) enum Done {
-    Started { starts: u64, emptied: bool },
+    Started { starts: u64, emptied: bool, lacks: bool },
     Heads { shard: ShardId, ticket: u64, heads: Vec<Head> },
     Queued { note: u64, queued: Queued },
     Listed { ticket: u64, page: Option<(Page, Times)> },
@@ -77,7 +76,7 @@ pub(super) async fn run(common: Arc<Common>, index: PhysicalIndex, board: Arc<Bo
     let mut lags = BTreeMap::new();
     for (shard, row) in &stored.stored.lanes {
         let committed = positions.get(shard).map_or(0, |(_, commit)| *commit).max(row.applied);
-        lags.insert(*shard, Lag { applied: row.applied, committed, rebuild: row.need == Need::Rebuild });
+        lags.insert(*shard, Lag { applied: row.applied, committed, rebuild: is_to_be_made(row) });
     }
     let lanes = lags.keys().copied().collect();
     let committed = lags.iter().map(|(shard, lag)| (*shard, lag.committed)).collect();
@@ -86,6 +85,7 @@ pub(super) async fn run(common: Arc<Common>, index: PhysicalIndex, board: Arc<Bo
     if let Some(known) = common.shared.known().get_mut(&index) {
         (known.lags, known.runs) = (lags, true);
     }
+    common.shared.note_rebuilt(&index);
     let mut task = Task {
         common,
         index,
@@ -159,7 +159,7 @@ impl Task {
 
     /// Looks at the board.
     async fn look(&mut self) -> Result<(), StoreError> {
-        let Some((levels, made)) = self.board.look() else { return Ok(()) };
+        let Some((levels, asked)) = self.board.look() else { return Ok(()) };
         if levels.gone {
             self.levels = levels;
             return Ok(());
@@ -183,7 +183,7 @@ impl Task {
             }
             if !known {
                 let applied = stored.map_or(0, |(applied, _)| *applied);
-                self.new_lane(shard, applied, None);
+                self.new_lane(shard, Copied { applied, ..Copied::default() });
             }
             let before = self.levels.shards.get(&shard).filter(|_| known);
             if before.is_none_or(|before| before.primary != level.primary) {
@@ -197,25 +197,22 @@ impl Task {
             let (common, index, starts) = (self.common.clone(), self.index.clone(), self.levels.starts);
             self.done.spawn(async move {
                 let _turn = common.asking.acquire().await.map_err(|_| StoreError::Closed)?;
-                Ok(Done::Started { starts, emptied: common.local.has_lost(&index).await })
+                let emptied = common.local.has_lost(&index).await;
+                let lacks = !emptied && common.local.lacks(&index).await;
+                Ok(Done::Started { starts, emptied, lacks })
             });
         } else if node {
             self.call(|core, env| core.handle_node(env, false));
         }
-        let tell = self.were_made(made);
-        self.drain().await?;
-        for tell in tell {
-            // Whoever asked may have gone.
-            let _ = tell.send(());
-        }
-        Ok(())
+        self.answer(asked).await
     }
 
-    fn new_lane(&mut self, shard: ShardId, applied: u64, by: Option<TaskRef>) {
+    fn new_lane(&mut self, shard: ShardId, copied: Copied) {
+        let applied = copied.applied;
         self.stop_taking(shard);
         self.lanes.insert(shard);
         self.verdicts.begin_at(shard, applied);
-        self.call(|core, env| core.handle_shard(env, shard, applied, by));
+        self.call(|core, env| core.handle_copied(env, shard, copied));
         self.is_committed(shard, applied);
     }
 
@@ -230,24 +227,46 @@ impl Task {
         }
     }
 
-    /// Copies that something else than entries has made; of shards that are not held any more nobody waits for them.
-    fn were_made(&mut self, made: Vec<Made>) -> Vec<oneshot::Sender<()>> {
-        let mut tell = Vec::new();
-        for made in made {
-            if let Some(level) = self.levels.shards.get(&made.shard).copied() {
-                self.new_lane(made.shard, made.applied, made.by);
-                self.call(|core, env| core.handle_reign(env, made.shard, level.primary));
-                self.is_committed(made.shard, level.committed);
-                tell.push(made.tell);
+    /// What concerns copies; of shards that are not held any more nobody is told anything.
+    async fn answer(&mut self, asked: Vec<Asked>) -> Result<(), StoreError> {
+        let (mut tell, mut made) = (Vec::new(), Vec::new());
+        for Asked { shard, what, tell: asker } in asked {
+            let Some(level) = self.levels.shards.get(&shard).copied() else { continue };
+            match what {
+                What::Made(copied) => {
+                    made.push((shard, copied.applied));
+                    self.new_lane(shard, copied);
+                    self.call(|core, env| core.handle_reign(env, shard, level.primary));
+                    self.is_committed(shard, level.committed);
+                }
+                What::Unmade => {
+                    self.lanes.insert(shard);
+                    self.call(|core, env| core.handle_unmade(env, shard));
+                }
+                What::Checked => self.call(|core, env| core.handle_checked(env, shard)),
+                What::Stop(stop) => self.call(|core, env| core.handle_stop(env, shard, stop)),
+                What::Look => {}
+            }
+            tell.push((shard, asker));
+        }
+        self.drain().await?;
+        for (shard, to) in made {
+            self.common.shared.tell(Told::Applied { key: self.key(shard), to });
+        }
+        for (shard, asker) in tell {
+            if let Some(standing) = self.core.standing(shard) {
+                // Whoever asked may have gone.
+                let _ = asker.send(standing);
             }
         }
-        tell
+        Ok(())
     }
 
     async fn did(&mut self, done: Done) -> Result<(), StoreError> {
         match done {
-            Done::Started { starts, emptied } if self.levels.up && starts == self.levels.starts => {
+            Done::Started { starts, emptied, lacks } if self.levels.up && starts == self.levels.starts => {
                 self.is_emptied(emptied);
+                self.lacks(lacks);
                 self.call(|core, env| core.handle_node(env, true));
             }
             Done::Started { .. } => {}
@@ -281,11 +300,12 @@ impl Task {
     }
 
     fn was_queued(&mut self, note: u64, queued: Queued) {
-        let Queued { answer, why, shaken, emptied } = queued;
+        let Queued { answer, why, shaken, emptied, lacks } = queued;
         self.shaken |= shaken;
         self.has_trouble(why);
         self.call(|core, env| core.handle_answered(env, note, answer));
         self.is_emptied(emptied);
+        self.lacks(lacks);
     }
 
     fn is_emptied(&mut self, emptied: bool) {
@@ -293,6 +313,16 @@ impl Task {
             tracing::warn!(index = %self.index, "the node does not have the index any more; everything is applied to it again");
             self.emptied = true;
             self.call(|core, env| core.handle_emptied(env));
+        }
+    }
+
+    /// The node has lost the index, which only another member's node can say how to make: all copies are made anew.
+    fn lacks(&mut self, lacks: bool) {
+        if lacks {
+            tracing::warn!(index = %self.index, "the node does not have the index any more; its copies are made anew");
+            for shard in self.lanes.clone() {
+                self.call(|core, env| core.handle_unmade(env, shard));
+            }
         }
     }
 
@@ -363,17 +393,26 @@ impl Task {
             let committed = self.committed.get(shard).copied().unwrap_or(0);
             match row {
                 Some(row) => {
-                    let (applied, rebuild) = (row.applied, row.need == Need::Rebuild);
+                    let (applied, rebuild) = (row.applied, is_to_be_made(row));
                     lags.insert(*shard, Lag { applied, committed, rebuild });
                 }
                 None => drop(lags.remove(shard)),
             }
+        }
+        drop(known);
+        if !lanes.is_empty() {
+            self.common.shared.note_rebuilt(&self.index);
         }
     }
 
     pub(super) fn key(&self, shard: ShardId) -> JournalKey {
         JournalKey { index: self.index.clone(), shard }
     }
+}
+
+/// Whether a shard's copy is to be made anew, or compared.
+fn is_to_be_made(row: &LaneRow) -> bool {
+    row.need == Need::Rebuild || row.unchecked
 }
 
 /// Rows that came later count.

@@ -33,3 +33,5 @@ mod verdicts;
 
 pub use driver::{Config, Driver, Parts};
 pub use handle::{ApplyHandle, Lag, Told};
+pub(in crate::services) use node::other_tag;
+pub(in crate::services) use take::{ended, fetch, ids_in};

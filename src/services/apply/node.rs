@@ -56,7 +56,7 @@ pub(super) fn tag(store: &StoreId, note: u64) -> String {
 }
 
 /// What a request of this member is tagged with that no note stands for.
-pub(super) fn other_tag(store: &StoreId) -> String {
+pub(in crate::services) fn other_tag(store: &StoreId) -> String {
     format!("{store}:copy")
 }
 

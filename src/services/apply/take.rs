@@ -21,8 +21,8 @@ use crate::proto::apply::effect::Need;
 use crate::proto::apply::{self, Status, TaskRef};
 use crate::proto::document::{Format, IdList, Payload, strip_shard_into};
 use crate::proto::journal::{Entry, Kind};
-use crate::services::local::Work;
-use crate::types::{JournalKey, TraceId};
+use crate::services::local::{Local, Work};
+use crate::types::{JournalKey, PhysicalIndex, TraceId};
 use crate::wire::verbs::{DocumentsOf, Refusal, Reply, Request};
 
 /// How long the primary may take for the documents of one entry.
@@ -95,7 +95,7 @@ async fn take_one(common: &Common, key: &JournalKey, seq: u64, first: u64) -> Tr
             apply::Answer::Refused(_) => return Tried::Never,
             apply::Answer::NotSent | apply::Answer::Unknown => return Tried::Later,
         };
-        last = match ended(common, &task).await {
+        last = match ended(&common.local, &task).await {
             Some(Status::Succeeded) => Tried::Done(task),
             Some(_) => return Tried::Never,
             None => return Tried::Later,
@@ -105,9 +105,11 @@ async fn take_one(common: &Common, key: &JournalKey, seq: u64, first: u64) -> Tr
 }
 
 /// Waits until the node has ended a task; `None`: it does not know it any more.
-async fn ended(common: &Common, task: &TaskRef) -> Option<Status> {
+///
+/// Cancel-safe.
+pub(in crate::services) async fn ended(local: &Local, task: &TaskRef) -> Option<Status> {
     loop {
-        match node::status_of(&common.local, task).await {
+        match node::status_of(local, task).await {
             Some(None) => return None,
             Some(Some(Status::Waiting)) | None => {}
             Some(Some(status)) => return Some(status),
@@ -158,7 +160,7 @@ impl ApplyHandle {
         let (mut body, mut missing) = (BytesMut::new(), ids.clone());
         let ids: Vec<String> = ids.into_iter().collect();
         for some in ids.chunks(IDS) {
-            let Some(found) = self.fetch(key, some).await else { return Ok(Tried::Later) };
+            let Some(found) = fetch(&self.local, &key.index, some, true).await else { return Ok(Tried::Later) };
             body.extend_from_slice(&found);
             let Some(found) = ids_in(&found, &primary_key, shards) else { return Ok(Tried::Never) };
             missing.retain(|id| !found.contains(id));
@@ -182,26 +184,34 @@ impl ApplyHandle {
             Tried::Done(())
         })
     }
+}
 
-    /// Documents as NDJSON, with their vectors.
-    async fn fetch(&self, key: &JournalKey, ids: &[String]) -> Option<Bytes> {
-        #[derive(Deserialize)]
-        struct Found<'a> {
-            #[serde(borrow)]
-            results: Vec<&'a RawValue>,
-        }
-        let body = serde_json::json!({ "ids": ids, "limit": ids.len(), "retrieveVectors": true }).to_string();
-        let request = NodeRequest::json(Method::POST, format!("/indexes/{}/documents/fetch", key.index), body);
-        let Ok(NodeAnswer { status: 200, body }) = self.local.ask(request).await else { return None };
-        let found: Found<'_> = serde_json::from_slice(&body).ok()?;
-        let mut lines = BytesMut::with_capacity(body.len());
-        for document in found.results {
-            // A line break inside would end the line.
-            lines.extend(document.get().bytes().map(|byte| if byte == b'\n' || byte == b'\r' { b' ' } else { byte }));
-            lines.extend_from_slice(b"\n");
-        }
-        Some(lines.freeze())
+/// Documents with these ids as NDJSON, if they are to go elsewhere with their vectors as the node has them, so that nothing is
+/// embedded again there; those that are not there are left out. `None`: they can't be had now.
+///
+/// Cancel-safe.
+pub(in crate::services) async fn fetch(
+    local: &Local,
+    index: &PhysicalIndex,
+    ids: &[String],
+    vectors: bool,
+) -> Option<Bytes> {
+    #[derive(Deserialize)]
+    struct Found<'a> {
+        #[serde(borrow)]
+        results: Vec<&'a RawValue>,
     }
+    let body = serde_json::json!({ "ids": ids, "limit": ids.len(), "retrieveVectors": vectors }).to_string();
+    let request = NodeRequest::json(Method::POST, format!("/indexes/{index}/documents/fetch"), body);
+    let Ok(NodeAnswer { status: 200, body }) = local.ask(request).await else { return None };
+    let found: Found<'_> = serde_json::from_slice(&body).ok()?;
+    let mut lines = BytesMut::with_capacity(body.len());
+    for document in found.results {
+        // A line break inside would end the line.
+        lines.extend(document.get().bytes().map(|byte| if byte == b'\n' || byte == b'\r' { b' ' } else { byte }));
+        lines.extend_from_slice(b"\n");
+    }
+    Some(lines.freeze())
 }
 
 /// The ids that an entry names; `None`: it is about others as well.
@@ -218,7 +228,7 @@ fn ids_of(entry: &Entry, primary_key: &str, shards: u16) -> Option<BTreeSet<Stri
 }
 
 /// The ids of documents as a node has them, one a line.
-fn ids_in(lines: &[u8], primary_key: &str, shards: u16) -> Option<BTreeSet<String>> {
+pub(in crate::services) fn ids_in(lines: &[u8], primary_key: &str, shards: u16) -> Option<BTreeSet<String>> {
     let mut plain = Vec::with_capacity(lines.len());
     for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
         strip_shard_into(line, &mut plain).ok()?;

@@ -1,6 +1,7 @@
 //! Several members in one process, each with a small node over HTTP, real stores and real journals.
 
 mod fake;
+mod rebuild;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -23,6 +24,7 @@ use crate::services::cluster::{Cluster, NodeHealth};
 use crate::services::ledger::ChangeRequest;
 use crate::services::local::Local;
 use crate::services::records::{index_key, key_of};
+use crate::services::snapshot::{self, SnapshotHandle};
 use crate::services::testing::{LONG, World, member, within};
 use crate::store::StoreError;
 use crate::types::{
@@ -74,23 +76,30 @@ fn config() -> Config {
     }
 }
 
-type Handles = Arc<Mutex<BTreeMap<MemberId, ApplyHandle>>>;
+type Handles = Arc<Mutex<BTreeMap<MemberId, (ApplyHandle, SnapshotHandle)>>>;
 
 /// Calls the appliers of others.
-struct Between(Handles);
+struct Between(Handles, MemberId);
 
 #[async_trait]
 impl Peers for Between {
     async fn call(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
-        let handle = self.0.lock().unwrap().get(to).cloned();
+        let handle = || self.0.lock().unwrap().get(to).cloned();
         let gone = || CallError::NotSent { member: to.clone(), reason: "gone".into() };
-        let handle = handle.ok_or_else(gone)?;
+        let (handle, snapshots) = handle().ok_or_else(gone)?;
         let refused = |refusal| CallError::Refused { member: to.clone(), refusal };
         match &call.request {
             Request::Verdicts(of) => {
                 handle.verdicts(of).await.map(|all| Answer::of(Reply::Verdicts(all))).map_err(refused)
             }
             Request::Documents(of) => handle.documents(of).await.map_err(refused),
+            Request::Snapshot(of) => {
+                let from = &self.1;
+                let answer = snapshots.receive(from, of, &call.body).await;
+                // Who has died meanwhile has not answered.
+                let alive = |member| self.0.lock().unwrap().contains_key(member);
+                if alive(to) && alive(from) { Ok(answer) } else { Err(gone()) }
+            }
             other => panic!("nobody asks {other:?} here"),
         }
     }
@@ -103,7 +112,10 @@ impl Peers for Between {
 /// The applier of one member.
 struct Running {
     handle: ApplyHandle,
+    snapshots: SnapshotHandle,
     driver: JoinHandle<Result<(), StoreError>>,
+    /// Makes copies anew, where the test wants that.
+    rebuilds: Option<JoinHandle<Result<(), StoreError>>>,
 }
 
 /// Everything: members, their nodes, and what was written.
@@ -115,10 +127,16 @@ struct All {
     running: Vec<Option<Running>>,
     next_task: u32,
     model: Vec<Documents>,
+    /// Copies are made anew.
+    rebuilds: bool,
 }
 
 impl All {
     async fn start() -> Self {
+        Self::start_with(false).await
+    }
+
+    async fn start_with(rebuilds: bool) -> Self {
         let world = World::start(MEMBERS, |_, _| Vec::new()).await;
         let copies: Vec<ReplicaId> = (0..MEMBERS).map(|i| world.at(i).journals.me().clone()).collect();
         let of = |shard: u16| (0..MEMBERS).map(|i| copies[(usize::from(shard) + i) % MEMBERS].clone()).collect();
@@ -132,6 +150,7 @@ impl All {
             running: Vec::new(),
             next_task: 1,
             model: vec![Documents::new(); usize::from(SHARDS)],
+            rebuilds,
         };
         for i in 0..MEMBERS {
             all.nodes.push(Fake::start(i as u64).await);
@@ -154,23 +173,36 @@ impl All {
         let (health, timeout) = (self.health[i].subscribe(), Duration::from_secs(5));
         let metrics = Arc::clone(&me.metrics);
         let local = Local::load(node, me.store.clone(), me.records.clone(), cluster, health, timeout, metrics);
+        let local = local.await.unwrap();
+        let peers: Arc<dyn Peers> = Arc::new(Between(Arc::clone(&self.handles), member(i)));
         let (driver, handle) = Driver::new(Parts {
             config: config(),
             ledger: me.ledger.clone(),
             journals: me.journals.clone(),
             store: me.journal_store.clone(),
-            local: local.await.unwrap(),
-            peers: Arc::new(Between(Arc::clone(&self.handles))),
+            local: local.clone(),
+            peers: Arc::clone(&peers),
             metrics: Arc::clone(&me.metrics),
         });
-        self.handles.lock().unwrap().insert(member(i), handle.clone());
-        self.running[i] = Some(Running { handle, driver: tokio::spawn(driver.run()) });
+        let (snapshot_driver, snapshots) = snapshot::Driver::new(snapshot::Parts {
+            config: rebuild::config(),
+            apply: handle.clone(),
+            journals: me.journals.clone(),
+            store: me.journal_store.clone(),
+            local,
+            peers,
+            start: me.ledger.start(),
+        });
+        self.handles.lock().unwrap().insert(member(i), (handle.clone(), snapshots.clone()));
+        let rebuilds = self.rebuilds.then(|| tokio::spawn(snapshot_driver.run()));
+        self.running[i] = Some(Running { handle, snapshots, driver: tokio::spawn(driver.run()), rebuilds });
     }
 
     /// Ends the appliers of a member wherever they are.
     async fn kill(&mut self, i: usize) {
         self.handles.lock().unwrap().remove(&member(i));
-        let Running { driver, .. } = self.running[i].take().unwrap();
+        let Running { driver, rebuilds, .. } = self.running[i].take().unwrap();
+        rebuilds.inspect(JoinHandle::abort);
         driver.abort();
         match driver.await {
             Ok(ended) => panic!("it ended by itself: {ended:?}"),

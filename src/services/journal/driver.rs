@@ -109,6 +109,8 @@ pub struct Driver {
     pub(super) slots: BTreeMap<JournalKey, Slot>,
     // Copies that are to be made anew.
     pub(super) broken: BTreeSet<JournalKey>,
+    // Copies whose journals are whole and that are made anew: when their shards were last given to others, and how long that counts.
+    pub(super) unfit: BTreeMap<JournalKey, (Instant, Duration)>,
     // Reigns that are at rest, with their epochs.
     pub(super) rests: BTreeMap<JournalKey, (Epoch, Rest)>,
     // When replicas want to be looked at.
@@ -164,6 +166,7 @@ impl Driver {
             indexes: BTreeMap::new(),
             slots: BTreeMap::new(),
             broken: BTreeSet::new(),
+            unfit: BTreeMap::new(),
             rests: BTreeMap::new(),
             due: BTreeSet::new(),
             generation: 0,
@@ -274,6 +277,11 @@ impl Driver {
             Input::Trim(key, to) => self.tell(&key, Told::Trim(to)),
             Input::Snapshot { key, at, parts, tell } => self.tell(&key, Told::Snapshot { at, parts, tell }),
             Input::Repair(key, reason) => self.repair(&key, reason),
+            Input::Unfit(key, true) => {
+                self.unfit.entry(key.clone()).or_default();
+                self.look_at(&key.index);
+            }
+            Input::Unfit(key, false) => drop(self.unfit.remove(&key)),
             Input::Status(index, tell) => drop(tell.send(self.status(&index))),
             Input::HandOver(tell) => {
                 self.hand_over();

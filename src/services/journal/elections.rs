@@ -17,6 +17,11 @@ use crate::types::{Holder, JournalKey, MemberId, PhysicalIndex, ReplicaState, Sc
 /// When an election that was written, and did not come, is written again.
 const AGAIN: Duration = Duration::from_millis(1_000);
 
+/// For how long a shard that was given to another is not given again, at first; it doubles.
+const LEND_MIN: Duration = Duration::from_secs(3);
+/// The longest such time.
+const LEND_MAX: Duration = Duration::from_secs(300);
+
 /// What is known of elections.
 #[derive(Debug, Default)]
 pub(super) struct Elections {
@@ -46,7 +51,7 @@ impl Driver {
     pub(super) fn look_at(&mut self, index: &PhysicalIndex) {
         let Some(known) = self.indexes.get(index) else { return };
         let (shards, sight) = (&known.record.shards, &self.seen_now.sight);
-        let gives_up = self.gives_up(index).next().is_some();
+        let gives_up = self.gives_up(index).next().is_some() || !self.lends(index).is_empty();
         if !gives_up && !shards.iter().any(|state| election::needs_primary(state, sight)) {
             self.elections.told.remove(index);
             self.plan_give_back();
@@ -73,6 +78,22 @@ impl Driver {
             let min = election::min_in_sync(state, self.config.core.min_in_sync);
             Some((key.shard, record::elect(state, &self.holder(), &to, &own, min)?))
         })
+    }
+
+    /// Shards that the record gives to this process, whose copies here are made anew: somebody else is to lead them meanwhile, if
+    /// anybody has a copy. Not again and again, for nobody may have one, and nobody know that.
+    fn lends(&self, index: &PhysicalIndex) -> Vec<(ShardId, Change)> {
+        let now = now();
+        let unfit = self.unfit.iter().filter(|(key, (at, pause))| key.index == *index && at.plus(*pause) <= now);
+        let lend = |key: &JournalKey| {
+            let state = self.state(key).filter(|state| state.primary.as_ref() == Some(&self.holder()))?;
+            let without = |member: &&MemberId| self.seen_now.lacks(member, key);
+            let except = self.seen_now.sight.keys().filter(without).chain([&self.me.member]).cloned().collect();
+            let to = election::candidate(state, &self.seen_now.sight, &except)?;
+            let min = election::min_in_sync(state, self.config.core.min_in_sync);
+            Some((key.shard, record::elect(state, &self.holder(), &to, &BTreeSet::new(), min)?))
+        };
+        unfit.filter_map(|(key, _)| lend(key)).collect()
     }
 
     /// Other members are seen, or others are not seen any more.
@@ -121,6 +142,15 @@ impl Driver {
             let shard = |i: usize| u16::try_from(i).ok().map(ShardId);
             let plan = plan.into_iter().filter_map(|(i, change)| Some((shard(i)?, change)));
             let plan: Vec<(ShardId, Change)> = plan.chain(self.gives_up(&index)).collect();
+            let lent = self.lends(&index);
+            for (shard, _) in &lent {
+                let key = JournalKey { index: index.clone(), shard: *shard };
+                let longer = |(at, pause): &mut (Instant, Duration)| {
+                    (*at, *pause) = (now, (*pause * 2).clamp(LEND_MIN, LEND_MAX));
+                };
+                self.unfit.entry(key).and_modify(longer);
+            }
+            let plan: Vec<(ShardId, Change)> = plan.into_iter().chain(lent).collect();
             self.elections.told.insert(index.clone(), (now, Some(now.plus(AGAIN))));
             for (shard, change) in plan {
                 tracing::info!(%index, %shard, primary = ?change.after.primary, "a primary is being elected");
@@ -150,7 +180,12 @@ impl Driver {
             if let Some((shard, change)) = election::give_back(shards, &self.holder(), &self.seen_now.sight, min, times)
                 && let Ok(shard) = u16::try_from(shard)
             {
-                gave.push((JournalKey { index: index.clone(), shard: ShardId(shard) }, change));
+                let key = JournalKey { index: index.clone(), shard: ShardId(shard) };
+                let to = change.after.primary.as_ref().map(|primary| &primary.member);
+                // Whose copy is made anew would only give it away again.
+                if !to.is_some_and(|member| self.seen_now.lacks(member, &key)) {
+                    gave.push((key, change));
+                }
             }
         }
         for (key, change) in gave {

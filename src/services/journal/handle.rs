@@ -24,8 +24,8 @@ use crate::store::journal::StoredHome;
 use crate::store::{JournalStore, StoreError};
 use crate::types::limits::APPEND_PARTS_MAX;
 use crate::types::{
-    Epoch, Holder, JournalKey, JournalRecord, PhysicalIndex, Position, RecordVersion, ReplicaId, ShardId, ShardState,
-    TaskPart,
+    Epoch, Holder, JournalKey, JournalRecord, MemberId, PhysicalIndex, Position, RecordVersion, ReplicaId, ShardId,
+    ShardState, TaskPart,
 };
 use crate::wire::verbs::{Append, Appended, Refusal};
 
@@ -41,6 +41,7 @@ pub(super) enum Input {
     Trim(JournalKey, u64),
     Snapshot { key: JournalKey, at: Position, parts: Vec<(TaskPart, Stands)>, tell: oneshot::Sender<bool> },
     Repair(JournalKey, String),
+    Unfit(JournalKey, bool),
     Status(PhysicalIndex, oneshot::Sender<BTreeMap<ShardId, ShardStatus>>),
     HandOver(oneshot::Sender<()>),
 }
@@ -91,6 +92,14 @@ pub(super) struct Shared {
     // The records of indexes as they were read last.
     records: Mutex<BTreeMap<PhysicalIndex, (RecordVersion, Arc<JournalRecord>)>>,
     pub(super) in_memory: AtomicUsize,
+    holds: Mutex<BTreeMap<JournalKey, BTreeMap<MemberId, Hold>>>,
+}
+
+/// Entries that a copy which is being filled will need.
+#[derive(Debug, Clone, Copy)]
+struct Hold {
+    behind: u64,
+    until: Clock,
 }
 
 impl Shared {
@@ -100,6 +109,7 @@ impl Shared {
             commits: Mutex::default(),
             records: Mutex::default(),
             in_memory: AtomicUsize::new(0),
+            holds: Mutex::default(),
         }
     }
 
@@ -115,6 +125,19 @@ impl Shared {
 
     pub(super) fn commit(&self, key: &JournalKey) -> Option<u64> {
         self.commits.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+    }
+
+    /// Behind which entry everything is still needed; of whoever has not come back in time nothing is.
+    fn held(&self, key: &JournalKey) -> Option<u64> {
+        let mut holds = self.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = holds.get_mut(key)?;
+        let now = Clock::now();
+        of.retain(|_, hold| hold.until > now);
+        let behind = of.values().map(|hold| hold.behind).min();
+        if behind.is_none() {
+            holds.remove(key);
+        }
+        behind
     }
 
     /// The journal begins anew, or is gone.
@@ -426,6 +449,20 @@ impl JournalHandle {
         self.store.stage_home(key, first, rows).await
     }
 
+    /// Where an entry stands, committed or not; `None` if it was dropped at the beginning, or is not there.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::read_committed`].
+    pub async fn position(&self, key: &JournalKey, seq: u64) -> Result<Option<Position>, StoreError> {
+        let found = self.store.position(key, seq).await;
+        if let Err(StoreError::Damaged { reason, .. }) = &found {
+            self.repair(key, reason.clone()).await;
+        }
+        found
+    }
+
     /// The parts that stand up to `to`, for a snapshot that is taken there.
     ///
     /// Cancel-safe.
@@ -436,8 +473,30 @@ impl JournalHandle {
         self.store.parts(key, to).await
     }
 
+    /// Entries behind `behind`, and what is known of parts, are kept until then for the copy of a member that is being filled; the
+    /// next such call of the same counts. It lasts as long as this process at most.
+    pub fn hold(&self, key: &JournalKey, of: &MemberId, behind: u64, until: Clock) {
+        let mut holds = self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        holds.entry(key.clone()).or_default().insert(of.clone(), Hold { behind, until });
+    }
+
+    /// Nothing is kept for that member any more.
+    pub fn release(&self, key: &JournalKey, of: &MemberId) {
+        let mut holds = self.shared.holds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = holds.get_mut(key) {
+            held.remove(of);
+        }
+        holds.retain(|_, of| !of.is_empty());
+    }
+
+    /// Whether anything is kept for somebody.
+    pub(super) fn is_held(&self, key: &JournalKey) -> bool {
+        self.shared.held(key).is_some()
+    }
+
     /// Entries up to `to` are older than the retention: what nobody needs of them goes.
     pub async fn trim(&self, key: &JournalKey, to: u64) {
+        let to = self.shared.held(key).map_or(to, |behind| behind.min(to));
         drop(self.inputs.send(Input::Trim(key.clone(), to)).await);
     }
 
@@ -446,6 +505,13 @@ impl JournalHandle {
         let (tell, wait) = oneshot::channel();
         drop(self.inputs.send(Input::Snapshot { key: key.clone(), at, parts, tell }).await);
         wait.await.unwrap_or(false)
+    }
+
+    /// Whether the copy here is made anew, so that somebody else is to order the shard's writes: whoever does so judges entries by
+    /// what its own node makes of them. It stays in sync, for its journal is whole. Said again now and then while it is so, because
+    /// others may not know.
+    pub async fn unfit(&self, key: &JournalKey, unfit: bool) {
+        drop(self.inputs.send(Input::Unfit(key.clone(), unfit)).await);
     }
 
     /// Every shard of an index of which this member holds a copy, or knows the state.

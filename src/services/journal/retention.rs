@@ -88,7 +88,8 @@ impl Retention {
 
     async fn forget_parts(&self, journals: &JournalHandle) -> Result<(), StoreError> {
         let before = clock::unix_seconds().saturating_sub(self.parts_age.as_secs());
-        for listed in journals.stored().await?.into_iter().filter(|l| l.floor.seq > 0) {
+        let may = |l: &Listed| l.floor.seq > 0 && !journals.is_held(&l.key);
+        for listed in journals.stored().await?.into_iter().filter(may) {
             journals.store.forget_parts(&listed.key, before, self.parts).await?;
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::proto::journal::election::Reach;
 use crate::proto::journal::{Alive, Sight};
-use crate::types::{MemberId, ReplicaId, StoreId};
+use crate::types::{JournalKey, MemberId, PhysicalIndex, ReplicaId, ShardSet, StoreId};
 use crate::wire::gossip::Unreached;
 
 /// The mesh, as this member sees it.
@@ -19,6 +19,8 @@ pub struct Seen {
     pub known: Sight,
     /// Who reaches whom, as each member tells of itself.
     pub reach: Reach,
+    /// Shards that members do not serve, as they tell.
+    pub unserved: BTreeMap<MemberId, BTreeMap<PhysicalIndex, ShardSet>>,
 }
 
 /// What is known of one other member.
@@ -34,6 +36,8 @@ pub struct Peer {
     pub gossiped: Option<(StoreId, u64)>,
     /// Whom it does not reach, by gossip of a member that lives.
     pub unreached: Option<Unreached>,
+    /// Shards that it does not serve, by its gossip.
+    pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
 }
 
 impl Peer {
@@ -48,6 +52,12 @@ impl Peer {
 }
 
 impl Seen {
+    /// Whether a member tells that it does not serve a shard.
+    pub fn lacks(&self, member: &MemberId, key: &JournalKey) -> bool {
+        let of = self.unserved.get(member).and_then(|unserved| unserved.get(&key.index));
+        of.is_some_and(|shards| shards.contains(key.shard))
+    }
+
     /// The picture of process `start` of `own`, of what it knows of all others that are listed.
     pub fn of(own: &ReplicaId, start: u64, peers: &BTreeMap<MemberId, Peer>) -> Self {
         let me = || (own.member.clone(), Alive { store: own.store, start });
@@ -63,6 +73,11 @@ impl Seen {
         Self {
             sight: peers.iter().filter(|(_, peer)| sees(peer)).filter_map(alive).chain([me()]).collect(),
             known: peers.iter().filter_map(alive).chain([me()]).collect(),
+            unserved: peers
+                .iter()
+                .filter(|(_, p)| !p.unserved.is_empty())
+                .map(|(m, p)| (m.clone(), p.unserved.clone()))
+                .collect(),
             reach: peers.iter().filter_map(told).chain([(own.member.clone(), reached)]).collect(),
         }
     }
@@ -93,7 +108,14 @@ mod tests {
     fn connected(n: u8) -> Peer {
         let gossiped = Some((store(n), first(n)));
         let unreached = Some(Unreached::default());
-        Peer { reached: true, connected: Some(first(n)), listed: Some(store(n)), gossiped, unreached }
+        Peer {
+            reached: true,
+            connected: Some(first(n)),
+            listed: Some(store(n)),
+            gossiped,
+            unreached,
+            ..Peer::default()
+        }
     }
 
     #[test]

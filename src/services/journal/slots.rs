@@ -256,6 +256,7 @@ impl Driver {
         }
         self.rests.remove(key);
         self.broken.remove(key);
+        self.unfit.remove(key);
         self.storing.forget(key);
         self.shared.forget(key);
     }

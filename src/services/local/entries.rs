@@ -53,12 +53,14 @@ pub struct Queued {
     pub shaken: bool,
     /// The node has no such index any more, with all that it held.
     pub emptied: bool,
+    /// The same, and its record alone does not say how to make it again.
+    pub lacks: bool,
 }
 
 impl Queued {
     /// What the node, or whoever speaks for it, has said.
     pub fn said(answer: Answer) -> Self {
-        Self { answer, why: None, shaken: false, emptied: false }
+        Self { answer, why: None, shaken: false, emptied: false, lacks: false }
     }
 
     /// It certainly did not reach the node.
@@ -98,7 +100,8 @@ impl Local {
                 other => (format!("{other:?}"), false),
             };
             let emptied = !shaken && self.is_emptied(&record.value, &slot, deadline).await;
-            return Queued { shaken, emptied, ..Queued::not_sent(why) };
+            let lacks = !shaken && !emptied && slot.local().made && self.is_gone(physical, deadline).await;
+            return Queued { shaken, emptied, lacks, ..Queued::not_sent(why) };
         }
         if matches!(work.kind, Kind::Set { .. } | Kind::Merge { .. })
             && let Err(answer) = self.hold(physical, &slot, &work.shards).await
@@ -133,20 +136,23 @@ impl Local {
     }
 
     async fn is_emptied(&self, record: &IndexRecord, slot: &Slot, deadline: Instant) -> bool {
+        let alone = slot.local().made && record.settings_version == 0 && !record.deleted;
+        alone && self.is_gone(&record.physical, deadline).await
+    }
+
+    /// Whether the node does not have an index, nor anything in its queue for it.
+    async fn is_gone(&self, physical: &PhysicalIndex, deadline: Instant) -> bool {
         #[derive(Deserialize)]
         struct Page {
             total: u64,
         }
-        if !slot.local().made || record.settings_version > 0 || record.deleted {
-            return false;
-        }
         // What waits may be its creation, and what comes behind that.
         let ask = async |path: String| self.send("question", NodeRequest::get(path), deadline).await;
-        let waits = match ask(waiting(&record.physical)).await {
+        let waits = match ask(waiting(physical)).await {
             Ok(NodeAnswer { status: 200, body }) => serde_json::from_slice::<Page>(&body).map_or(1, |page| page.total),
             _ => 1,
         };
-        let index = async || ask(format!("/indexes/{}", record.physical)).await;
+        let index = async || ask(format!("/indexes/{physical}")).await;
         waits == 0 && matches!(index().await, Ok(NodeAnswer { status: 404, .. }))
     }
 
@@ -161,6 +167,38 @@ impl Local {
         self.store.put_local_index(physical, &local).await?;
         slot.set_local(local);
         Ok(())
+    }
+
+    /// Whether the node has lost an index that this member has made, whatever its settings. That it can't be asked is no.
+    pub async fn lacks(&self, physical: &PhysicalIndex) -> bool {
+        let slot = self.slot(physical);
+        let _on_node = slot.enqueue.lock().await;
+        slot.local().made && self.is_gone(physical, Instant::now() + PATIENCE).await
+    }
+
+    /// Makes an index that the node has lost, with these settings, as another node gives them; it holds nothing then. `Ok(None)`:
+    /// the node has it.
+    ///
+    /// Not cancel-safe: the request may be in the queue.
+    ///
+    /// # Errors
+    /// What the node said, for people, or that it can't be asked.
+    pub async fn remake(&self, physical: &PhysicalIndex, settings: &Bytes) -> Result<Option<TaskRef>, String> {
+        let (slot, deadline) = (self.slot(physical), Instant::now() + PATIENCE);
+        let mut on_node = slot.enqueue.lock().await;
+        if on_node.deleted.is_some() || !slot.local().made || !self.is_gone(physical, deadline).await {
+            return Ok(None);
+        }
+        let local = LocalIndex { held: ShardSet::new(), ..slot.local() };
+        self.store.put_local_index(physical, &local).await.map_err(|e| e.to_string())?;
+        slot.set_local(local);
+        on_node.ready = false;
+        let request = NodeRequest::json(Method::PATCH, format!("/indexes/{physical}/settings"), settings.clone());
+        match queued(self.send("write", request, deadline).await) {
+            Queued { answer: Answer::Taken(task), .. } => Ok(Some(task)),
+            Queued { answer: Answer::Refused(flaw), .. } => Err(format!("{}: {}", flaw.code, flaw.message)),
+            Queued { why, .. } => Err(why.unwrap_or_default()),
+        }
     }
 
     /// An index's record, as it is known here.

@@ -10,6 +10,7 @@ use super::file::JournalStore;
 use super::head::Head;
 use super::repair::repair;
 use super::row::{ENTRY, PART, SEQ_MAX, entry_of, mark_of, part_of, place, seq_of};
+use super::write::epoch_at;
 use crate::proto::journal::log::{Bounds, StoredLog};
 use crate::proto::journal::{Entry, Stands, Stored};
 use crate::types::{JournalKey, Position, TaskPart, TaskUid};
@@ -125,6 +126,21 @@ impl JournalStore {
                 }
             }
             Ok((all, last))
+        })
+        .await
+    }
+
+    /// Where an entry stands; `None` if it was dropped at the beginning, or is not there.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub async fn position(&self, key: &JournalKey, seq: u64) -> Result<Option<Position>, StoreError> {
+        let key = key.clone();
+        self.read(move |tx| {
+            let head = Head::find(tx, &key)?.filter(|head| (head.floor.seq..=head.last.seq).contains(&seq));
+            head.map(|head| epoch_at(tx, &head, seq)).transpose()
         })
         .await
     }

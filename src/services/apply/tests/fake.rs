@@ -210,7 +210,14 @@ impl State {
             ("POST", ["indexes", uid, "documents", "fetch"]) => {
                 let Some(index) = self.indexes.get(*uid) else { return no_index() };
                 let asked: Value = serde_json::from_slice(&body).unwrap();
-                let ids = asked["ids"].as_array().unwrap().iter().filter_map(|id| id.as_str());
+                let Some(ids) = asked["ids"].as_array() else {
+                    assert_eq!(asked["fields"], json!(["id"]));
+                    let finds = filter(&body);
+                    let found = index.documents.values().filter(|document| finds(document));
+                    let results: Vec<Value> = found.map(|document| json!({ "id": document["id"] })).collect();
+                    return (200, json!({ "results": results, "total": results.len() }));
+                };
+                let ids = ids.iter().filter_map(|id| id.as_str());
                 let results: Vec<&Value> = ids.filter_map(|id| index.documents.get(id)).collect();
                 (200, json!({ "results": results }))
             }

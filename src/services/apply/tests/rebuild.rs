@@ -1,0 +1,282 @@
+//! Copies that are made anew from other members', while writes go on.
+
+use super::*;
+use crate::proto::snapshot::{learner, source};
+
+/// Everything soon, and in small bites.
+pub(super) fn config() -> snapshot::Config {
+    snapshot::Config {
+        learner: learner::Config {
+            batch_bytes: 600,
+            batch_ids: 7,
+            under_way: 4,
+            pause_min: Duration::from_millis(10),
+            pause_max: Duration::from_millis(300),
+            settle: Duration::from_millis(300),
+            ..learner::Config::default()
+        },
+        source: source::Config {
+            hold: Duration::from_secs(2),
+            idle: Duration::from_secs(3),
+            ..source::Config::default()
+        },
+        keep: Duration::from_millis(200),
+        settle: Duration::from_millis(800),
+        stuck: Duration::from_secs(5),
+        ..snapshot::Config::default()
+    }
+}
+
+impl All {
+    async fn that_rebuilds() -> Self {
+        Self::start_with(true).await
+    }
+
+    fn rebuilt(&self, i: usize) -> BTreeSet<ShardId> {
+        let all = self.handle(i).rebuilt().borrow().clone();
+        all.get(&index()).map(|shards| shards.iter().collect()).unwrap_or_default()
+    }
+
+    /// Waits until no copy is made any more, and all are the same; meanwhile somebody writes.
+    async fn are_made(&mut self, rng: &mut fastrand::Rng, writes: usize) {
+        for _ in 0..writes {
+            self.write_any(rng).await;
+            tokio::time::sleep(Duration::from_millis(rng.u64(0..8))).await;
+        }
+        for i in 0..MEMBERS {
+            let end = Instant::now() + LONG;
+            while !self.rebuilt(i).is_empty() {
+                let views = self.running[i].as_ref().unwrap().snapshots.views(&index());
+                assert!(Instant::now() < end, "member {i}: {views:?}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        self.are_whole().await;
+    }
+
+    /// Drops the journals' beginnings everywhere.
+    async fn trim(&mut self) {
+        self.are_whole().await;
+        within("the beginnings go", async {
+            // What is not needed any more travels with writes.
+            for id in 40.. {
+                for (_, me) in self.world.alive() {
+                    for listed in me.journals.stored().await.unwrap() {
+                        me.journals.trim(&listed.key, listed.applied).await;
+                    }
+                }
+                self.set(&(0..SHARDS).map(|shard| document(shard, id % 50, id)).collect::<Vec<_>>()).await;
+                let mut floors = Vec::new();
+                for (_, me) in self.world.alive() {
+                    let listed = me.journals.stored().await.unwrap().into_iter();
+                    floors.extend(listed.filter(|l| l.key.index == index()).map(|l| l.floor.seq));
+                }
+                if floors.iter().all(|floor| *floor > 0) {
+                    break;
+                }
+            }
+        })
+        .await;
+    }
+
+    /// The node is there again after it was away, with nothing.
+    async fn empty(&self, i: usize) {
+        let mut told = self.handle(i).subscribe();
+        self.health[i].send_modify(|health| health.healthy = false);
+        within("doubt", async { while !matches!(told.recv().await.unwrap(), Told::Trusted(_, false)) {} }).await;
+        self.nodes[i].state().empty();
+        self.health[i].send_modify(|health| health.healthy = true);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_was_emptied_is_filled_while_writes_go_on() {
+    let mut all = All::that_rebuilds().await;
+    let mut rng = fastrand::Rng::with_seed(21);
+    for id in 0..30 {
+        all.set(&(0..SHARDS).map(|shard| document(shard, id, 1)).collect::<Vec<_>>()).await;
+    }
+    all.trim().await;
+    for i in [0, 2] {
+        let mut rebuilt = all.handle(i).rebuilt();
+        all.empty(i).await;
+        within("copies are of no use", rebuilt.wait_for(|all| all.contains_key(&index()))).await.unwrap();
+        all.are_made(&mut rng, 60).await;
+    }
+}
+
+#[tokio::test]
+async fn a_learner_that_ends_anywhere_begins_anew_and_serves_no_half_copy() {
+    let mut all = All::that_rebuilds().await;
+    let mut rng = fastrand::Rng::with_seed(22);
+    for id in 0..40 {
+        all.set(&(0..SHARDS).map(|shard| document(shard, id, 1)).collect::<Vec<_>>()).await;
+    }
+    for round in 0..25_u64 {
+        let i = rng.usize(0..MEMBERS);
+        let shard = rng.u16(0..SHARDS);
+        all.nodes[i].state().faults = Faults { lost: 3, unanswered: 3, trouble: 2 };
+        let standing = all.handle(i).unmade(&key(shard)).await.unwrap();
+        assert!(standing.rebuild && all.handle(i).is_rebuilt(&key(shard)));
+        for _ in 0..rng.usize(0..4) {
+            all.write_any(&mut rng).await;
+        }
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..1 + round * 6))).await;
+        all.kill(i).await;
+        all.nodes[i].state().faults = Faults::default();
+        all.run(i).await;
+    }
+    all.are_made(&mut rng, 30).await;
+}
+
+#[tokio::test]
+async fn a_source_that_ends_is_replaced_by_another() {
+    let mut all = All::that_rebuilds().await;
+    let mut rng = fastrand::Rng::with_seed(23);
+    for id in 0..60 {
+        all.set(&(0..SHARDS).map(|shard| document(shard, id, 1)).collect::<Vec<_>>()).await;
+    }
+    all.trim().await;
+    for round in 0..8 {
+        let learner = round % MEMBERS;
+        let source = (learner + 1 + round % 2) % MEMBERS;
+        for shard in 0..SHARDS {
+            all.handle(learner).unmade(&key(shard)).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..60))).await;
+        all.kill(source).await;
+        all.write_any(&mut rng).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..100))).await;
+        all.run(source).await;
+        all.are_made(&mut rng, 5).await;
+    }
+}
+
+#[tokio::test]
+async fn entries_that_depend_on_documents_have_a_read_begin_again_and_wait_for_it_at_last() {
+    let mut all = All::that_rebuilds().await;
+    let mut rng = fastrand::Rng::with_seed(24);
+    for id in 0..60 {
+        all.set(&[document(0, id, 1)]).await;
+    }
+    all.trim().await;
+    for i in 0..MEMBERS {
+        all.handle(i).unmade(&key(0)).await.unwrap();
+        // One conditional entry after the other: no read is ever whole without patience.
+        let (mut rounds, mut attempts) = (0, 0);
+        while all.handle(i).is_rebuilt(&key(0)) {
+            all.write(Kind::Edit, vec![(0, EDIT.into())]).await;
+            let views = all.running[i].as_ref().unwrap().snapshots.views(&index());
+            attempts = attempts.max(views.get(&ShardId(0)).map_or(0, |view| view.restarts));
+            rounds += 1;
+            assert!(rounds < 4_000, "{views:?}");
+        }
+        say(&format!("{rounds} entries, {attempts} restarts"));
+        all.are_made(&mut rng, 5).await;
+    }
+}
+
+fn say(what: &str) {
+    println!("{what}");
+}
+
+#[tokio::test]
+async fn a_follower_further_behind_than_the_journals_gets_a_copy_with_its_journal() {
+    let mut all = All::that_rebuilds().await;
+    let mut rng = fastrand::Rng::with_seed(25);
+    for id in 0..20 {
+        all.set(&(0..SHARDS).map(|shard| document(shard, id, 1)).collect::<Vec<_>>()).await;
+    }
+    all.are_whole().await;
+    all.kill(2).await;
+    all.world.kill(2).await;
+    until("it leaves", async || {
+        all.record().shards.iter().all(|state| state.in_sync.iter().all(|id| id.member != member(2)))
+    })
+    .await;
+    for _ in 0..30 {
+        all.write_any(&mut rng).await;
+    }
+    within("the journals go on without it", async {
+        for id in 0.. {
+            let mut left = Vec::new();
+            for i in 0..2 {
+                for listed in all.world.at(i).journals.stored().await.unwrap() {
+                    all.world.at(i).journals.trim(&listed.key, listed.applied).await;
+                    if listed.key.index == index() {
+                        left.push(listed.floor.seq);
+                    }
+                }
+            }
+            if left.iter().all(|floor| *floor > 21) {
+                break;
+            }
+            all.set(&(0..SHARDS).map(|shard| document(shard, id % 50, id)).collect::<Vec<_>>()).await;
+        }
+    })
+    .await;
+    all.world.restart(2, |_, _| Vec::new()).await;
+    all.run(2).await;
+    let mut rebuilt = all.handle(2).rebuilt();
+    within("copies are of no use", rebuilt.wait_for(|all| all.contains_key(&index()))).await.unwrap();
+    all.are_made(&mut rng, 30).await;
+    until("it is in sync again", async || {
+        all.record().shards.iter().all(|state| state.in_sync.iter().any(|id| id.member == member(2)))
+    })
+    .await;
+    all.are_made(&mut rng, 5).await;
+}
+
+#[tokio::test]
+async fn a_damaged_journal_and_its_copy_are_made_anew() {
+    let mut all = All::that_rebuilds().await;
+    let mut rng = fastrand::Rng::with_seed(26);
+    for _ in 0..30 {
+        all.write_any(&mut rng).await;
+    }
+    all.are_whole().await;
+    let i = (0..MEMBERS).find(|i| all.primary(1) != Some(*i)).unwrap();
+    let mut rebuilt = all.handle(i).rebuilt();
+    all.world.at(i).journals.repair(&key(1), "of a test".into()).await;
+    within("the copy is of no use", rebuilt.wait_for(|all| all.contains_key(&index()))).await.unwrap();
+    all.are_made(&mut rng, 40).await;
+}
+
+#[tokio::test]
+async fn where_nobody_has_a_copy_the_whole_journal_is_applied_again() {
+    let mut all = All::that_rebuilds().await;
+    let mut rng = fastrand::Rng::with_seed(27);
+    for _ in 0..20 {
+        all.write_any(&mut rng).await;
+    }
+    for i in 0..MEMBERS {
+        all.handle(i).unmade(&key(2)).await.unwrap();
+    }
+    all.are_made(&mut rng, 10).await;
+}
+
+#[tokio::test]
+async fn where_nobody_has_a_copy_nor_the_whole_journal_the_shard_is_not_served_and_that_is_said() {
+    let mut all = All::that_rebuilds().await;
+    for id in 0..20 {
+        all.set(&[document(0, id, 1), document(1, id, 1)]).await;
+    }
+    all.trim().await;
+    for i in 0..MEMBERS {
+        all.handle(i).unmade(&key(0)).await.unwrap();
+    }
+    let before = all.nodes[1].documents(index().as_str());
+    let view = |all: &All, i: usize| all.running[i].as_ref().unwrap().snapshots.views(&index()).remove(&ShardId(0));
+    for i in 0..MEMBERS {
+        until("it says so", async || {
+            view(&all, i).and_then(|view| view.trouble).is_some_and(|why| why.contains("made anew"))
+        })
+        .await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!((0..MEMBERS).all(|i| all.handle(i).is_rebuilt(&key(0))));
+    assert_eq!(all.nodes[1].documents(index().as_str()), before, "nothing is deleted that nobody can give");
+    // The others go on.
+    all.set(&[document(1, 30, 1)]).await;
+    until("another shard goes on", async || all.nodes[1].documents(index().as_str()).contains_key("1-30")).await;
+}
