@@ -715,8 +715,11 @@ async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, rec
     let mut changes = records.watch();
     loop {
         let (node, lacks) = (health.borrow_and_update().clone(), lost.borrow_and_update().clone());
+        let lives = *state.borrow_and_update();
+        // Before it is known what is served, nothing is.
+        let early = lives == MemberState::Active && unserved.borrow().is_none();
         let says = MemberGossip {
-            state: *state.borrow_and_update(),
+            state: if early { MemberState::Joining } else { lives },
             unserved: serving::together(&lacks, &unserved.borrow_and_update()),
             lost: lacks.keys().cloned().collect(),
             pressed: pressed.borrow_and_update().clone(),

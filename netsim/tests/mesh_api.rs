@@ -478,3 +478,36 @@ fn the_primary_key_of_documents_that_wait_is_not_changed() {
     assert!(mesh.client(2).get("/indexes").expect(200)["results"][0]["updatedAt"].as_str().unwrap() > &*before);
     mesh.wait_whole();
 }
+
+#[test]
+fn a_client_reads_its_own_writes_at_any_member() {
+    let mesh = Mesh::start(Plan::of(3, 2));
+    let clients: Vec<Client> = (0..3).map(|i| mesh.client(i)).collect();
+    clients[0].done("POST", "/indexes", &json!({"uid": "i", "primaryKey": "id"}));
+    let body = |n: u64| json!([{"id": n % 7, "n": n}, {"id": 100 + n, "n": n}]).to_string();
+    let json_type = ("content-type", "application/json");
+    let mut token = String::new();
+    for n in 0..40_u64 {
+        let writer = &clients[n as usize % 3];
+        let headers = [json_type, ("x-miroir-session", &*token)];
+        let answer = writer.call("POST", "/indexes/i/documents", &headers, body(n).as_bytes());
+        token = answer.header("x-miroir-session").expect("a token").to_owned();
+        let task = answer.expect(202)["taskUid"].to_string();
+        // The token covers all writes so far, the task this one.
+        for (reader, header) in [(1, ("x-miroir-session", &*token)), (2, ("x-miroir-min-task", &*task))] {
+            let reader = &clients[(n as usize + reader) % 3];
+            let read = reader.call("GET", &format!("/indexes/i/documents/{}", n % 7), &[header], b"");
+            assert_eq!(read.header("x-miroir-degraded"), None);
+            assert_eq!(read.expect(200)["n"], n);
+            let found =
+                reader.call("POST", "/indexes/i/search", &[json_type, header], br#"{"hitsPerPage": 1}"#).expect(200);
+            assert_eq!(found["totalHits"], n.min(6) + n + 2);
+        }
+    }
+    for (name, value) in [("x-miroir-session", "mine"), ("x-miroir-min-task", "-1")] {
+        let answer = clients[0].call("GET", "/indexes/i/documents", &[(name, value)], b"");
+        answer.expect_error(400, "bad_request");
+    }
+    let unknown = clients[1].call("GET", "/indexes/i/documents", &[("x-miroir-min-task", "2000000000")], b"");
+    assert_eq!(unknown.expect(200)["total"], 47);
+}

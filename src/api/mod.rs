@@ -20,6 +20,7 @@ pub mod routes;
 pub mod search;
 pub mod server;
 pub mod service;
+mod session;
 pub mod settings;
 mod shards;
 pub mod tasks;

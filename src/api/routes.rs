@@ -20,6 +20,7 @@ use super::auth::{Keys, require_key};
 use super::error::{ApiError, mark};
 use super::room::{Placed, Room};
 use super::service::{DEGRADED, in_service};
+use super::session::{SESSION, session};
 use super::{
     admin, aliases, documents, health, indexes, leases, mesh, operations, search, settings, shards, tasks, unsupported,
 };
@@ -152,6 +153,7 @@ pub fn router(api: Api) -> Router {
         .route("/_miroir/mesh/init", post(mesh::init))
         .route("/_miroir/mesh/recover", post(mesh::recover));
     let routes = unsupported::add(routes)
+        .route_layer(from_fn_with_state(api.clone(), session))
         .route_layer(from_fn_with_state(api.clone(), in_service))
         .route_layer(from_fn_with_state(api.clone(), require_key))
         .layer(middleware::from_fn_with_state(api.clone(), observe))
@@ -196,7 +198,11 @@ fn cors() -> CorsLayer {
     CorsLayer::very_permissive()
         .allow_credentials(false)
         .allow_origin(tower_http::cors::Any)
-        .expose_headers([HeaderName::from_static(DEGRADED), HeaderName::from_static(REQUEST_ID)])
+        .expose_headers([
+            HeaderName::from_static(DEGRADED),
+            HeaderName::from_static(SESSION),
+            HeaderName::from_static(REQUEST_ID),
+        ])
         .max_age(CORS_MAX_AGE)
 }
 

@@ -5,6 +5,7 @@
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use http::HeaderMap;
 
 use super::error::{ApiError, mark};
 use super::routes::Api;
@@ -28,10 +29,18 @@ pub async fn in_service(State(api): State<Api>, request: Request, next: Next) ->
     }
     let mut response = next.run(request).await;
     if !api.mesh.ledger().fresh() {
-        let headers = response.headers_mut();
-        let said = headers.get(DEGRADED).and_then(|v| v.to_str().ok());
-        let says = said.map_or_else(|| "stale".to_owned(), |said| format!("{said}; stale"));
-        mark(headers, DEGRADED, &says);
+        mark_stale(response.headers_mut());
     }
     response
+}
+
+/// Says of an answer that it may be old.
+pub fn mark_stale(headers: &mut HeaderMap) {
+    let said = headers.get(DEGRADED).and_then(|v| v.to_str().ok());
+    let says = match said {
+        None => "stale".to_owned(),
+        Some(said) if said.ends_with("stale") => return,
+        Some(said) => format!("{said}; stale"),
+    };
+    mark(headers, DEGRADED, &says);
 }

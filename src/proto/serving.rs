@@ -2,7 +2,7 @@
 //!
 //! A replica in sync has stored everything that is committed, so what it had stored at one moment covers all that was committed
 //! then: it begins to serve when its node has applied that. It ends when it is out of sync, or when its node is behind the
-//! furthest replica, for longer than it may be; a load that all replicas are working through takes nobody out. Rule: a copy that
+//! furthest replica for longer than it may be; a load that all replicas are working through takes nobody out. Rule: a copy that
 //! is to be made anew, or whose node is not known to have what was noted, serves nothing. Must not know: searches, the node.
 
 use std::collections::VecDeque;
@@ -40,10 +40,9 @@ enum State {
 /// One replica; see the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Serving {
-    /// How far behind, or how long out of sync, it may be.
+    /// How long it may be behind.
     lag: Duration,
     state: State,
-    outside: Option<Instant>,
     /// Up to where it was to be applied, and since when.
     behind: Option<(u64, Instant)>,
     /// Where the furthest replica was, and when; only what is not applied here yet.
@@ -54,7 +53,7 @@ impl Serving {
     /// A replica of a process that has just begun.
     pub fn new(lag: Duration) -> Self {
         let state = State::Waits { until: None };
-        Self { lag, state, outside: None, behind: None, furthest: VecDeque::new() }
+        Self { lag, state, behind: None, furthest: VecDeque::new() }
     }
 
     /// Whether it serves, as far as was seen.
@@ -64,7 +63,7 @@ impl Serving {
 
     /// Whether it has to be looked at again soon.
     pub fn is_at_rest(&self) -> bool {
-        self.serves() && self.outside.is_none() && self.behind.is_none() && self.furthest.is_empty()
+        self.serves() && self.behind.is_none() && self.furthest.is_empty()
     }
 
     /// Whether it must be found out how far the other replicas are: it has been behind for half as long as it may be.
@@ -83,19 +82,16 @@ impl Serving {
         if sight.applied < sight.committed {
             self.behind.get_or_insert((sight.committed, now));
         }
-        let long = |since: Option<Instant>| since.is_some_and(|since| since.plus(self.lag) <= now);
         match &mut self.state {
             State::Waits { until } => {
                 *until = sight.in_sync.then(|| until.unwrap_or(sight.last)).filter(|_| sight.whole);
                 if until.is_some_and(|until| until <= sight.applied) {
                     self.state = State::Serves;
-                    self.outside = None;
                 }
             }
             State::Serves => {
-                self.outside = if sight.in_sync { None } else { self.outside.or(Some(now)) };
-                let behind = long(self.furthest.front().map(|(at, _)| *at));
-                if !sight.whole || behind || long(self.outside) {
+                let behind = self.furthest.front().is_some_and(|(at, _)| at.plus(self.lag) <= now);
+                if !sight.whole || !sight.in_sync || behind {
                     self.state = State::Waits { until: None };
                 }
             }
@@ -162,14 +158,11 @@ mod tests {
     }
 
     #[test]
-    fn who_is_out_of_sync_for_long_serves_no_more() {
+    fn who_is_out_of_sync_serves_no_more() {
         let mut one = serving();
-        let outside = Sight { in_sync: false, ..sight(3, 3) };
-        assert!(one.handle_sight(at(1), outside) && !one.is_at_rest());
-        assert!(one.handle_sight(at(5), outside));
-        assert!(one.handle_sight(at(6), sight(3, 3)) && one.is_at_rest());
-        assert!(one.handle_sight(at(7), outside));
-        assert!(!one.handle_sight(at(12), outside));
+        assert!(!one.handle_sight(at(1), Sight { in_sync: false, ..sight(3, 3) }));
+        assert!(!one.handle_sight(at(2), Sight { last: 4, ..sight(3, 3) }));
+        assert!(one.handle_sight(at(3), sight(4, 4)) && one.is_at_rest());
     }
 
     #[test]
