@@ -23,7 +23,7 @@ use crate::proto::ledger::{Bootstrap, Config as LedgerConfig};
 use crate::proto::tasks::home::Config as HomeConfig;
 use crate::rt::{Essential, Phase, Shutdown, Signal, Signals, clock, files};
 use crate::services::aliases::Aliases;
-use crate::services::apply::{self, Driver as ApplyDriver};
+use crate::services::apply::{self, ApplyHandle, Driver as ApplyDriver};
 use crate::services::cluster::{Cluster, MemberState, NodeHealth, Seen};
 use crate::services::documents::Documents;
 use crate::services::health;
@@ -54,7 +54,8 @@ use crate::services::writes::Writes;
 use crate::store::{Identity, JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{
-    LeaseSign, MemberId, MeshId, MeshRecord, OperationState, PhysicalIndex, RecordKey, ReplicaId, Scope,
+    LeaseSign, MemberId, MeshId, MeshRecord, OperationState, PhysicalIndex, RecordKey, ReplicaId, Scope, ShardSet,
+    ShardState,
 };
 use crate::wire::frame::PROTOCOL_VERSION;
 use crate::wire::gossip::{MemberGossip, Unreached};
@@ -313,6 +314,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             store: journals.clone(),
             apply: apply.clone(),
             members: members.clone(),
+            health: health_rx.clone(),
         },
         says_unserved,
     );
@@ -404,7 +406,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let parts = services(&config, &cluster, &members, &records, &tasks, control, &metrics);
     essential.spawn("following deletions", parts.indexes.clone().follow_deletions(leases.clone()));
-    let watched = Watched { mesh: Arc::clone(&mesh), cluster: cluster.clone(), records: records.clone(), operations };
+    let watched = Watched {
+        mesh: Arc::clone(&mesh),
+        cluster: cluster.clone(),
+        records: records.clone(),
+        operations,
+        journal: journal.clone(),
+        apply: apply.clone(),
+    };
     essential.spawn("keeping the gauges", keep_gauges(Arc::clone(&metrics), watched));
     let drain = Duration::from_secs(config.node.shutdown_drain_s);
     let patience = Duration::from_secs(config.http.body_timeout_s);
@@ -776,11 +785,13 @@ struct Watched {
     cluster: Cluster,
     records: Records,
     operations: OperationsHandle,
+    journal: JournalHandle,
+    apply: ApplyHandle,
 }
 
 /// Brings the gauges up to date.
 async fn keep_gauges(metrics: Arc<Metrics>, watched: Watched) {
-    let Watched { mesh, cluster, records, operations } = watched;
+    let Watched { mesh, cluster, records, operations, journal, apply } = watched;
     let mut tick = tokio::time::interval(GAUGES);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut warned: Option<Instant> = None;
@@ -812,10 +823,22 @@ async fn keep_gauges(metrics: Arc<Metrics>, watched: Watched) {
         }
         let snapshot = records.snapshot();
         let (mut total, mut served) = (0, 0);
+        let (mut primaries, mut outside) = (0, 0);
         for index in snapshot.indexes().filter(|i| !i.value.deleted) {
             total += index.value.shards.len();
             served += index.value.shards.len() - coverage(&index.value, &cluster).missing.len();
+            let Some(record) = journal.record(&index.value.physical) else { continue };
+            let own = |state: &&ShardState| state.primary.as_ref().is_some_and(|p| p.member == *cluster.own());
+            primaries += record.shards.iter().filter(own).count();
+            let lacks = |state: &ShardState| state.replicas.iter().filter(|copy| !state.is_in_sync(&copy.id)).count();
+            outside += record.shards.iter().map(lacks).sum::<usize>();
         }
+        metrics.journal_primaries.set(count(primaries));
+        metrics.journal_out_of_sync.set(count(outside));
+        metrics.journals_in_memory.set(count(journal.in_memory()));
+        metrics.indexes_pressed.set(count(apply.watch_pressed().borrow().len()));
+        let unserved = seen.get(cluster.own()).map_or(0, |own| own.unserved.values().map(ShardSet::len).sum());
+        metrics.shards_unserved.set(count(unserved));
         metrics.shards_total.set(count(total));
         metrics.shards_served.set(count(served));
         metrics.aliases.set(count(snapshot.names().value.aliases.len()));

@@ -312,7 +312,7 @@ fn a_node_that_can_not_be_used_is_named_with_the_remedy() {
     old_node(TcpListener::bind(mesh.members[0].node_address).unwrap());
     mesh.start_sidecar(0);
     let why = node_trouble(&mesh);
-    assert!(why.contains("1.13.3") && why.contains("1.14"), "{why}");
+    assert!(why.contains("1.13.3") && why.contains("1.26"), "{why}");
 
     let mut mesh = Mesh::prepare(Plan::of(1, 1));
     mesh.start_sidecar(0);

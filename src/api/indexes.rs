@@ -91,7 +91,8 @@ pub async fn update(
         let subject = Subject::IndexUpdate { primary_key: key, renamed: None };
         return json_value(StatusCode::ACCEPTED, &api.indexes.missing(&uid, subject, None, trace).await?);
     };
-    let unused = || api.stats.unused(&index, trace);
+    // Entries of journals are the nodes' before they are counted there.
+    let unused = async || Ok(api.shards.at_rest(&index, trace).await && api.stats.unused(&index, trace).await?);
     json_value(StatusCode::ACCEPTED, &api.indexes.set_primary_key(&index, key, unused, trace).await?)
 }
 

@@ -13,7 +13,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A node that takes longer than this for `/health` is not healthy.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// The oldest Meilisearch that the mesh works with.
-const OLDEST: (u64, u64) = (1, 14);
+const OLDEST: (u64, u64) = (1, 26);
 
 /// What is wrong when the node refuses the sidecar's key.
 pub const WRONG_KEY: &str = "the node refuses the key; set [meilisearch] key_file or MIROIR_MEILISEARCH__KEY to the node's \
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn versions_are_compared_as_numbers() {
         for (version, ok) in
-            [("1.14.0", true), ("1.13.9", false), ("1.50.0", true), ("2.0.0-rc.1", true), ("1", false), ("x.y", false)]
+            [("1.26.0", true), ("1.25.9", false), ("1.50.0", true), ("2.0.0-rc.1", true), ("1", false), ("x.y", false)]
         {
             assert_eq!(supported(version), ok, "{version}");
         }

@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use super::apply::ApplyHandle;
+use super::cluster::NodeHealth;
 use super::journal::JournalHandle;
 use super::ledger::{LedgerHandle, now};
 use super::local::Lost;
@@ -47,6 +48,8 @@ pub struct Parts {
     pub apply: ApplyHandle,
     /// Other members.
     pub members: Members,
+    /// The own node. While it is down it is not waited for, so that it may lack what is done meanwhile.
+    pub health: watch::Receiver<NodeHealth>,
 }
 
 /// One index.
@@ -102,6 +105,10 @@ impl Driver {
                 let nap = if soon { SOON } else { next.saturating_duration_since(Clock::now()) };
                 tokio::select! {
                     changed = records.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return Ok(()),
+                    },
+                    changed = self.parts.health.changed() => match changed {
                         Ok(()) => break,
                         Err(_) => return Ok(()),
                     },
@@ -169,7 +176,7 @@ impl Driver {
     async fn look_at(&mut self, physical: &PhysicalIndex) -> Result<(), StoreError> {
         let Some(held) = self.held.get_mut(physical) else { return Ok(()) };
         let at_rest = held.is_at_rest() && !self.parts.apply.runs(physical);
-        let whole = self.parts.apply.trusted(physical);
+        let whole = self.parts.health.borrow().healthy && self.parts.apply.trusted(physical);
         if at_rest && whole && held.in_sync.len() == held.shards.len() {
             return Ok(());
         }

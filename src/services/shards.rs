@@ -161,6 +161,31 @@ impl Shards {
         let index = self.indexes.find(uid)?;
         let physical = &index.value.physical;
         let record = self.journal.record(physical).unwrap_or_default();
+        let (told, silent) = self.told(&record, physical, trace).await;
+        Ok(IndexView {
+            uid: index.value.uid.clone(),
+            physical: physical.clone(),
+            primary_key: index.value.primary_key.clone(),
+            settings_version: index.value.settings_version,
+            shards: views(&record, &told),
+            silent,
+        })
+    }
+
+    /// Whether the nodes have applied everything that stands in the journals of an index; `false` if a member can't be asked.
+    pub async fn at_rest(&self, index: &Index, trace: TraceId) -> bool {
+        let physical = &index.value.physical;
+        let record = self.journal.record(physical).unwrap_or_default();
+        is_at_rest(&record, &self.told(&record, physical, trace).await.0)
+    }
+
+    /// What each holder says, and why others say nothing.
+    async fn told(
+        &self,
+        record: &JournalRecord,
+        physical: &PhysicalIndex,
+        trace: TraceId,
+    ) -> (BTreeMap<MemberId, Told>, BTreeMap<MemberId, String>) {
         let mut holders: Vec<&MemberId> =
             record.shards.iter().flat_map(|state| &state.replicas).map(|copy| &copy.id.member).collect();
         holders.sort_unstable();
@@ -175,15 +200,18 @@ impl Shards {
                 Err(reason) => drop(silent.insert(member.clone(), reason)),
             }
         }
-        Ok(IndexView {
-            uid: index.value.uid.clone(),
-            physical: physical.clone(),
-            primary_key: index.value.primary_key.clone(),
-            settings_version: index.value.settings_version,
-            shards: views(&record, &told),
-            silent,
-        })
+        (told, silent)
     }
+}
+
+/// Whether copies that did not say how far they are could be behind, or any of them has entries that its node has not applied.
+fn is_at_rest(record: &JournalRecord, told: &BTreeMap<MemberId, Told>) -> bool {
+    (0..).map(ShardId).zip(&record.shards).all(|(shard, state)| {
+        state.replicas.iter().all(|copy| {
+            let status = told.get(&copy.id.member).and_then(|told| told.get(&shard));
+            status.is_some_and(|status| status.applied >= status.last)
+        })
+    })
 }
 
 /// Asks a member how far its copies of an index are.
@@ -260,7 +288,15 @@ mod tests {
             (id(1).member, [(ShardId(0), status(12, 10, true))].into()),
             (id(2).member, [(ShardId(0), status(7, 7, false))].into()),
         ];
-        let views = views(&JournalRecord { shards: vec![state] }, &told.into());
+        let (record, mut told) = (JournalRecord { shards: vec![state] }, BTreeMap::from(told));
+        let views = views(&record, &told);
+        assert!(!is_at_rest(&record, &told));
+        for n in 1..=3 {
+            let applied = ShardStatus { applied: 12, ..status(12, 12, false) };
+            assert!(!is_at_rest(&record, &told), "{n}");
+            told.insert(id(n).member, [(ShardId(0), applied)].into());
+        }
+        assert!(is_at_rest(&record, &told));
         let json = serde_json::to_value(&views[0]).unwrap();
         assert_eq!(
             (json["primary"].as_str(), json["epoch"].as_u64(), json["set"].as_u64()),

@@ -98,6 +98,14 @@ metrics! {
     shards_served: IntGauge = "miroir_shards_served",
         "Shards of all indexes that have a serving copy, as this member sees it", [], &[];
     shards_total: IntGauge = "miroir_shards_total", "Shards of all indexes", [], &[];
+    shards_unserved: IntGauge = "miroir_shards_unserved",
+        "Shards of which this member holds a copy that it does not serve now", [], &[];
+    journal_primaries: IntGauge = "miroir_journal_primaries", "Shards whose writes this member orders", [], &[];
+    journal_out_of_sync: IntGauge = "miroir_journal_out_of_sync",
+        "Copies of shards, on any member, that are not in sync", [], &[];
+    journals_in_memory: IntGauge = "miroir_journals_in_memory", "Journals with something to do", [], &[];
+    indexes_pressed: IntGauge = "miroir_indexes_pressed",
+        "Indexes of which the own node has so much to do that writes are refused", [], &[];
     mesh_calls: IntCounterVec = "miroir_mesh_calls_total",
         "Calls to peers (ok, refused, not_sent, no_answer, cancelled)", ["verb", "class", "outcome"], &[];
     mesh_duration: HistogramVec = "miroir_mesh_call_duration_seconds", "Time of calls to peers", ["class"], SECONDS;
