@@ -288,3 +288,28 @@ async fn where_nobody_has_a_copy_nor_the_whole_journal_the_shard_is_not_served_a
     all.set(&[document(1, 30, 1)]).await;
     until("another shard goes on", async || all.nodes[1].documents(index().as_str()).contains_key("1-30")).await;
 }
+
+#[tokio::test]
+async fn a_copy_that_is_not_the_same_is_not_served_and_made_again() {
+    let mut all = All::that_rebuilds().await;
+    let mut rng = fastrand::Rng::with_seed(28);
+    for id in 0..40 {
+        all.set(&[document(0, id, 1)]).await;
+    }
+    all.trim().await;
+    let i = (0..MEMBERS).find(|i| all.primary(0) != Some(*i)).unwrap();
+    let (mut rebuilt, mut spoilt) = (all.handle(i).rebuilt(), 0);
+    all.handle(i).unmade(&key(0)).await.unwrap();
+    // Somebody else takes a document out of the node, again and again.
+    while spoilt < 2 {
+        let comparing = |view: &crate::proto::snapshot::View| view.doing.contains("compar");
+        let views = all.running[i].as_ref().unwrap().snapshots.views(&index());
+        if views.values().any(comparing) {
+            let mut state = all.nodes[i].state();
+            spoilt += usize::from(state.indexes.get_mut(index().as_str()).unwrap().documents.remove("0-7").is_some());
+        }
+        assert!(rebuilt.borrow_and_update().contains_key(&index()), "it is served with a document missing");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    all.are_made(&mut rng, 10).await;
+}
