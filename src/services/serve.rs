@@ -144,7 +144,10 @@ impl Serve {
                 Ok(appended) => Reply::Appended(appended),
                 Err(refusal) => Reply::Refused(refusal),
             }),
-            Request::Shards(index) => match journal.status(index).await.map(|status| serde_json::to_vec(&status)) {
+            Request::Shards(index) => match journal.status(index).await.map(|mut status| {
+                snapshots.show(index, &mut status);
+                serde_json::to_vec(&status)
+            }) {
                 Ok(Ok(json)) => Answer { reply: Reply::Json, body: json.into() },
                 Ok(Err(e)) => Answer::of(Reply::Refused(Refusal::Other(e.to_string()))),
                 Err(e) => Answer::of(Reply::Refused(Refusal::Other(e.to_string()))),

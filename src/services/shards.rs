@@ -93,8 +93,13 @@ pub struct Progress {
     pub last: u64,
     /// Up to here its entries are known to be committed.
     pub committed: u64,
-    /// It must be made anew.
+    /// Up to here its node has applied entries.
+    pub applied: u64,
+    /// It must be made anew, and is not served.
     pub rebuild: bool,
+    /// How far that is, and what is in the way; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub making: Option<String>,
     /// Entries that are committed somewhere and not in its journal.
     pub lag: u64,
 }
@@ -253,7 +258,9 @@ fn views(record: &JournalRecord, told: &BTreeMap<MemberId, Told>) -> Vec<ShardVi
                 leads: s.primary,
                 last: s.last,
                 committed: s.commit,
+                applied: s.applied,
                 rebuild: s.rebuild,
+                making: s.making.clone(),
                 lag: committed.saturating_sub(s.last),
             }),
         });

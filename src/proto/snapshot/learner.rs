@@ -537,6 +537,10 @@ impl Learner {
         if self.laters > self.config.laters {
             return self.is_useless(env, "it was not ready in time".into());
         }
+        if self.phase == Phase::Begin {
+            // There may always be a conditional entry under way.
+            self.attempt += 1;
+        }
         self.asked = false;
         let pause = self.config.pause_min * 2_u32.pow(self.laters.min(4));
         self.wait = Some(env.now.plus(env.jitter(pause)));

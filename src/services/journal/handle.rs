@@ -77,8 +77,11 @@ pub struct ShardStatus {
     pub commit: u64,
     /// Up to here the node has applied them.
     pub applied: u64,
-    /// The copy here must be made anew.
+    /// The copy here must be made anew, or is not known to be the same as another.
     pub rebuild: bool,
+    /// How far that is, and what is in the way, for people.
+    #[serde(default)]
+    pub making: Option<String>,
     /// At its primary: up to where the other replicas have stored the same.
     pub stored_by: BTreeMap<String, u64>,
 }

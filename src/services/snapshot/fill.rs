@@ -35,6 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const DURABLE: Duration = Duration::from_secs(10);
 /// Between two looks at something that changes by itself.
 const LOOK: Duration = Duration::from_millis(20);
+/// The same, at something that may take until the node is there again.
+const REST: Duration = Duration::from_millis(250);
+/// How long it may take until nothing of a copy is under way that was begun before.
+const IDLE: Duration = Duration::from_secs(30);
 /// Verdicts of so many entries before the copy come with it, if it is not known which are needed.
 const VERDICTS: u64 = 4_096;
 /// What has come about and was not taken in.
@@ -90,7 +94,7 @@ pub(super) async fn run(common: Arc<Common>, key: JournalKey) -> Result<Ended, S
     loop {
         match common.apply.standing(&key).await {
             Some(Standing { rebuild: true, idle: true, .. }) => break,
-            Some(Standing { rebuild: true, .. }) => tokio::time::sleep(LOOK).await,
+            Some(Standing { rebuild: true, .. }) => tokio::time::sleep(REST).await,
             _ => {
                 common.journals.unfit(&key, false).await;
                 return Ok(Ended::NotNeeded);
@@ -340,8 +344,24 @@ impl Job {
         Ok(listed.map_or(Here::default(), |listed| Here { anew: listed.rebuild, floor: listed.floor.seq }))
     }
 
+    /// Nothing more is applied to a copy that was made and is of no use after all.
+    async fn unmake(&self) -> bool {
+        let end = Clock::now() + IDLE;
+        loop {
+            match self.common.apply.standing(&self.key).await {
+                Some(Standing { rebuild: true, idle: true, .. }) => return true,
+                Some(Standing { rebuild: false, .. }) => drop(self.common.apply.unmade(&self.key).await),
+                Some(_) if Clock::now() < end => tokio::time::sleep(LOOK).await,
+                Some(_) | None => return false,
+            }
+        }
+    }
+
     /// The index, if the node has lost it, and then no document of the shard.
     async fn clear(&self, source: Option<&MemberId>) -> Did {
+        if !self.unmake().await {
+            return Did::Failed("what was under way of the copy before has not ended".into());
+        }
         let (local, index) = (&self.common.local, &self.key.index);
         if local.lacks(index).await && local.record_of(index).is_some_and(|record| record.value.settings_version > 0) {
             let settings = match self.settings(source).await {
