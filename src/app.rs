@@ -646,10 +646,11 @@ impl Picture {
     /// Keeps the picture.
     async fn follow(self, mut heard: watch::Receiver<BTreeMap<MemberId, MemberGossip>>, ledger: LedgerHandle) {
         let (mut suspects, mut status) = (self.mesh.suspects(), ledger.status());
+        let mut unreached = self.mesh.unreached();
         loop {
             let (suspects_now, heard_now) = (suspects.borrow_and_update().clone(), heard.borrow_and_update().clone());
             let record = status.borrow_and_update().record.clone();
-            let connected = self.mesh.status();
+            let (connected, told) = (self.mesh.status(), unreached.borrow_and_update().clone());
             let own = self.cluster.own();
             self.cluster.update(|seen| {
                 for (id, s) in seen.iter_mut().filter(|(id, _)| *id != own) {
@@ -665,7 +666,8 @@ impl Picture {
                     connected: connected.get(id).and_then(|peer| peer.start),
                     listed: record.as_ref().and_then(|record| record.member(id)).map(|member| member.store),
                     gossiped: gossip.and_then(|g| g.store.zip(g.start)),
-                    unreached: gossip.map(|g| g.unreached.clone()),
+                    // An answer to a probe is newer than gossip.
+                    unreached: told.get(id).cloned().or_else(|| gossip.map(|g| g.unreached.clone())),
                     unserved: gossip.map(|g| g.unserved.clone()).unwrap_or_default(),
                 }
             };
@@ -680,6 +682,7 @@ impl Picture {
             });
             tokio::select! {
                 changed = suspects.changed() => if changed.is_err() { return },
+                changed = unreached.changed() => if changed.is_err() { return },
                 changed = heard.changed() => if changed.is_err() { return },
                 changed = status.changed() => if changed.is_err() { return },
             }

@@ -18,6 +18,7 @@ use crate::types::TraceId;
 use crate::types::limits::{CALL_BODY_MAX_BYTES, CALL_HEADER_MAX_BYTES};
 use crate::wire::codec;
 use crate::wire::frame::{ANSWER_HEAD_BYTES, AnswerHead, PROTOCOL_VERSION, RequestHead};
+use crate::wire::gossip::Unreached;
 use crate::wire::verbs::{Class, Reply, Request};
 
 /// How long a call waits for a data connection that is being made.
@@ -312,8 +313,8 @@ async fn read_answer(shared: &Shared, recv: &mut RecvStream) -> Result<Answer, S
     Ok(Answer { reply, body: held.keep(body) })
 }
 
-/// One probe; answered by the peer's mesh thread.
-pub(super) async fn probe(shared: &Shared, connection: &Connection) -> Result<(), String> {
+/// One probe; answered by the peer's mesh thread, which says whom it does not reach.
+pub(super) async fn probe(shared: &Shared, connection: &Connection) -> Result<Unreached, String> {
     let (send, recv) = connection.open_bi().await.map_err(|e| connection_reason(&e))?;
     let mut streams = Streams::new(send, recv);
     let _ = streams.send.set_priority(priority(Class::Control) + 1);
@@ -323,7 +324,7 @@ pub(super) async fn probe(shared: &Shared, connection: &Connection) -> Result<()
     let answer = read_answer(shared, &mut streams.recv).await?;
     streams.ended();
     match answer.reply {
-        Reply::Done => Ok(()),
+        Reply::Done => Unreached::from_bytes(&answer.body).ok_or_else(|| "the answer to a probe makes no sense".into()),
         other => Err(format!("a probe was answered with {other:?}")),
     }
 }

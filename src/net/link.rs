@@ -225,7 +225,10 @@ pub(super) async fn probe(shared: Arc<Shared>, peer: Arc<Peer>) {
         let (shared, peer) = (shared.clone(), peer.clone());
         tokio::spawn(async move {
             let sent = Instant::now();
-            if let Ok(Ok(())) = timeout(PROBE_TIMEOUT, client::probe(&shared, &connection)).await {
+            if let Ok(Ok(unreached)) = timeout(PROBE_TIMEOUT, client::probe(&shared, &connection)).await {
+                shared
+                    .unreached
+                    .send_if_modified(|all| all.insert(peer.id.clone(), unreached.clone()) != Some(unreached));
                 answered(&shared, &peer, Some(sent.elapsed()));
             }
         });

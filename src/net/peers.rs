@@ -27,6 +27,7 @@ use super::{Answer, Call, CallError, Handler, Peers, client, link, server};
 use crate::names::{self, Names, ResolveError};
 use crate::rt::{Essential, UnderWay};
 use crate::types::{MemberId, MeshId, limits};
+use crate::wire::gossip::Unreached;
 
 /// Bytes of all requests but control calls that are held at once. One peer may hold half of it, and that is the largest call.
 const CALL_MEMORY_DEFAULT_BYTES: usize = 2 * (limits::CALL_BODY_MAX_BYTES + limits::CALL_HEADER_MAX_BYTES);
@@ -306,6 +307,8 @@ pub(super) struct Shared {
     pub(super) names: Names,
     pub(super) tls: Arc<TlsStore>,
     pub(super) suspects: watch::Sender<BTreeSet<MemberId>>,
+    /// Whom each peer did not reach when it answered last.
+    pub(super) unreached: watch::Sender<BTreeMap<MemberId, Unreached>>,
     pub(super) inbound: server::Inbound,
     call_memory: Arc<Room>,
     pub(super) answer_memory: Arc<Share>,
@@ -385,6 +388,7 @@ impl Mesh {
         let (gossip_in, taken_in) = mpsc::channel(GOSSIP_IN_MAX);
         let shared = Arc::new(Shared {
             suspects: watch::Sender::default(),
+            unreached: watch::Sender::default(),
             mesh_id: watch::Sender::new(config.mesh_id),
             call_memory: Room::new(config.call_memory_bytes),
             answer_memory: Share::alone(config.answer_memory_bytes),
@@ -442,6 +446,7 @@ impl Mesh {
                 peer.dismiss();
                 self.shared.inbound.dismiss(id);
                 self.shared.suspects.send_if_modified(|s| s.remove(id));
+                self.shared.unreached.send_if_modified(|all| all.remove(id).is_some());
             }
             stays
         });
@@ -508,6 +513,11 @@ impl Mesh {
     /// The members whose probes go unanswered now, or to whom there is no connection.
     pub fn suspects(&self) -> watch::Receiver<BTreeSet<MemberId>> {
         self.shared.suspects.subscribe()
+    }
+
+    /// Whom each peer did not reach, by its answer to the last probe that it answered.
+    pub fn unreached(&self) -> watch::Receiver<BTreeMap<MemberId, Unreached>> {
+        self.shared.unreached.subscribe()
     }
 
     /// All peers, for people and metrics.

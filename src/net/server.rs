@@ -34,6 +34,7 @@ use crate::wire::codec;
 use crate::wire::frame::{
     AnswerHead, HELLO_MAX_BYTES, Hello, PROTOCOL_VERSION, REQUEST_HEAD_BYTES, RequestHead, Welcome,
 };
+use crate::wire::gossip::Unreached;
 use crate::wire::verbs::{Class, READ, Refusal, Reply, Request};
 
 /// Handshake and hello, each.
@@ -294,7 +295,10 @@ async fn serve_stream(shared: Arc<Shared>, peer: Arc<Peer>, kind: Kind, mut stre
     };
     if head.verb == Request::Probe.verb() {
         let _ = streams.send.set_priority(priority(Class::Control) + 1);
-        return answer(&shared, &peer, streams, Answer::of(Reply::Done)).await;
+        // Elections go by who reaches whom, and gossip takes its time.
+        let unreached = Unreached::Some(shared.suspects.borrow().clone());
+        let said = Answer { reply: Reply::Done, body: unreached.to_bytes().into() };
+        return answer(&shared, &peer, streams, said).await;
     }
     if Kind::of(class) != kind {
         let on = format!("a call of class {} on the {} connection", class.as_str(), kind.as_str());

@@ -81,6 +81,16 @@ impl Unreached {
         matches!(self, Self::Some(unreached) if !unreached.contains(other))
     }
 
+    /// As an answer to a probe says it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.text().unwrap_or_default().into_bytes()
+    }
+
+    /// From an answer to a probe; `None` if it makes no sense.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        if bytes.is_empty() { Some(Self::default()) } else { Self::parse(std::str::from_utf8(bytes).ok()?) }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         if text == MANY {
             return Some(Self::Many);
@@ -418,6 +428,18 @@ mod tests {
         fn garbage_is_passed_over(key in "[a-z.]{0,12}", value: String, shards in "[0-9,=;a_m-]{0,40}", leases in "(task_ids|ilm|=|;|\\.|[0-9]){0,20}") {
             let pairs = [(key.as_str(), value.as_str()), ("unserved", &shards), ("leases", &leases), ("unreached", &value)];
             let _ = MemberGossip::from_pairs(pairs);
+        }
+    }
+
+    #[test]
+    fn an_answer_to_a_probe_says_whom_the_member_does_not_reach() {
+        let some = |ids: &[&str]| Unreached::Some(ids.iter().map(|id| MemberId::new(*id).unwrap()).collect());
+        for unreached in [some(&[]), some(&["m1"]), some(&["m1", "m2"]), Unreached::Many] {
+            assert_eq!(Unreached::from_bytes(&unreached.to_bytes()), Some(unreached));
+        }
+        let long = "m,".repeat(UNREACHED_MAX_BYTES).into_bytes();
+        for garbage in [&b"\xff"[..], b",", b"m1,,m2", &long] {
+            assert_eq!(Unreached::from_bytes(garbage), None);
         }
     }
 

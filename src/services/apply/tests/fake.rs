@@ -211,14 +211,22 @@ impl State {
                 let Some(index) = self.indexes.get(*uid) else { return no_index() };
                 let asked: Value = serde_json::from_slice(&body).unwrap();
                 let Some(ids) = asked["ids"].as_array() else {
-                    assert_eq!(asked["fields"], json!(["id"]));
                     let finds = filter(&body);
                     let found = index.documents.values().filter(|document| finds(document));
+                    if asked["limit"] == 0 {
+                        return (200, json!({ "results": [], "total": found.count() }));
+                    }
+                    assert_eq!(asked["fields"], json!(["id"]));
                     let results: Vec<Value> = found.map(|document| json!({ "id": document["id"] })).collect();
                     return (200, json!({ "results": results, "total": results.len() }));
                 };
                 let ids = ids.iter().filter_map(|id| id.as_str());
-                let results: Vec<&Value> = ids.filter_map(|id| index.documents.get(id)).collect();
+                let found = ids.filter_map(|id| index.documents.get(id));
+                if asked["fields"] == json!(["id"]) {
+                    let results: Vec<Value> = found.map(|document| json!({ "id": document["id"] })).collect();
+                    return (200, json!({ "results": results }));
+                }
+                let results: Vec<&Value> = found.collect();
                 (200, json!({ "results": results }))
             }
             (_, ["indexes", uid, rest @ ..]) => {

@@ -271,9 +271,12 @@ async fn where_nobody_has_a_copy_nor_the_whole_journal_the_shard_is_not_served_a
         documents
     };
     let before = of_shard(&all);
+    // Nobody can be asked for a copy before all have lost theirs.
+    let reached = std::mem::take(&mut *all.handles.lock().unwrap());
     for i in 0..MEMBERS {
         all.handle(i).unmade(&key(0)).await.unwrap();
     }
+    *all.handles.lock().unwrap() = reached;
     let view = |all: &All, i: usize| all.running[i].as_ref().unwrap().snapshots.views(&index()).remove(&ShardId(0));
     for i in 0..MEMBERS {
         until("it says so", async || {
