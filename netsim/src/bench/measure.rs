@@ -62,13 +62,30 @@ pub async fn latencies(a: &Target, b: &Target, effort: Effort) -> anyhow::Result
             taken[side].push(timed(&mut lanes[side], i).await?);
         }
     }
+    Ok(percentiles(taken, &[("p50 ms", 0.50), ("p95 ms", 0.95), ("p99 ms", 0.99)]))
+}
+
+/// Percentiles of what was taken of A, of B, and of A again.
+pub fn percentiles(taken: [Vec<f64>; 3], shares: &[(&'static str, f64)]) -> Vec<Compared> {
     let [first, of_b, second] = taken.map(sorted);
     let of_a = sorted([first.clone(), second.clone()].concat());
-    let at = |what, share| {
-        let (a, b) = (percentile(&of_a, share), percentile(&of_b, share));
-        Compared { what, a, b, ratio: b / a, a_over_a: percentile(&second, share) / percentile(&first, share) }
+    let at = |(what, share): &(&'static str, f64)| {
+        let (a, b) = (percentile(&of_a, *share), percentile(&of_b, *share));
+        Compared { what, a, b, ratio: b / a, a_over_a: percentile(&second, *share) / percentile(&first, *share) }
     };
-    Ok(vec![at("p50 ms", 0.50), at("p95 ms", 0.95), at("p99 ms", 0.99)])
+    shares.iter().map(at).collect()
+}
+
+/// Medians over rounds A-B-A.
+pub fn compared(what: &'static str, rounds: &[[f64; 3]]) -> Compared {
+    let median = |of: &dyn Fn(&[f64; 3]) -> f64| percentile(&sorted(rounds.iter().map(of).collect()), 0.5);
+    Compared {
+        what,
+        a: median(&|[first, _, last]| (first + last) / 2.0),
+        b: median(&|[_, middle, _]| *middle),
+        ratio: median(&|[first, middle, last]| 2.0 * middle / (first + last)),
+        a_over_a: median(&|[first, _, last]| last / first),
+    }
 }
 
 async fn timed(lane: &mut Lane, number: usize) -> anyhow::Result<f64> {
@@ -81,24 +98,14 @@ async fn timed(lane: &mut Lane, number: usize) -> anyhow::Result<f64> {
 pub async fn throughput(a: &Target, b: &Target, effort: Effort) -> anyhow::Result<Compared> {
     let lanes = |target: &Target| (0..effort.connections).map(|_| target.lane()).collect::<Vec<_>>();
     let (mut of_a, mut of_b) = (lanes(a), lanes(b));
-    let (mut ratios, mut same, mut rates_a, mut rates_b) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut rounds = Vec::new();
     for _ in 0..effort.rounds {
         let first = rate(&mut of_a, effort.third).await?;
         let middle = rate(&mut of_b, effort.third).await?;
         let last = rate(&mut of_a, effort.third).await?;
-        ratios.push(2.0 * middle / (first + last));
-        same.push(last / first);
-        rates_a.extend([first, last]);
-        rates_b.push(middle);
+        rounds.push([first, middle, last]);
     }
-    let median = |values: Vec<f64>| percentile(&sorted(values), 0.5);
-    Ok(Compared {
-        what: "searches/s",
-        a: median(rates_a),
-        b: median(rates_b),
-        ratio: median(ratios),
-        a_over_a: median(same),
-    })
+    Ok(compared("searches/s", &rounds))
 }
 
 /// Searches per second of all lanes together. Each ends the search that it has begun, and that counts with its time.

@@ -8,5 +8,6 @@ mod measure;
 mod queries;
 mod report;
 mod run;
+mod writes;
 
 pub use run::{BenchArguments, run};

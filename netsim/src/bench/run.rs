@@ -15,6 +15,7 @@ use super::lane::Target;
 use super::measure::{Compared, Effort, latencies, throughput};
 use super::queries::Queries;
 use super::report::{Report, Table};
+use super::writes::{self, WritesArguments};
 use crate::mesh::{
     Client, Documents, Mesh, MeshOptions, NodeChoice, SingleNode, Stop, create_index, load, say, task_uid,
     wait_for_task,
@@ -24,7 +25,10 @@ const INDEX: &str = "bench";
 
 /// What `netsim bench` takes.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArguments {
+    #[command(subcommand)]
+    of: Option<Of>,
     /// Sizes of the meshes to measure.
     #[arg(long, value_delimiter = ',', default_value = "1,3")]
     members: Vec<u16>,
@@ -51,18 +55,33 @@ pub struct BenchArguments {
     json: Option<String>,
 }
 
+/// What else than searches can be measured.
+#[derive(Debug, clap::Subcommand)]
+enum Of {
+    /// Writes: latency, documents per second, bytes on disk.
+    Writes(WritesArguments),
+}
+
 /// Runs the bench.
 pub async fn run(arguments: BenchArguments) -> anyhow::Result<()> {
     let mut stop = Stop::install()?;
-    let effort = effort(&arguments)?;
-    let work = Bench::new(&arguments, effort)?;
+    let work = async {
+        match &arguments.of {
+            Some(Of::Writes(arguments)) => writes::measure(arguments).await,
+            None => Bench::new(&arguments, effort(&arguments)?)?.run(&arguments.members).await,
+        }
+    };
     let report = tokio::select! {
-        report = work.run(&arguments.members) => report?,
+        report = work => report?,
         // Children end with the values that hold them.
         () = stop.asked() => bail!("interrupted"),
     };
     let json = serde_json::to_string_pretty(&report)?;
-    match arguments.json.as_deref() {
+    let to = match &arguments.of {
+        Some(Of::Writes(arguments)) => arguments.json.as_deref(),
+        None => arguments.json.as_deref(),
+    };
+    match to {
         Some("-") => {
             say(&report.text());
             println!("{json}");

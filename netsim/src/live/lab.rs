@@ -82,6 +82,13 @@ impl Lab {
         }
     }
 
+    /// A connection to the node of a host, which nobody else reaches.
+    pub fn node(&self, host: usize) -> anyhow::Result<TcpStream> {
+        let address = self.place(host).node;
+        let stream = self.hosts[host].inside(move || TcpStream::connect_timeout(&address, CONNECT_PATIENCE))?;
+        stream.with_context(|| format!("the node of host {} can't be reached", host + 1))
+    }
+
     /// Whether a TCP connection from one host to the HTTP port of another comes about.
     pub fn tcp_connects(&self, from: usize, to: usize) -> anyhow::Result<bool> {
         let address = self.place(to).http;

@@ -147,6 +147,11 @@ impl Members {
         self.mesh.client(member)
     }
 
+    /// A client of a member's node itself, for as long as one connection lasts.
+    pub async fn node_client(&self, member: usize) -> anyhow::Result<Client> {
+        Client::over(self.lab.node(member)?, Some(self.mesh.node_key.as_str())).await
+    }
+
     /// A client of a member's metrics.
     pub fn metrics(&self, member: usize) -> Client {
         Client::new(self.mesh.members[member].metrics, None)
@@ -170,6 +175,11 @@ impl Members {
         // Before and after, so that no search in between is judged by what is not so.
         self.pictures.change(|picture| picture.faults = faults);
         self.lab.set(&script).await
+    }
+
+    /// Whether by the faults that there are two members can't go on with each other.
+    pub fn separated(&self, a: usize, b: usize) -> bool {
+        self.pictures.read().now.faults.separated(a, b)
     }
 
     /// Whether TCP passes from one host to another.

@@ -15,5 +15,6 @@ mod run;
 mod scenarios;
 mod searches;
 mod trial;
+mod writes;
 
 pub use run::{LiveArguments, run};

@@ -9,6 +9,10 @@ use tokio::time::{Instant, sleep};
 
 use super::faults::Faults;
 use super::trial::{FAILOVER, HEALED_LEADERS, TTL, Trial, boottime_us};
+use super::writes::Writes;
+
+/// Within 5 s of a cut, writes go on; twice that, for machines that are shared.
+const WRITES_GO_ON: Duration = Duration::from_secs(10);
 
 /// A scenario.
 pub struct Scenario {
@@ -116,6 +120,27 @@ pub const SCENARIOS: &[Scenario] = &[
         ci: false,
         leases: true,
         run: |t| Box::pin(release(t)),
+    },
+    Scenario {
+        name: "primary-cut",
+        about: "the primary of most shards is cut off, with clients on both sides: replaced, and it commits nothing",
+        ci: true,
+        leases: true,
+        run: |t| Box::pin(primary_cut(t)),
+    },
+    Scenario {
+        name: "one-way-writes",
+        about: "a follower does not hear its primary, or the primary the follower: writes go on without one of them",
+        ci: false,
+        leases: true,
+        run: |t| Box::pin(one_way_writes(t)),
+    },
+    Scenario {
+        name: "partial-writes",
+        about: "a primary and a follower don't reach each other, then the primary only one other: writes go on",
+        ci: false,
+        leases: true,
+        run: |t| Box::pin(partial_writes(t)),
     },
 ];
 
@@ -377,6 +402,81 @@ async fn release(t: &mut Trial) -> anyhow::Result<()> {
     t.one_leader_each(&all, TTL * 2).await.map(drop)
 }
 
+/// Under these faults clients at `among` wait for no longer than promised, and go on after healing, at every member.
+async fn writes_go_on(
+    t: &mut Trial,
+    writes: &Writes,
+    what: &str,
+    faults: Faults,
+    among: &[usize],
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    t.members.set(faults).await?;
+    let set = Instant::now();
+    writes.go_on(among, WRITES_GO_ON * 2).await?;
+    // Long enough that a silent member is out of every set.
+    sleep(WRITES_GO_ON.saturating_sub(began.elapsed())).await;
+    writes.go_on(among, WRITES_GO_ON).await?;
+    let gap = writes.gap(among, began);
+    t.measure(format!("{what}: the longest pause of writes to a shard"), gap);
+    let cut_off: Vec<usize> =
+        t.all().into_iter().filter(|m| t.others(&[*m]).iter().all(|o| t.members.separated(*m, *o))).collect();
+    for member in cut_off {
+        let taken = writes.taken_by(member, set);
+        anyhow::ensure!(taken == 0, "{what}: {taken} writes were acknowledged by {}", t.members.name(member));
+    }
+    let healed = Instant::now();
+    t.members.set(Faults::none()).await?;
+    let all = t.all();
+    writes.go_on(&all, WRITES_GO_ON * 2).await?;
+    writes.in_sync(&t.members, healed + WRITES_GO_ON * 4).await?;
+    t.measure(format!("{what}: from healing to all copies in sync"), healed.elapsed());
+    anyhow::ensure!(gap <= WRITES_GO_ON, "{what}: writes stood still for {gap:?}");
+    Ok(())
+}
+
+async fn primary_cut(t: &mut Trial) -> anyhow::Result<()> {
+    let writes = Writes::begin(&t.members).await?;
+    writes.go_on(&t.all(), WRITES_GO_ON).await?;
+    let primary = writes.primary_of_most(&t.members).await?;
+    let others = t.others(&[primary]);
+    let faults = Faults::none().between(&[primary], &others);
+    writes_go_on(t, &writes, "a primary is cut off", faults, &others).await?;
+    t.tell(&writes.end(&t.members).await?);
+    Ok(())
+}
+
+async fn one_way_writes(t: &mut Trial) -> anyhow::Result<()> {
+    let writes = Writes::begin(&t.members).await?;
+    writes.go_on(&t.all(), WRITES_GO_ON).await?;
+    let (primary, follower) = writes.primary_and_follower(&t.members).await?;
+    let rest = t.others(&[primary, follower]);
+    let faults = Faults::none().one_way(primary, &[follower]);
+    writes_go_on(t, &writes, "a follower does not hear its primary", faults, &rest).await?;
+    let (primary, follower) = writes.primary_and_follower(&t.members).await?;
+    let rest = t.others(&[primary, follower]);
+    let faults = Faults::none().one_way(follower, &[primary]);
+    writes_go_on(t, &writes, "a primary does not hear its follower", faults, &rest).await?;
+    t.tell(&writes.end(&t.members).await?);
+    Ok(())
+}
+
+async fn partial_writes(t: &mut Trial) -> anyhow::Result<()> {
+    let writes = Writes::begin(&t.members).await?;
+    writes.go_on(&t.all(), WRITES_GO_ON).await?;
+    let (primary, follower) = writes.primary_and_follower(&t.members).await?;
+    let rest = t.others(&[primary, follower]);
+    let faults = Faults::none().between(&[primary], &[follower]);
+    writes_go_on(t, &writes, "a primary and a follower are cut apart", faults, &rest).await?;
+    let (primary, follower) = writes.primary_and_follower(&t.members).await?;
+    let others = t.others(&[primary, follower]);
+    let away: Vec<usize> = others[1..].iter().copied().chain([follower]).collect();
+    let faults = Faults::none().between(&[primary], &away);
+    writes_go_on(t, &writes, "a primary reaches only one other", faults, &away).await?;
+    t.tell(&writes.end(&t.members).await?);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -389,6 +489,6 @@ mod tests {
         assert_eq!(names.len(), SCENARIOS.len());
         assert!(!names.contains("all") && !names.contains("ci"));
         let ci: Vec<&str> = SCENARIOS.iter().filter(|s| s.ci).map(|s| s.name).collect();
-        assert_eq!(ci, ["links", "processes", "majority", "one-way", "pause", "stale-leader"]);
+        assert_eq!(ci, ["links", "processes", "majority", "one-way", "pause", "stale-leader", "primary-cut"]);
     }
 }

@@ -108,6 +108,11 @@ impl Trial {
         self.measured.push(measured);
     }
 
+    /// Says something about this trial.
+    pub fn tell(&self, what: &str) {
+        say(&format!("{}: {what}", self.name));
+    }
+
     /// All members.
     pub fn all(&self) -> Vec<usize> {
         (0..self.members.count()).collect()

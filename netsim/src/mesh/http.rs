@@ -61,6 +61,17 @@ impl Client {
         Self { address, key: key.map(str::to_owned), connection: None }
     }
 
+    /// The same over a connection that is there already, for a server that can't be reached from here. When that is closed,
+    /// requests fail.
+    pub async fn over(stream: std::net::TcpStream, key: Option<&str>) -> anyhow::Result<Self> {
+        let address = stream.peer_addr().context("can't say where a connection leads")?;
+        stream.set_nonblocking(true).context("can't use a connection")?;
+        let stream = TcpStream::from_std(stream).context("can't use a connection")?;
+        let (sender, driver) = handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(async move { driver.await.ok() });
+        Ok(Self { address, key: key.map(str::to_owned), connection: Some(sender) })
+    }
+
     /// `GET`, within 10 s.
     pub async fn get(&mut self, path: &str) -> anyhow::Result<Answer> {
         self.send(Method::GET, path, "", Bytes::new(), Duration::from_secs(10)).await

@@ -340,6 +340,11 @@ impl SingleNode {
         Ok(Self { address, key, process })
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Its master key.
     pub fn key(&self) -> &str {
         &self.key

@@ -31,19 +31,21 @@ pub fn needs_primary(state: &ShardState, sight: &Sight) -> bool {
     !same_store || alive.start > primary.start
 }
 
-/// Whether the primary is seen by others, though not by this member, and by as many of the shard's copies as this member
-/// reaches: then only the way between the two is cut, and the primary stays.
+/// Whether the primary is seen by others, though not by this member, and reaches no less than this member: then only the way
+/// between the two is cut, and the primary stays.
 fn is_seen_by_others(state: &ShardState, me: &MemberId, sight: &Sight, reach: &Reach) -> bool {
     let Some(primary) = state.primary.as_ref().filter(|p| !sight.contains_key(&p.member)) else { return false };
     let seen = reached(state, &primary.member, reach);
-    seen > 1 && seen >= reached(state, me, reach)
+    seen.0 > 1 && seen >= reached(state, me, reach)
 }
 
-/// How many of the shard's full copies a member reaches and is reached by, its own included.
-fn reached(state: &ShardState, member: &MemberId, reach: &Reach) -> usize {
+/// How many of the shard's full copies a member reaches and is reached by, its own included; and how many members in all: one
+/// that reaches few of them has no majority to change a set with, and few clients.
+fn reached(state: &ShardState, member: &MemberId, reach: &Reach) -> (usize, usize) {
     let tells = |a: &MemberId, b: &MemberId| reach.get(a).is_some_and(|all| all.contains(b));
+    let reaches = |other: &&MemberId| *other == member || tells(member, other) && tells(other, member);
     let copies = state.replicas.iter().filter(|c| c.state != ReplicaState::Learner).map(|c| &c.id.member);
-    copies.filter(|other| *other == member || tells(member, other) && tells(other, member)).count()
+    (copies.filter(reaches).count(), reach.keys().filter(reaches).count())
 }
 
 /// The first live member of the in-sync set that is none of `except`.
@@ -115,11 +117,11 @@ pub fn hand_over(shards: &[ShardState], me: &Holder, sight: &Sight, configured: 
     shards.iter().enumerate().filter_map(one).collect()
 }
 
-/// The member that reaches most of the shard's copies among those that a primary wants to leave out, if that is more than
-/// the primary reaches: then the two can't reach each other, and it is the primary that should go.
+/// The member that reaches most of the shard's copies, and then of all members, among those that a primary wants to leave out,
+/// if that is more than the primary reaches: then the two can't reach each other, and it is the primary that should go.
 pub fn better_connected<'a>(state: &'a ShardState, out: &BTreeSet<&ReplicaId>, reach: &Reach) -> Option<&'a ReplicaId> {
     let primary = reached(state, &state.primary.as_ref()?.member, reach);
-    let mut best: Option<(&ReplicaId, usize)> = None;
+    let mut best: Option<(&ReplicaId, (usize, usize))> = None;
     for id in state.in_sync.iter().filter(|id| out.contains(id)) {
         let count = reached(state, &id.member, reach);
         if count > best.map_or(primary, |(_, most)| most) {
@@ -276,6 +278,9 @@ mod tests {
         };
         assert!(plan(&[(1, 2), (2, 3)]).is_empty());
         assert_eq!(plan(&[(2, 3)]).len(), 1);
+        // As many copies, and fewer members in all: it could change no set.
+        assert_eq!(plan(&[(1, 2), (2, 3), (3, 4), (3, 5)]).len(), 1);
+        assert!(plan(&[(1, 2), (2, 3), (3, 4), (1, 5)]).is_empty());
         assert!(!needs_primary(&state, &sight(&[(1, 5), (2, 5)])));
     }
 

@@ -5,7 +5,7 @@
 //! head goes first, so that a number that is made void never has parts. Must not know: what payloads say.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -20,6 +20,9 @@ use crate::types::{PhysicalIndex, ShardId, TaskUid, TraceId};
 
 /// How often a key is settled anew because what it stood for never was.
 const KEY_TRIES: usize = 8;
+/// Whoever settled a key has the head of its task kept next: for so long nobody takes its number away.
+const HEAD_PATIENCE: Duration = Duration::from_millis(500);
+const HEAD_PAUSE: Duration = Duration::from_millis(20);
 
 /// A write as a client wants it, checked and split.
 #[derive(Debug, Clone)]
@@ -148,6 +151,10 @@ impl Homes {
             }
             if let Err(error) = self.take(uid, &one.head, deadline, trace).await {
                 tracing::debug!(%uid, %error, "a task was not kept; nothing of it was sent");
+                // Somebody else with the key may have taken this one for dead, and made its number void.
+                if let Ok(Some(submitted)) = self.with_key(sender, key, &one, deadline, trace).await {
+                    return submitted;
+                }
                 return Submitted::NotDone(NotDone::NoHome);
             }
             let answers = sender.send(&write.index, writes, deadline, trace).await;
@@ -173,7 +180,7 @@ impl Homes {
             if uid == one.uid {
                 return Ok(None);
             }
-            match self.get(uid, deadline, trace).await? {
+            match self.get_soon(uid, deadline, trace).await? {
                 Some(_) if !same_body => return Ok(Some(Submitted::KeyReused)),
                 Some(shown) => return Ok(Some(self.go_on(sender, uid, shown, one, deadline, trace).await)),
                 // Whoever had it is gone, or slow: from here on its head is not taken any more.
@@ -187,6 +194,17 @@ impl Homes {
             }
         }
         Err(HomeError::NoAnswer)
+    }
+
+    /// A task that somebody else is having kept, or was.
+    async fn get_soon(&self, uid: TaskUid, deadline: Instant, trace: TraceId) -> Result<Option<Shown>, HomeError> {
+        let until = deadline.min(Instant::now() + HEAD_PATIENCE);
+        loop {
+            match self.get(uid, deadline, trace).await? {
+                None if Instant::now() < until => tokio::time::sleep(HEAD_PAUSE).await,
+                shown => return Ok(shown),
+            }
+        }
     }
 
     /// A task that was taken before goes on with the same body: its parts are sent again, as they were.

@@ -364,6 +364,23 @@ async fn a_write_that_is_sent_again_with_its_key_is_one_task() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn members_that_submit_one_key_at_the_same_moment_all_hear_of_one_task() {
+    let world = world().await;
+    for n in 0..30 {
+        let key = format!("k{n}");
+        let write = |hash| new_write(&[0, 1], Some((&key, hash)));
+        let all = tokio::join!(submit(&world, 0, write(1)), submit(&world, 1, write(1)), submit(&world, 2, write(2)));
+        let uid = |submitted: &Submitted| match submitted {
+            Submitted::Taken { uid, .. } | Submitted::Before(uid, _) => Some(*uid),
+            Submitted::KeyReused => None,
+            other => panic!("{key}: {other:?} in {all:?}"),
+        };
+        let (first, second, other) = (uid(&all.0), uid(&all.1), uid(&all.2));
+        assert!(first == second && first.is_some() != other.is_some(), "{key}: {all:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_whose_first_sender_died_after_half_of_its_parts_goes_on_as_the_same_task() {
     let world = world().await;
     let trace = TraceId::default();
