@@ -251,7 +251,12 @@ impl Homes {
         loop {
             if let Some(to) = self.primary(home, &hint) {
                 let until = deadline.min(Instant::now() + ATTEMPT);
-                match self.attempt(&to, &asked, &body, until, trace).await {
+                let (index, shard) = (PhysicalIndex::of_tasks(), [ShardId(home)]);
+                let told = tokio::select! {
+                    told = self.attempt(&to, &asked, &body, until, trace) => told,
+                    () = self.journals.replaced(&index, &shard, &to) => None,
+                };
+                match told {
                     Some(Told::Home(epoch, said)) => return Ok((epoch, said)),
                     Some(Told::NotPrimary(primary, epoch)) if epoch >= hint.0 => hint = (epoch, primary),
                     Some(Told::Malformed) => return Err(HomeError::Refused),

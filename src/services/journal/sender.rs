@@ -28,6 +28,35 @@ const PRESSED: Duration = Duration::from_secs(1);
 /// How long one attempt may take: an answer may be lost with its primary.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
+/// How often the record is looked at while an answer is awaited, and how long a primary that was replaced may still answer.
+const LOOK: Duration = Duration::from_millis(100);
+
+impl JournalHandle {
+    /// Waits until the record names another primary than `by` for one of these shards, under a newer epoch than now: then an
+    /// answer of `by` may never come.
+    pub(crate) async fn replaced(&self, index: &PhysicalIndex, shards: &[ShardId], by: &MemberId) {
+        let states = || {
+            let record = self.record(index);
+            let state = |shard: &ShardId| {
+                let state = record.as_ref()?.shard(*shard)?;
+                Some((state.epoch, state.primary.as_ref()?.member.clone()))
+            };
+            shards.iter().map(state).collect::<Vec<_>>()
+        };
+        let before = states();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let newer = |(now, before): (&Option<(Epoch, MemberId)>, &Option<(Epoch, MemberId)>)| {
+                let from = before.as_ref().map_or(Epoch::ZERO, |(epoch, _)| *epoch);
+                now.as_ref().is_some_and(|(epoch, primary)| *epoch > from && primary != by)
+            };
+            if states().iter().zip(&before).any(newer) {
+                return tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+}
+
 /// Sends parts; cheap to clone.
 #[derive(Clone)]
 pub struct Sender {
@@ -183,7 +212,14 @@ impl Sender {
             });
             let attempts = calls.map(|(to, which)| {
                 let writes = which.iter().map(|i| (parts[*i].shard, parts[*i].write.clone())).collect();
-                async move { (self.attempt(&to, index, writes, until, trace).await, which) }
+                let shards: Vec<ShardId> = which.iter().map(|i| parts[*i].shard).collect();
+                async move {
+                    let answers = tokio::select! {
+                        answers = self.attempt(&to, index, writes, until, trace) => answers,
+                        () = self.journals.replaced(index, &shards, &to) => vec![unknown(); which.len()],
+                    };
+                    (answers, which)
+                }
             });
             let heard: Vec<_> = join_all(attempts).await;
             for (answers, which) in heard {

@@ -297,6 +297,20 @@ async fn another_is_elected_for_a_primary_that_was_killed_and_nothing_is_lost() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_waits_for_a_primary_that_was_replaced_goes_to_the_next() {
+    let world = world(2).await;
+    let was = primary(&world, 0).unwrap();
+    let by = member(was);
+    let at = (was + 1) % 3;
+    let (journals, shard, index) = (world.at(at).journals.clone(), [ShardId(0)], index());
+    world.cut(was);
+    within("it is replaced", journals.replaced(&index, &shard, &by)).await;
+    assert!(state(&world, 0).is_none_or(|s| s.primary.is_none_or(|p| p.member != by)));
+    let none = tokio::time::timeout(Duration::from_millis(500), journals.replaced(&index, &shard, &by)).await;
+    assert!(none.is_err(), "not again under the same epoch");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_writers_on_a_bad_network_agree() {
     let world = world(2).await;
     world.lose(20);
