@@ -123,7 +123,7 @@ fn a_node_that_was_wiped_is_rebuilt_by_itself_while_writes_go_on() {
     });
     wait_until("all copies in sync", PATIENCE, || is_whole(&mesh, 0));
     let all: Vec<_> = (0..3).map(|i| documents(&mesh, i)).collect();
-    let mut by_shard: BTreeMap<&String, Vec<&BTreeMap<String, BTreeMap<String, Value>>>> = BTreeMap::new();
+    let mut by_shard: BTreeMap<&String, Vec<_>> = BTreeMap::new();
     all.iter().flatten().for_each(|(shard, documents)| by_shard.entry(shard).or_default().push(documents));
     assert_eq!(by_shard.len(), 8);
     for (shard, copies) in by_shard {
