@@ -85,8 +85,8 @@ fn unknown_keys_and_sections_are_named_with_what_is_expected() {
         faults_with("[metrics]\nlisten = \"127.0.0.1:1\"\nlisen = 3\n[htpp]\n"),
         [
             "miroir.toml:7: [metrics] lisen: unknown key, expected one of listen",
-            "miroir.toml:8: [htpp]: unknown section, expected one of [node], [meilisearch], [http], [mesh], [leader_election], [metrics], \
-             [access], [index], [search], [log]",
+            "miroir.toml:8: [htpp]: unknown section, expected one of [node], [meilisearch], [http], [mesh], [leader_election], [journal], \
+             [tasks], [metrics], [access], [index], [search], [log]",
         ]
     );
     let top = Case::new(&format!("http = 3\nlisten = 4\n{SOUND}")).faults(&[]);

@@ -19,6 +19,9 @@ use crate::types::limits::{APPEND_PARTS_MAX, CALL_BODY_MAX_BYTES};
 use crate::types::{Epoch, JournalRecord, MemberId, PhysicalIndex, ShardId, TraceId};
 use crate::wire::verbs::{Append, AppendPart, Reply, Request};
 
+/// Who leads a shard, and since which epoch.
+type Led = Option<(Epoch, MemberId)>;
+
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long shards may be without a primary: longer than an election.
@@ -46,7 +49,7 @@ impl JournalHandle {
         let before = states();
         loop {
             tokio::time::sleep(LOOK).await;
-            let newer = |(now, before): (&Option<(Epoch, MemberId)>, &Option<(Epoch, MemberId)>)| {
+            let newer = |(now, before): (&Led, &Led)| {
                 let from = before.as_ref().map_or(Epoch::ZERO, |(epoch, _)| *epoch);
                 now.as_ref().is_some_and(|(epoch, primary)| *epoch > from && primary != by)
             };
