@@ -1,9 +1,10 @@
 //! Whether a replica serves searches: in sync and serving are two things.
 //!
 //! A replica in sync has stored everything that is committed, so what it had stored at one moment covers all that was committed
-//! then: it begins to serve when its node has applied that. It ends when it is out of sync, or when its node is behind the
-//! furthest replica for longer than it may be; a load that all replicas are working through takes nobody out. Rule: a copy that
-//! is to be made anew, or whose node is not known to have what was noted, serves nothing. Must not know: searches, the node.
+//! then: it begins to serve when its node has applied that. It ends when its node is behind the furthest replica for longer than it
+//! may be, also where it has left the set; a load that all replicas are working through takes nobody out, nor does a cut during
+//! which nothing is written. Rule: a copy that is to be made anew, or whose node is not known to have what was noted, serves
+//! nothing. Must not know: searches, the node.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -43,6 +44,8 @@ pub struct Serving {
     /// How long it may be behind.
     lag: Duration,
     state: State,
+    /// Since when it is out of sync.
+    outside: Option<Instant>,
     /// Up to where it was to be applied, and since when.
     behind: Option<(u64, Instant)>,
     /// Where the furthest replica was, and when; only what is not applied here yet.
@@ -53,7 +56,7 @@ impl Serving {
     /// A replica of a process that has just begun.
     pub fn new(lag: Duration) -> Self {
         let state = State::Waits { until: None };
-        Self { lag, state, behind: None, furthest: VecDeque::new() }
+        Self { lag, state, outside: None, behind: None, furthest: VecDeque::new() }
     }
 
     /// Whether it serves, as far as was seen.
@@ -63,12 +66,14 @@ impl Serving {
 
     /// Whether it has to be looked at again soon.
     pub fn is_at_rest(&self) -> bool {
-        self.serves() && self.behind.is_none() && self.furthest.is_empty()
+        self.serves() && self.outside.is_none() && self.behind.is_none() && self.furthest.is_empty()
     }
 
-    /// Whether it must be found out how far the other replicas are: it has been behind for half as long as it may be.
+    /// Whether it must be found out how far the other replicas are: it has been behind for half as long as it may be, or is out
+    /// of sync, so that it does not hear what is committed.
     pub fn asks(&self, now: Instant) -> bool {
-        self.serves() && self.behind.is_some_and(|(_, since)| since.plus(self.lag / 2) <= now)
+        let behind = self.behind.is_some_and(|(_, since)| since.plus(self.lag / 2) <= now);
+        self.serves() && (behind || self.outside.is_some())
     }
 
     /// What is so now. Says whether it serves.
@@ -82,6 +87,7 @@ impl Serving {
         if sight.applied < sight.committed {
             self.behind.get_or_insert((sight.committed, now));
         }
+        self.outside = if sight.in_sync { None } else { self.outside.or(Some(now)) };
         match &mut self.state {
             State::Waits { until } => {
                 *until = sight.in_sync.then(|| until.unwrap_or(sight.last)).filter(|_| sight.whole);
@@ -91,7 +97,7 @@ impl Serving {
             }
             State::Serves => {
                 let behind = self.furthest.front().is_some_and(|(at, _)| at.plus(self.lag) <= now);
-                if !sight.whole || !sight.in_sync || behind {
+                if !sight.whole || behind {
                     self.state = State::Waits { until: None };
                 }
             }
@@ -158,11 +164,17 @@ mod tests {
     }
 
     #[test]
-    fn who_is_out_of_sync_serves_no_more() {
+    fn who_is_out_of_sync_serves_until_others_are_further_for_long() {
         let mut one = serving();
-        assert!(!one.handle_sight(at(1), Sight { in_sync: false, ..sight(3, 3) }));
-        assert!(!one.handle_sight(at(2), Sight { last: 4, ..sight(3, 3) }));
-        assert!(one.handle_sight(at(3), sight(4, 4)) && one.is_at_rest());
+        let outside = Sight { in_sync: false, ..sight(3, 3) };
+        assert!(one.handle_sight(at(1), outside) && one.asks(at(1)) && !one.is_at_rest());
+        one.handle_furthest(at(2), 3);
+        assert!(one.handle_sight(at(60), outside), "nothing was written");
+        one.handle_furthest(at(61), 4);
+        assert!(one.handle_sight(at(65), outside));
+        assert!(!one.handle_sight(at(66), outside));
+        assert!(!one.handle_sight(at(67), Sight { in_sync: false, ..sight(4, 4) }), "it begins again only in sync");
+        assert!(one.handle_sight(at(68), sight(4, 4)) && one.is_at_rest());
     }
 
     #[test]
