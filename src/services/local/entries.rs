@@ -169,6 +169,24 @@ impl Local {
         Ok(())
     }
 
+    /// If the node has lost an index that this member has made, it holds no document of it: that is noted, so that the index is made
+    /// again from its record.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn forget_lost(&self, physical: &PhysicalIndex) -> Result<(), StoreError> {
+        let slot = self.slot(physical);
+        let mut on_node = slot.enqueue.lock().await;
+        if !slot.local().made || !self.is_gone(physical, Instant::now() + PATIENCE).await {
+            return Ok(());
+        }
+        let local = LocalIndex { held: ShardSet::new(), ..slot.local() };
+        self.store.put_local_index(physical, &local).await?;
+        slot.set_local(local);
+        on_node.ready = false;
+        Ok(())
+    }
+
     /// Whether the node has lost an index that this member has made, whatever its settings. That it can't be asked is no.
     pub async fn lacks(&self, physical: &PhysicalIndex) -> bool {
         let slot = self.slot(physical);

@@ -363,6 +363,12 @@ impl Job {
             return Did::Failed("what was under way of the copy before has not ended".into());
         }
         let (local, index) = (&self.common.local, &self.key.index);
+        if local.lacks(index).await {
+            let own_settings = local.record_of(index).is_some_and(|record| record.value.settings_version > 0);
+            if !own_settings && let Err(error) = local.forget_lost(index).await {
+                return Did::Failed(error.to_string());
+            }
+        }
         if local.lacks(index).await && local.record_of(index).is_some_and(|record| record.value.settings_version > 0) {
             let settings = match self.settings(source).await {
                 Ok(settings) => settings,
