@@ -1,7 +1,7 @@
 //! Which shards this member serves, looked at often while something changes and seldom while nothing does.
 //!
-//! Rule: nothing is served before the member's copies of the records are fresh; a shard of which nothing is known yet is not
-//! served. Must not know: searches, how entries are applied.
+//! Rule: nothing is served before the member's copies of the records are fresh, or can't be made so; a shard of which nothing is
+//! known yet is not served. Must not know: searches, how entries are applied.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant as Clock};
@@ -21,6 +21,8 @@ use crate::proto::serving::{Serving, Sight};
 use crate::store::{JournalStore, StoreError};
 use crate::types::{JournalRecord, MemberId, PhysicalIndex, RecordVersion, ReplicaId, ShardId, ShardSet, TraceId};
 
+/// How long copies of records may take to be fresh after a start.
+const FRESH: Duration = Duration::from_secs(3);
 /// Between two looks at shards with which something is going on.
 const SOON: Duration = Duration::from_millis(100);
 /// Between two looks at all.
@@ -93,7 +95,8 @@ impl Driver {
     /// # Errors
     /// [`StoreError`].
     pub async fn run(mut self) -> Result<(), StoreError> {
-        self.parts.ledger.wait_fresh().await;
+        // Without a majority, what this member knows is all there is, and answers say that they may be old.
+        drop(tokio::time::timeout(FRESH, self.parts.ledger.wait_fresh()).await);
         let mut records = self.parts.ledger.watch();
         let mut told = self.parts.apply.subscribe();
         loop {
