@@ -134,6 +134,13 @@ pub struct ShardCopy {
     pub state: ReplicaState,
 }
 
+impl ShardCopy {
+    /// Whether it is being filled.
+    pub fn is_learner(&self) -> bool {
+        self.state == ReplicaState::Learner
+    }
+}
+
 /// Who holds a shard, who of them has every acknowledged write, and who orders its writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardState {
@@ -162,7 +169,7 @@ impl ShardState {
 
     /// Copies that are full, or were: all but learners.
     pub fn copies(&self) -> usize {
-        self.replicas.iter().filter(|c| c.state != ReplicaState::Learner).count()
+        self.replicas.iter().filter(|c| !c.is_learner()).count()
     }
 
     /// Whether this process of `id` is the primary. A member with another store than the record's never is.

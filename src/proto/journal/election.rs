@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::effect::Sight;
 use super::record::{self, Change, Why};
 use crate::proto::env::Instant;
-use crate::types::{Holder, MemberId, ReplicaId, ReplicaState, ShardState};
+use crate::types::{Holder, MemberId, ReplicaId, ShardState};
 
 /// How long the next in turn waits longer.
 pub const TURN: Duration = Duration::from_millis(300);
@@ -44,7 +44,7 @@ fn is_seen_by_others(state: &ShardState, me: &MemberId, sight: &Sight, reach: &R
 fn reached(state: &ShardState, member: &MemberId, reach: &Reach) -> (usize, usize) {
     let tells = |a: &MemberId, b: &MemberId| reach.get(a).is_some_and(|all| all.contains(b));
     let reaches = |other: &&MemberId| *other == member || tells(member, other) && tells(other, member);
-    let copies = state.replicas.iter().filter(|c| c.state != ReplicaState::Learner).map(|c| &c.id.member);
+    let copies = state.replicas.iter().filter(|c| !c.is_learner()).map(|c| &c.id.member);
     (copies.filter(reaches).count(), reach.keys().filter(reaches).count())
 }
 
@@ -183,7 +183,7 @@ pub fn give_back(
 mod tests {
     use super::super::effect::Alive;
     use super::*;
-    use crate::types::{Epoch, ShardCopy, StoreId};
+    use crate::types::{Epoch, ReplicaState, ShardCopy, StoreId};
 
     fn member(m: u8) -> MemberId {
         MemberId::new(format!("m{m}")).unwrap()

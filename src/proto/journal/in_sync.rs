@@ -12,7 +12,7 @@ use super::primary::Primary;
 use super::record;
 use super::replica::Base;
 use crate::proto::env::Instant;
-use crate::types::{MemberId, ReplicaId, ReplicaState, ShardState};
+use crate::types::{MemberId, ReplicaId, ShardState};
 
 /// A newcomer may miss so many of the newest entries: those that are under way to it.
 const CLOSE: u64 = 64;
@@ -57,7 +57,7 @@ impl Primary {
         let late = |id: &ReplicaId| *id != base.id && peer(id).is_none_or(|p| p.is_late(base, id, now) || p.snapshot);
         let stays = record.in_sync.iter().filter(|id| !late(id));
         let asked_for = self.counted.keys().filter(|id| !late(id));
-        let full = record.replicas.iter().filter(|c| c.state != ReplicaState::Learner).map(|c| &c.id);
+        let full = record.replicas.iter().filter(|c| !c.is_learner()).map(|c| &c.id);
         let comes = full.filter(|id| **id != base.id && peer(id).is_some_and(|p| self.is_ready(base, id, p, now)));
         let mut want: BTreeSet<ReplicaId> = stays.chain(asked_for).chain(comes).cloned().collect();
         // Who is late stays while the set would be too small without it.

@@ -14,6 +14,7 @@
 //! | `primary`, `peer` | places, what is committed, how each replica is kept up |
 //! | `in_sync` | who comes into the in-sync set and who leaves it |
 //! | [`election`] | who becomes primary, and who writes it |
+//! | [`membership`] | what follows when a member has another store, or belongs to the mesh no more |
 //! | [`message`], [`effect`] | what comes in, what goes out, what is durable |
 //! | [`invariant`] | what must hold across replicas |
 //!
@@ -28,6 +29,7 @@ mod follower;
 mod in_sync;
 pub mod invariant;
 pub mod log;
+pub mod membership;
 pub mod message;
 mod peer;
 mod primary;

@@ -252,7 +252,7 @@ impl Primary {
                 .record
                 .as_ref()
                 .and_then(|r| r.copy(member))
-                .is_some_and(|c| c.state == crate::types::ReplicaState::Learner && base.lives(&id) && peer.matched);
+                .is_some_and(|c| c.is_learner() && base.lives(&id) && peer.matched);
             if fills { peer.acked } else { u64::MAX }
         };
         self.peers.iter().map(needs).chain([base.applied]).min().unwrap_or(0)

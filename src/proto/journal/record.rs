@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::types::limits::MEMBERS_MAX;
-use crate::types::{Epoch, Holder, MemberId, ReplicaId, ReplicaState, ShardState};
+use crate::types::{Epoch, Holder, MemberId, ReplicaId, ShardState};
 
 /// What a change is for; it decides which parts may differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,9 @@ pub enum Why {
     InSync,
     /// Copies are added, filled, given up or taken out, or a member has another store.
     Replicas,
+    /// Copies of members that belong to the mesh no more are taken out, and nothing else; no choice of anybody's, so the set may
+    /// be smaller than its minimum after it.
+    LeftOut,
     /// An operator makes a copy outside the in-sync set the primary, and gives up what only others have.
     AcceptLoss,
 }
@@ -99,7 +102,8 @@ pub fn check(now: Option<&ShardState>, change: &Change, min_in_sync: usize) -> R
     } else {
         ensure(after.primary == now.primary && after.epoch == now.epoch, ChangeError::Epoch)?;
     }
-    ensure(change.why == Why::Replicas || after.replicas == now.replicas, ChangeError::Reach)?;
+    let moves = matches!(change.why, Why::Replicas | Why::LeftOut);
+    ensure(moves || after.replicas == now.replicas, ChangeError::Reach)?;
     let grows = !after.in_sync.iter().all(|id| now.is_in_sync(id));
     match change.why {
         Why::Create => return Err(ChangeError::Existence),
@@ -109,6 +113,7 @@ pub fn check(now: Option<&ShardState>, change: &Change, min_in_sync: usize) -> R
             ensure(!grows, ChangeError::Reach)?;
             learns_first(now, after)?;
         }
+        Why::LeftOut => return ensure(only_loses_copies(now, after), ChangeError::Reach),
         Why::AcceptLoss => return ensure(after.in_sync.len() == 1, ChangeError::Reach),
     }
     ensure(after.in_sync.len() >= min_in_sync.min(still_there(now, after)), ChangeError::TooSmall)
@@ -124,7 +129,7 @@ fn well_formed(state: &ShardState) -> Result<(), ChangeError> {
     let sized = (1..=MEMBERS_MAX).contains(&state.replicas.len()) && !state.in_sync.is_empty();
     let once = members.len() == state.replicas.len() && in_sync.len() == state.in_sync.len();
     ensure(sized && once, ChangeError::Malformed)?;
-    let full = |id: &ReplicaId| state.copy(&id.member).is_some_and(|c| c.id == *id && c.state != ReplicaState::Learner);
+    let full = |id: &ReplicaId| state.copy(&id.member).is_some_and(|c| c.id == *id && !c.is_learner());
     ensure(state.in_sync.iter().all(full), ChangeError::NotReplica)?;
     match &state.primary {
         Some(primary) => {
@@ -148,8 +153,16 @@ fn created(change: &Change) -> Result<(), ChangeError> {
 /// A copy that was not there, or is in another store, begins as a learner.
 fn learns_first(now: &ShardState, after: &ShardState) -> Result<(), ChangeError> {
     let known = |id: &ReplicaId| now.replicas.iter().any(|c| c.id == *id);
-    let learns = after.replicas.iter().all(|c| known(&c.id) || c.state == ReplicaState::Learner);
+    let learns = after.replicas.iter().all(|c| known(&c.id) || c.is_learner());
     ensure(learns, ChangeError::Reach)
+}
+
+/// Whether some copies are missing, and of the in-sync set only theirs.
+fn only_loses_copies(now: &ShardState, after: &ShardState) -> bool {
+    let stays = |id: &ReplicaId| after.replicas.iter().any(|copy| copy.id == *id);
+    let replicas = now.replicas.iter().filter(|copy| stays(&copy.id));
+    let in_sync = now.in_sync.iter().filter(|id| stays(id));
+    replicas.eq(&after.replicas) && in_sync.eq(&after.in_sync)
 }
 
 /// How many of the set exist still: a store that its member has no more is not left out by choice.
@@ -191,7 +204,8 @@ pub fn accept_loss(now: &ShardState, by: &Holder, to: &Holder) -> Option<Change>
     finished(now, by, Why::AcceptLoss, after, 1)
 }
 
-fn finished(now: &ShardState, by: &Holder, why: Why, mut after: ShardState, min: usize) -> Option<Change> {
+/// The change from `now` to `after`, with the next number of the set; `None` if [`check`] refuses it.
+pub(super) fn finished(now: &ShardState, by: &Holder, why: Why, mut after: ShardState, min: usize) -> Option<Change> {
     after.set = now.set.checked_add(1)?;
     let change = Change { from: (now.epoch, now.set), why, by: by.clone(), after };
     check(Some(now), &change, min).is_ok().then_some(change)
@@ -202,7 +216,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::{ShardCopy, StoreId};
+    use crate::types::{ReplicaState, ShardCopy, StoreId};
 
     fn id(member: u8, store: u8) -> ReplicaId {
         ReplicaId { member: MemberId::new(format!("m{member}")).unwrap(), store: StoreId([store; 16]) }
@@ -329,6 +343,16 @@ mod tests {
             s.in_sync.pop();
         });
         assert_eq!(out, Err(ChangeError::TooSmall), "by choice");
+        let left = change(&now, Why::LeftOut, |s| {
+            s.replicas.remove(1);
+            s.in_sync.pop();
+        });
+        assert_eq!(left, Ok(()), "not by choice");
+        let more = change(&now, Why::LeftOut, |s| {
+            s.replicas.remove(2);
+            s.in_sync.pop();
+        });
+        assert_eq!(more, Err(ChangeError::Reach), "one whose copy stays");
         let primary = change(&now, Why::Replicas, |s| {
             s.replicas.remove(0);
             s.in_sync.remove(0);
@@ -397,7 +421,8 @@ mod tests {
     }
 
     fn any_why() -> impl Strategy<Value = Why> {
-        prop::sample::select(vec![Why::Create, Why::Elect, Why::InSync, Why::Replicas, Why::AcceptLoss])
+        let all = [Why::Create, Why::Elect, Why::InSync, Why::Replicas, Why::LeftOut, Why::AcceptLoss];
+        prop::sample::select(all.to_vec())
     }
 
     proptest! {
@@ -440,7 +465,7 @@ mod tests {
             let lost = |id: &&ReplicaId| after.copy(&id.member).is_some_and(|c| c.id != **id);
             let lost = now.in_sync.iter().filter(lost).count();
             let least = min.min(now.in_sync.len() - lost);
-            prop_assert!(why == Why::AcceptLoss || after.in_sync.len() >= least);
+            prop_assert!(matches!(why, Why::AcceptLoss | Why::LeftOut) || after.in_sync.len() >= least);
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::services::ledger::LedgerHandle;
 use crate::services::local::Local;
 use crate::store::{JournalStore, StoreError};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{JournalKey, JournalRecord, PhysicalIndex, ReplicaState, ShardId};
+use crate::types::{JournalKey, JournalRecord, PhysicalIndex, ShardId};
 
 /// Commands of this process that wait; whoever comes then waits at the door.
 const INPUTS: usize = 256;
@@ -189,6 +189,10 @@ impl Driver {
             self.common.shared.known().entry(index.clone()).or_default();
             self.tell(&index, |_| {});
         }
+        // One that was to be filled by a process before this one, which had not noted it yet.
+        let learns = |held: &Held| held.shards.values().any(|(learner, _)| *learner);
+        let learners: Vec<_> = self.held.iter().filter(|(_, held)| learns(held)).map(|(i, _)| i.clone()).collect();
+        learners.iter().for_each(|index| self.tell(index, |_| {}));
         self.common.shared.listed.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -268,7 +272,7 @@ impl Driver {
         let (me, start) = (self.common.journals.me(), self.ledger.start());
         let own = (0..).map(ShardId).zip(&record.shards).filter_map(|(shard, state)| {
             let copy = state.copy(&me.member).filter(|copy| copy.id == *me)?;
-            Some((shard, (copy.state == ReplicaState::Learner, state.is_led_by(me, start))))
+            Some((shard, (copy.is_learner(), state.is_led_by(me, start))))
         });
         Held { version, shards: own.collect(), gone: record.shards.is_empty() }
     }

@@ -56,6 +56,8 @@ pub(super) struct Task {
     rng: fastrand::Rng,
     /// Shards that the applier knows.
     lanes: BTreeSet<ShardId>,
+    /// Learners that were said to be filled.
+    filled: BTreeSet<ShardId>,
     /// The node did not answer something: once it does, it is looked at as after a start.
     shaken: bool,
     /// The node has lost the index, and the applier has noted it.
@@ -99,6 +101,7 @@ pub(super) async fn run(common: Arc<Common>, index: PhysicalIndex, board: Arc<Bo
         board,
         rng,
         lanes,
+        filled: BTreeSet::new(),
         shaken: false,
         emptied: false,
         idle_since: None,
@@ -137,6 +140,24 @@ impl Task {
             }
             self.call(Applier::handle_tick);
             self.drain().await?;
+            self.tell_filled().await;
+        }
+    }
+
+    /// Says of learners whose copies are made that they are.
+    async fn tell_filled(&mut self) {
+        let learns = |shard: &ShardId| self.levels.shards.get(shard).is_some_and(|level| level.learner);
+        self.filled.retain(learns);
+        let made = |shard: &ShardId| {
+            let known = self.common.shared.known();
+            let lag = known.get(&self.index).and_then(|known| known.lags.get(shard));
+            lag.is_some_and(|lag| !lag.rebuild)
+        };
+        let new = |shard: &&ShardId| learns(shard) && !self.filled.contains(shard) && made(shard);
+        let filled: Vec<ShardId> = self.lanes.iter().filter(new).copied().collect();
+        for shard in filled {
+            self.common.journals.filled(&self.key(shard)).await;
+            self.filled.insert(shard);
         }
     }
 
@@ -179,9 +200,10 @@ impl Task {
             let (shard, stored) = (*shard, positions.get(shard));
             let known = self.lanes.contains(&shard);
             if !known && level.learner {
-                continue;
-            }
-            if !known {
+                // Whatever the node has of the shard is not from this store's journal.
+                self.lanes.insert(shard);
+                self.call(|core, env| core.handle_unmade(env, shard));
+            } else if !known {
                 let applied = stored.map_or(0, |(applied, _)| *applied);
                 self.new_lane(shard, Copied { applied, ..Copied::default() });
             }

@@ -16,6 +16,7 @@ use super::answers::Answers;
 use super::elections::Elections;
 use super::handle::{Input, JournalHandle, ShardStatus, Shared};
 use super::inbox::{Inbox, Received};
+use super::membership::Membership;
 use super::outbox::Outbox;
 use super::records::{Asks, Index};
 use super::sight::Seen;
@@ -86,6 +87,7 @@ pub(super) enum Done {
     Loaded(JournalKey, u64, MemberId, Result<Vec<Entry>, StoreError>),
     Found(JournalKey, u64, (Epoch, TaskPart), Result<Option<Stands>, StoreError>),
     Asked(PhysicalIndex),
+    Listed(Option<BTreeSet<MemberId>>),
     Purged,
 }
 
@@ -120,6 +122,7 @@ pub struct Driver {
     pub(super) answers: Answers,
     pub(super) asks: Asks,
     pub(super) elections: Elections,
+    pub(super) membership: Membership,
     pub(super) done: JoinSet<Result<Done, StoreError>>,
     /// A journal was replaced by a snapshot: its rows are to be removed.
     pub(super) replaced: bool,
@@ -174,6 +177,7 @@ impl Driver {
             answers: Answers::default(),
             asks: Asks::default(),
             elections: Elections::default(),
+            membership: Membership::default(),
             done: JoinSet::new(),
             replaced: false,
             closing: Vec::new(),
@@ -282,6 +286,7 @@ impl Driver {
                 self.look_at(&key.index);
             }
             Input::Unfit(key, false) => drop(self.unfit.remove(&key)),
+            Input::Filled(key) => self.is_filled(key),
             Input::Status(index, tell) => drop(tell.send(self.status(&index))),
             Input::HandOver(tell) => {
                 self.hand_over();
@@ -327,6 +332,7 @@ impl Driver {
                 }
             }
             Done::Asked(index) => self.asks.done(&index),
+            Done::Listed(present) => self.leave_out(present),
             Done::Purged => {}
         }
         Ok(())

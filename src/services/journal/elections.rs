@@ -12,7 +12,7 @@ use crate::proto::env::Instant;
 use crate::proto::journal::record::Change;
 use crate::proto::journal::{election, record};
 use crate::services::ledger::now;
-use crate::types::{Holder, JournalKey, MemberId, PhysicalIndex, ReplicaState, Scope, ShardId};
+use crate::types::{Holder, JournalKey, MemberId, PhysicalIndex, Scope, ShardId};
 
 /// When an election that was written, and did not come, is written again.
 const AGAIN: Duration = Duration::from_millis(1_000);
@@ -39,7 +39,7 @@ impl Elections {
 }
 
 impl Driver {
-    fn holder(&self) -> Holder {
+    pub(super) fn holder(&self) -> Holder {
         Holder { member: self.me.member.clone(), start: self.start }
     }
 
@@ -51,13 +51,15 @@ impl Driver {
     pub(super) fn look_at(&mut self, index: &PhysicalIndex) {
         let Some(known) = self.indexes.get(index) else { return };
         let (shards, sight) = (&known.record.shards, &self.seen_now.sight);
-        let gives_up = self.gives_up(index).next().is_some() || !self.lends(index).is_empty();
-        if !gives_up && !shards.iter().any(|state| election::needs_primary(state, sight)) {
+        let own = self.gives_up(index).next().is_some() || !self.lends(index).is_empty();
+        let own = own || self.own_places(index).next().is_some();
+        let others = self.has_left_out(index) || shards.iter().any(|state| election::needs_primary(state, sight));
+        if !own && !others {
             self.elections.told.remove(index);
             self.plan_give_back();
             return;
         }
-        let turn = election::turn(shards, &self.holder(), sight, self.leads() || gives_up);
+        let turn = election::turn(shards, &self.holder(), sight, self.leads() || own);
         let now = now();
         let (since, due) = self.elections.told.entry(index.clone()).or_insert((now, None));
         // A turn that has come nearer counts from the same moment.
@@ -114,10 +116,8 @@ impl Driver {
             let mut wanted = Vec::new();
             for (index, known) in &self.indexes {
                 for (shard, state) in (0..).map(ShardId).zip(&known.record.shards) {
-                    let lacks = state
-                        .replicas
-                        .iter()
-                        .any(|c| back(&c.id) && (c.state == ReplicaState::Learner || !state.is_in_sync(&c.id)));
+                    let lacks =
+                        state.replicas.iter().any(|c| back(&c.id) && (c.is_learner() || !state.is_in_sync(&c.id)));
                     if lacks && state.is_led_by(&self.me, self.start) {
                         wanted.push(JournalKey { index: index.clone(), shard });
                     }
@@ -141,7 +141,8 @@ impl Driver {
             let plan = election::plan(&known.record.shards, &self.holder(), &seen.sight, &seen.reach, min);
             let shard = |i: usize| u16::try_from(i).ok().map(ShardId);
             let plan = plan.into_iter().filter_map(|(i, change)| Some((shard(i)?, change)));
-            let plan: Vec<(ShardId, Change)> = plan.chain(self.gives_up(&index)).collect();
+            let plan: Vec<(ShardId, Change)> =
+                plan.chain(self.gives_up(&index)).chain(self.own_places(&index)).collect();
             let lent = self.lends(&index);
             for (shard, _) in &lent {
                 let key = JournalKey { index: index.clone(), shard: *shard };
@@ -152,6 +153,9 @@ impl Driver {
             }
             let plan: Vec<(ShardId, Change)> = plan.into_iter().chain(lent).collect();
             self.elections.told.insert(index.clone(), (now, Some(now.plus(AGAIN))));
+            if self.has_left_out(&index) {
+                self.read_members();
+            }
             for (shard, change) in plan {
                 tracing::info!(%index, %shard, primary = ?change.after.primary, "a primary is being elected");
                 self.asks.ask(JournalKey { index: index.clone(), shard }, change);

@@ -42,6 +42,7 @@ pub(super) enum Input {
     Snapshot { key: JournalKey, at: Position, parts: Vec<(TaskPart, Stands)>, tell: oneshot::Sender<bool> },
     Repair(JournalKey, String),
     Unfit(JournalKey, bool),
+    Filled(JournalKey),
     Status(PhysicalIndex, oneshot::Sender<BTreeMap<ShardId, ShardStatus>>),
     HandOver(oneshot::Sender<()>),
 }
@@ -515,6 +516,11 @@ impl JournalHandle {
     /// others may not know.
     pub async fn unfit(&self, key: &JournalKey, unfit: bool) {
         drop(self.inputs.send(Input::Unfit(key.clone(), unfit)).await);
+    }
+
+    /// The node has what a learner's copy is to have: it may become a full one. Said once; it is kept until the record says so.
+    pub async fn filled(&self, key: &JournalKey) {
+        drop(self.inputs.send(Input::Filled(key.clone())).await);
     }
 
     /// Every shard of an index of which this member holds a copy, or knows the state.

@@ -10,6 +10,7 @@
 //! | `answers` | whose answer an operation's is |
 //! | `records` | who holds what, and changes of that |
 //! | `elections` | who becomes primary, and who writes it |
+//! | `membership` | copies of members that have another store, or belong to the mesh no more |
 //! | [`sight`] | who is seen to live, and who reaches whom |
 //! | [`inbox`], [`outbox`] | messages of peers, bounded for each |
 //! | [`retention`] | how long entries are kept |
@@ -24,6 +25,7 @@ mod effects;
 mod elections;
 pub mod handle;
 pub mod inbox;
+mod membership;
 pub mod outbox;
 mod records;
 pub mod retention;

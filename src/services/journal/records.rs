@@ -16,12 +16,12 @@ use crate::proto::ledger::Answer;
 use crate::services::ledger::{ChangeRequest, LedgerHandle};
 use crate::types::limits::{RECORD_MAX_BYTES, SHARDS_MAX};
 use crate::types::{
-    Epoch, Holder, JournalKey, JournalRecord, PhysicalIndex, ReplicaId, ReplicaState, ShardCopy, ShardId, ShardState,
-    Value, Versioned,
+    Epoch, Holder, JournalKey, JournalRecord, PhysicalIndex, RecordKey, ReplicaId, ReplicaState, ShardCopy, ShardId,
+    ShardState, Value, Versioned,
 };
 
 /// How long one write of a record may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// How often a write begins anew on what somebody else wrote meanwhile, before the replicas ask again.
 const TRIES: usize = 8;
 
@@ -107,6 +107,7 @@ impl Driver {
     /// Takes in what has changed of the copies.
     pub(super) fn read_records(&mut self) {
         let copies = self.ledger.copies();
+        let listed = self.membership.take(copies.get(&RecordKey::mesh()));
         for (key, copy) in copies.beginning_with(JournalRecord::PREFIX) {
             let Some(index) = JournalRecord::of_key(key) else { continue };
             if self.indexes.get(&index).is_some_and(|known| known.version >= copy.version) {
@@ -119,6 +120,10 @@ impl Driver {
                 }
             }
         }
+        if listed {
+            let indexes: Vec<PhysicalIndex> = self.indexes.keys().cloned().collect();
+            indexes.iter().for_each(|index| self.look_at(index));
+        }
     }
 
     fn record_changed(&mut self, index: &PhysicalIndex, now: Index) {
@@ -130,6 +135,7 @@ impl Driver {
                 self.state_changed(&JournalKey { index: index.clone(), shard }, state);
             }
         }
+        self.membership.forget_full(index, &record, &self.me.member);
         if record.shards.is_empty() {
             let keys: Vec<JournalKey> = self.slots.keys().filter(|key| key.index == *index).cloned().collect();
             keys.iter().for_each(|key| self.give_up(key));
