@@ -833,8 +833,7 @@ async fn keep_gauges(metrics: Arc<Metrics>, watched: Watched) {
             let Some(record) = journal.record(&index.value.physical) else { continue };
             let own = |state: &&ShardState| state.primary.as_ref().is_some_and(|p| p.member == *cluster.own());
             primaries += record.shards.iter().filter(own).count();
-            let lacks = |state: &ShardState| state.replicas.iter().filter(|copy| !state.is_in_sync(&copy.id)).count();
-            outside += record.shards.iter().map(lacks).sum::<usize>();
+            outside += record.shards.iter().map(ShardState::out_of_sync).sum::<usize>();
         }
         metrics.journal_primaries.set(count(primaries));
         metrics.journal_out_of_sync.set(count(outside));

@@ -15,7 +15,7 @@ use http::Method;
 use serde::Deserialize;
 use tokio::sync::{Notify, RwLock, watch};
 
-pub use self::entries::{Queued, Work};
+pub use self::entries::{Loss, Queued, Work};
 use super::cluster::{Cluster, NodeHealth};
 use super::health;
 use super::records::{Records, Versioned};

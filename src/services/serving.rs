@@ -251,7 +251,7 @@ pub fn not_served(unserved: &Unserved, index: &PhysicalIndex, shards: &ShardSet)
     match unserved {
         None => shards.clone(),
         Some(unserved) => match unserved.get(index) {
-            Some(lacks) => shards.iter().filter(|shard| lacks.contains(*shard)).collect(),
+            Some(lacks) => shards.intersection(lacks),
             None => ShardSet::new(),
         },
     }
@@ -262,7 +262,7 @@ pub fn together(lost: &Lost, unserved: &Unserved) -> Lost {
     let mut all = lost.clone();
     for (index, shards) in unserved.iter().flatten() {
         let known = all.entry(index.clone()).or_default();
-        *known = known.iter().chain(shards.iter()).collect();
+        *known = known.union(shards);
     }
     all
 }

@@ -146,14 +146,13 @@ impl Shards {
         for primary in record.shards.iter().filter_map(|state| state.primary.as_ref()) {
             *primaries.entry(primary.member.clone()).or_default() += 1;
         }
-        let lacks = |state: &ShardState| state.replicas.iter().filter(|copy| !state.is_in_sync(&copy.id)).count();
         Summary {
             uid: uid.clone(),
             physical: index.value.physical.clone(),
             shards: index.value.shards.len(),
             copies: index.value.shards.first().map_or(0, |shard| shard.replicas.len()),
             without_primary: index.value.shards.len() - primaries.values().sum::<usize>(),
-            not_in_sync: record.shards.iter().map(lacks).sum(),
+            not_in_sync: record.shards.iter().map(ShardState::out_of_sync).sum(),
             primaries,
         }
     }

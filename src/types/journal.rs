@@ -167,6 +167,11 @@ impl ShardState {
         self.in_sync.contains(id)
     }
 
+    /// Copies outside the in-sync set.
+    pub fn out_of_sync(&self) -> usize {
+        self.replicas.iter().filter(|copy| !self.is_in_sync(&copy.id)).count()
+    }
+
     /// Copies that are full, or were: all but learners.
     pub fn copies(&self) -> usize {
         self.replicas.iter().filter(|c| !c.is_learner()).count()

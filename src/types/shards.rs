@@ -119,6 +119,11 @@ impl ShardSet {
         out
     }
 
+    /// The shards of both sets.
+    pub fn intersection(&self, other: &ShardSet) -> ShardSet {
+        self.iter().filter(|shard| other.contains(*shard)).collect()
+    }
+
     /// The shards of either set.
     pub fn union(&self, other: &ShardSet) -> ShardSet {
         self.iter().chain(other.iter()).collect()

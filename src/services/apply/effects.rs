@@ -116,12 +116,7 @@ impl Task {
                 }
                 self.common.shared.tell(Told::Trusted(self.index.clone(), trusted));
             }
-            Effect::Pressure(pressed) => {
-                if let Some(known) = self.common.shared.known().get_mut(&self.index) {
-                    known.pressed = pressed;
-                }
-                self.common.shared.tell(Told::Pressure(self.index.clone(), pressed));
-            }
+            Effect::Pressure(pressed) => self.common.shared.tell(Told::Pressure(self.index.clone(), pressed)),
         }
     }
 

@@ -76,7 +76,6 @@ pub(super) struct Input {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pub(super) trusted: bool,
-    pub(super) pressed: bool,
     /// Of each shard, since the index's applier was in memory first.
     pub(super) lags: BTreeMap<ShardId, Lag>,
     /// Its applier is in memory.
@@ -191,11 +190,6 @@ impl ApplyHandle {
     pub fn trusted(&self, index: &PhysicalIndex) -> bool {
         let listed = self.shared.listed.load(Ordering::SeqCst);
         self.shared.known().get(index).map_or(listed, |known| known.trusted)
-    }
-
-    /// Whether so much of an index waits that its writes are to be refused.
-    pub fn pressed(&self, index: &PhysicalIndex) -> bool {
-        self.shared.known().get(index).is_some_and(|known| known.pressed)
     }
 
     /// The indexes of which so much waits.

@@ -18,7 +18,7 @@ use crate::proto::apply::effect::{LaneRow, Need};
 use crate::proto::apply::{Applier, Copied, Head, Page, Probed, Rows, TaskRef};
 use crate::proto::env::{Env, Instant};
 use crate::services::ledger::{driver::seed, nap, now};
-use crate::services::local::Queued;
+use crate::services::local::{Loss, Queued};
 use crate::store::StoreError;
 use crate::store::journal::ApplierRows;
 use crate::types::{JournalKey, MemberId, PhysicalIndex, ShardId};
@@ -29,7 +29,7 @@ const TIMES: usize = 4_096;
 /// What was done beside the applier.
 #[derive(Debug)]
 pub(super) enum Done {
-    Started { starts: u64, emptied: bool, lacks: bool },
+    Started { starts: u64, loss: Loss },
     Heads { shard: ShardId, ticket: u64, heads: Vec<Head> },
     Queued { note: u64, queued: Queued },
     Listed { ticket: u64, page: Option<(Page, Times)> },
@@ -219,9 +219,8 @@ impl Task {
             let (common, index, starts) = (self.common.clone(), self.index.clone(), self.levels.starts);
             self.done.spawn(async move {
                 let _turn = common.asking.acquire().await.map_err(|_| StoreError::Closed)?;
-                let emptied = common.local.has_lost(&index).await;
-                let lacks = !emptied && common.local.lacks(&index).await;
-                Ok(Done::Started { starts, emptied, lacks })
+                let loss = common.local.loss(&index).await;
+                Ok(Done::Started { starts, loss })
             });
         } else if node {
             self.call(|core, env| core.handle_node(env, false));
@@ -286,9 +285,8 @@ impl Task {
 
     async fn did(&mut self, done: Done) -> Result<(), StoreError> {
         match done {
-            Done::Started { starts, emptied, lacks } if self.levels.up && starts == self.levels.starts => {
-                self.is_emptied(emptied);
-                self.lacks(lacks);
+            Done::Started { starts, loss } if self.levels.up && starts == self.levels.starts => {
+                self.has_lost(loss);
                 self.call(|core, env| core.handle_node(env, true));
             }
             Done::Started { .. } => {}
@@ -322,28 +320,27 @@ impl Task {
     }
 
     fn was_queued(&mut self, note: u64, queued: Queued) {
-        let Queued { answer, why, shaken, emptied, lacks } = queued;
+        let Queued { answer, why, shaken, loss } = queued;
         self.shaken |= shaken;
         self.has_trouble(why);
         self.call(|core, env| core.handle_answered(env, note, answer));
-        self.is_emptied(emptied);
-        self.lacks(lacks);
+        self.has_lost(loss);
     }
 
-    fn is_emptied(&mut self, emptied: bool) {
-        if emptied {
-            tracing::warn!(index = %self.index, "the node does not have the index any more; everything is applied to it again");
-            self.emptied = true;
-            self.call(|core, env| core.handle_emptied(env));
-        }
-    }
-
-    /// The node has lost the index, which only another member's node can say how to make: all copies are made anew.
-    fn lacks(&mut self, lacks: bool) {
-        if lacks {
-            tracing::warn!(index = %self.index, "the node does not have the index any more; its copies are made anew");
-            for shard in self.lanes.clone() {
-                self.call(|core, env| core.handle_unmade(env, shard));
+    fn has_lost(&mut self, loss: Loss) {
+        match loss {
+            Loss::Nothing => {}
+            Loss::Documents => {
+                tracing::warn!(index = %self.index, "the node does not have the index any more; everything is applied to it again");
+                self.emptied = true;
+                self.call(|core, env| core.handle_emptied(env));
+            }
+            // Only another member's node can say how to make it: all copies are made anew.
+            Loss::Settings => {
+                tracing::warn!(index = %self.index, "the node does not have the index any more; its copies are made anew");
+                for shard in self.lanes.clone() {
+                    self.call(|core, env| core.handle_unmade(env, shard));
+                }
             }
         }
     }

@@ -42,6 +42,17 @@ pub struct Work {
     pub tag: String,
 }
 
+/// Whether the node has lost an index that this member has made on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// No, or it could not be asked.
+    Nothing,
+    /// With all that it held; its record alone says how to make it again.
+    Documents,
+    /// The same, but only other members' nodes say which settings it had.
+    Settings,
+}
+
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queued {
@@ -51,16 +62,14 @@ pub struct Queued {
     pub why: Option<String>,
     /// The node was asked, and could not be reached or did not answer: it may have ended.
     pub shaken: bool,
-    /// The node has no such index any more, with all that it held.
-    pub emptied: bool,
-    /// The same, and its record alone does not say how to make it again.
-    pub lacks: bool,
+    /// What was found to be lost.
+    pub loss: Loss,
 }
 
 impl Queued {
     /// What the node, or whoever speaks for it, has said.
     pub fn said(answer: Answer) -> Self {
-        Self { answer, why: None, shaken: false, emptied: false, lacks: false }
+        Self { answer, why: None, shaken: false, loss: Loss::Nothing }
     }
 
     /// It certainly did not reach the node.
@@ -99,9 +108,8 @@ impl Local {
                 Reply::NodeUnknown(why) => (why, true),
                 other => (format!("{other:?}"), false),
             };
-            let emptied = !shaken && self.is_emptied(&record.value, &slot, deadline).await;
-            let lacks = !shaken && !emptied && slot.local().made && self.is_gone(physical, deadline).await;
-            return Queued { shaken, emptied, lacks, ..Queued::not_sent(why) };
+            let loss = if shaken { Loss::Nothing } else { self.loss_of(&record.value, &slot, deadline).await };
+            return Queued { shaken, loss, ..Queued::not_sent(why) };
         }
         if matches!(work.kind, Kind::Set { .. } | Kind::Merge { .. })
             && let Err(answer) = self.hold(physical, &slot, &work.shards).await
@@ -124,20 +132,21 @@ impl Local {
         self.slot(physical).enqueue.lock().await.ready = false;
     }
 
-    /// Whether the node has lost an index that this member has made, and that can be made again from its record alone. That it
-    /// can't be asked is no.
-    pub async fn has_lost(&self, physical: &PhysicalIndex) -> bool {
+    /// Whether the node has lost an index.
+    pub async fn loss(&self, physical: &PhysicalIndex) -> Loss {
         let slot = self.slot(physical);
         // Nothing comes to the queue meanwhile.
         let mut on_node = slot.enqueue.lock().await;
         on_node.ready = false;
-        let Some(record) = self.record_of(physical) else { return false };
-        self.is_emptied(&record.value, &slot, Instant::now() + PATIENCE).await
+        let Some(record) = self.record_of(physical) else { return Loss::Nothing };
+        self.loss_of(&record.value, &slot, Instant::now() + PATIENCE).await
     }
 
-    async fn is_emptied(&self, record: &IndexRecord, slot: &Slot, deadline: Instant) -> bool {
-        let alone = slot.local().made && record.settings_version == 0 && !record.deleted;
-        alone && self.is_gone(&record.physical, deadline).await
+    async fn loss_of(&self, record: &IndexRecord, slot: &Slot, deadline: Instant) -> Loss {
+        if record.deleted || !slot.local().made || !self.is_gone(&record.physical, deadline).await {
+            return Loss::Nothing;
+        }
+        if record.settings_version == 0 { Loss::Documents } else { Loss::Settings }
     }
 
     /// Whether the node does not have an index, nor anything in its queue for it.
@@ -163,54 +172,36 @@ impl Local {
     pub async fn forget_held(&self, physical: &PhysicalIndex) -> Result<(), StoreError> {
         let slot = self.slot(physical);
         let _on_node = slot.enqueue.lock().await;
+        self.holds_nothing(physical, &slot).await
+    }
+
+    async fn holds_nothing(&self, physical: &PhysicalIndex, slot: &Slot) -> Result<(), StoreError> {
         let local = LocalIndex { held: ShardSet::new(), ..slot.local() };
         self.store.put_local_index(physical, &local).await?;
         slot.set_local(local);
         Ok(())
     }
 
-    /// If the node has lost an index that this member has made, it holds no document of it: that is noted, so that the index is made
-    /// again from its record.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn forget_lost(&self, physical: &PhysicalIndex) -> Result<(), StoreError> {
-        let slot = self.slot(physical);
-        let mut on_node = slot.enqueue.lock().await;
-        if !slot.local().made || !self.is_gone(physical, Instant::now() + PATIENCE).await {
-            return Ok(());
-        }
-        let local = LocalIndex { held: ShardSet::new(), ..slot.local() };
-        self.store.put_local_index(physical, &local).await?;
-        slot.set_local(local);
-        on_node.ready = false;
-        Ok(())
-    }
-
-    /// Whether the node has lost an index that this member has made, whatever its settings. That it can't be asked is no.
-    pub async fn lacks(&self, physical: &PhysicalIndex) -> bool {
-        let slot = self.slot(physical);
-        let _on_node = slot.enqueue.lock().await;
-        slot.local().made && self.is_gone(physical, Instant::now() + PATIENCE).await
-    }
-
-    /// Makes an index that the node has lost, with these settings, as another node gives them; it holds nothing then. `Ok(None)`:
-    /// the node has it.
+    /// Notes that the node holds no document of an index that it has lost, so that the index is made again: from its record, or at
+    /// once with `settings`, as another node gives them. `Ok(None)`: the node has it, or its record is enough.
     ///
     /// Not cancel-safe: the request may be in the queue.
     ///
     /// # Errors
-    /// What the node said, for people, or that it can't be asked.
-    pub async fn remake(&self, physical: &PhysicalIndex, settings: &Bytes) -> Result<Option<TaskRef>, String> {
+    /// What the node said, for people, or that it can't be asked, or the store's.
+    pub async fn make_again(
+        &self,
+        physical: &PhysicalIndex,
+        settings: Option<&Bytes>,
+    ) -> Result<Option<TaskRef>, String> {
         let (slot, deadline) = (self.slot(physical), Instant::now() + PATIENCE);
         let mut on_node = slot.enqueue.lock().await;
         if on_node.deleted.is_some() || !slot.local().made || !self.is_gone(physical, deadline).await {
             return Ok(None);
         }
-        let local = LocalIndex { held: ShardSet::new(), ..slot.local() };
-        self.store.put_local_index(physical, &local).await.map_err(|e| e.to_string())?;
-        slot.set_local(local);
+        self.holds_nothing(physical, &slot).await.map_err(|e| e.to_string())?;
         on_node.ready = false;
+        let Some(settings) = settings else { return Ok(None) };
         let request = NodeRequest::json(Method::PATCH, format!("/indexes/{physical}/settings"), settings.clone());
         match queued(self.send("write", request, deadline).await) {
             Queued { answer: Answer::Taken(task), .. } => Ok(Some(task)),

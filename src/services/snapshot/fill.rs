@@ -23,7 +23,7 @@ use crate::proto::snapshot::learner::Did;
 use crate::proto::snapshot::{Answer, Begun, Effect, Here, Learner, Sum};
 use crate::services::apply::{ended, other_tag};
 use crate::services::ledger::{driver::seed, nap, now};
-use crate::services::local::Work;
+use crate::services::local::{Loss, Work};
 use crate::store::StoreError;
 use crate::store::journal::Listed;
 use crate::types::{JournalKey, MemberId, Position, ShardState, TraceId};
@@ -363,25 +363,21 @@ impl Job {
             return Did::Failed("what was under way of the copy before has not ended".into());
         }
         let (local, index) = (&self.common.local, &self.key.index);
-        if local.lacks(index).await {
-            let own_settings = local.record_of(index).is_some_and(|record| record.value.settings_version > 0);
-            if !own_settings && let Err(error) = local.forget_lost(index).await {
-                return Did::Failed(error.to_string());
-            }
-        }
-        if local.lacks(index).await && local.record_of(index).is_some_and(|record| record.value.settings_version > 0) {
-            let settings = match self.settings(source).await {
-                Ok(settings) => settings,
-                Err(why) => return Did::Failed(why),
-            };
-            match local.remake(index, &settings).await {
-                Ok(None) => {}
-                Ok(Some(task)) => match ended(local, &task).await {
-                    Some(Status::Succeeded) => {}
-                    other => return Did::Failed(format!("the index was not made with its settings: {other:?}")),
-                },
-                Err(why) => return Did::Failed(why),
-            }
+        let made = match local.loss(index).await {
+            Loss::Nothing => Ok(None),
+            Loss::Documents => local.make_again(index, None).await,
+            Loss::Settings => match self.settings(source).await {
+                Ok(settings) => local.make_again(index, Some(&settings)).await,
+                Err(why) => Err(why),
+            },
+        };
+        match made {
+            Ok(None) => {}
+            Ok(Some(task)) => match ended(local, &task).await {
+                Some(Status::Succeeded) => {}
+                other => return Did::Failed(format!("the index was not made with its settings: {other:?}")),
+            },
+            Err(why) => return Did::Failed(why),
         }
         self.put(Kind::Clear, Bytes::new(), None).await
     }
