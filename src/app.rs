@@ -25,6 +25,7 @@ use crate::rt::{Essential, Phase, Shutdown, Signal, Signals, clock, files};
 use crate::services::aliases::Aliases;
 use crate::services::apply::{self, ApplyHandle, Driver as ApplyDriver};
 use crate::services::cluster::{Cluster, MemberState, NodeHealth, Seen};
+use crate::services::disk::{self, Room};
 use crate::services::documents::Documents;
 use crate::services::health;
 use crate::services::homes::webhooks::Webhook;
@@ -240,7 +241,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let records = Records::new(ledger.clone(), cluster.clone(), members.clone());
     driver.follow(records.follower());
     let me = ReplicaId { member: config.node.id.clone(), store: identity.store };
-    let seen = watch::Sender::new(Arc::new(Sighted::of(&me, identity.start, &BTreeMap::new())));
+    let seen = watch::Sender::new(Arc::new(Sighted::of(&me, identity.start, false, &BTreeMap::new())));
     let (journal_driver, journal) = JournalDriver::new(journal::Parts {
         config: journal_config(&config),
         me,
@@ -372,7 +373,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let gossip = Arc::new(start_gossip(&config, &mesh, &store, &about).await?);
     let founding = homes::found::found(journal.clone(), leases.clone(), cluster.clone(), seen.subscribe());
     tokio::spawn(founding);
-    let picture = Picture { mesh: Arc::clone(&mesh), cluster: cluster.clone(), me: journal.me().clone(), seen };
+    let (room_tx, room) = watch::channel(Room::default());
+    let (dir, least) = (config.node.data_dir.clone(), config.journal.min_free_bytes);
+    essential.spawn("the look at the disk", disk::watch(dir, least, room_tx));
+    let me = journal.me().clone();
+    let picture = Picture { mesh: Arc::clone(&mesh), cluster: cluster.clone(), me, room: room.clone(), seen };
     essential.spawn("following the mesh", picture.follow(gossip.members(), ledger.clone()));
     essential.spawn("the driver of journals", journal_driver.run());
     essential.spawn("the driver of task ids", ids_driver.run());
@@ -387,6 +392,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         lost: local.lost(),
         unserved,
         pressed: apply.watch_pressed(),
+        room: room.clone(),
         suspects: mesh.suspects(),
     };
     let publish = publish(about, Arc::clone(&gossip), cluster.clone(), records.clone(), says);
@@ -413,6 +419,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         operations,
         journal: journal.clone(),
         apply: apply.clone(),
+        room,
     };
     essential.spawn("keeping the gauges", keep_gauges(Arc::clone(&metrics), watched));
     let drain = Duration::from_secs(config.node.shutdown_drain_s);
@@ -638,6 +645,7 @@ struct Picture {
     mesh: Arc<Mesh>,
     cluster: Cluster,
     me: ReplicaId,
+    room: watch::Receiver<Room>,
     // What elections go by.
     seen: watch::Sender<Arc<Sighted>>,
 }
@@ -646,7 +654,7 @@ impl Picture {
     /// Keeps the picture.
     async fn follow(self, mut heard: watch::Receiver<BTreeMap<MemberId, MemberGossip>>, ledger: LedgerHandle) {
         let (mut suspects, mut status) = (self.mesh.suspects(), ledger.status());
-        let mut unreached = self.mesh.unreached();
+        let (mut unreached, mut room) = (self.mesh.unreached(), self.room);
         loop {
             let (suspects_now, heard_now) = (suspects.borrow_and_update().clone(), heard.borrow_and_update().clone());
             let record = status.borrow_and_update().record.clone();
@@ -668,11 +676,13 @@ impl Picture {
                     gossiped: gossip.and_then(|g| g.store.zip(g.start)),
                     // An answer to a probe is newer than gossip.
                     unreached: told.get(id).cloned().or_else(|| gossip.map(|g| g.unreached.clone())),
+                    full: gossip.is_some_and(|g| g.disk_full),
                     unserved: gossip.map(|g| g.unserved.clone()).unwrap_or_default(),
                 }
             };
             let peers = self.cluster.topology().others().map(|id| (id.clone(), peer(id))).collect();
-            let picture = Sighted::of(&self.me, ledger.start(), &peers);
+            let full = room.borrow_and_update().low;
+            let picture = Sighted::of(&self.me, ledger.start(), full, &peers);
             self.seen.send_if_modified(|before| {
                 let new = **before != picture;
                 if new {
@@ -683,6 +693,7 @@ impl Picture {
             tokio::select! {
                 changed = suspects.changed() => if changed.is_err() { return },
                 changed = unreached.changed() => if changed.is_err() { return },
+                changed = room.changed() => if changed.is_err() { return },
                 changed = heard.changed() => if changed.is_err() { return },
                 changed = status.changed() => if changed.is_err() { return },
             }
@@ -706,6 +717,7 @@ fn seen_of(g: &MemberGossip, suspect: bool) -> Seen {
         unserved: g.unserved.clone(),
         pressed: g.pressed.clone(),
         lost: g.lost.clone(),
+        disk_full: g.disk_full,
         records: Some(g.records_digest.clone()),
     }
 }
@@ -718,12 +730,13 @@ struct Says {
     lost: watch::Receiver<Lost>,
     unserved: watch::Receiver<Unserved>,
     pressed: watch::Receiver<BTreeSet<PhysicalIndex>>,
+    room: watch::Receiver<Room>,
     suspects: watch::Receiver<BTreeSet<MemberId>>,
 }
 
 /// Tells the others, and the own picture, what changes about this member.
 async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, records: Records, says: Says) {
-    let Says { mut health, mut state, mut leases, mut lost, mut unserved, mut pressed, mut suspects } = says;
+    let Says { mut health, mut state, mut leases, mut lost, mut unserved, mut pressed, mut room, mut suspects } = says;
     let mut changes = records.watch();
     loop {
         let (node, lacks) = (health.borrow_and_update().clone(), lost.borrow_and_update().clone());
@@ -735,6 +748,7 @@ async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, rec
             unserved: serving::together(&lacks, &unserved.borrow_and_update()),
             lost: lacks.keys().cloned().collect(),
             pressed: pressed.borrow_and_update().clone(),
+            disk_full: room.borrow_and_update().low,
             unreached: Unreached::Some(suspects.borrow_and_update().clone()),
             node_healthy: node.healthy,
             node_version: node.version,
@@ -758,6 +772,7 @@ async fn publish(about: MemberGossip, gossip: Arc<Gossip>, cluster: Cluster, rec
             changed = lost.changed() => if changed.is_err() { return },
             changed = unserved.changed() => if changed.is_err() { return },
             changed = pressed.changed() => if changed.is_err() { return },
+            changed = room.changed() => if changed.is_err() { return },
             changed = suspects.changed() => if changed.is_err() { return },
         }
     }
@@ -790,11 +805,12 @@ struct Watched {
     operations: OperationsHandle,
     journal: JournalHandle,
     apply: ApplyHandle,
+    room: watch::Receiver<Room>,
 }
 
 /// Brings the gauges up to date.
 async fn keep_gauges(metrics: Arc<Metrics>, watched: Watched) {
-    let Watched { mesh, cluster, records, operations, journal, apply } = watched;
+    let Watched { mesh, cluster, records, operations, journal, apply, room } = watched;
     let mut tick = tokio::time::interval(GAUGES);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut warned: Option<Instant> = None;
@@ -811,6 +827,9 @@ async fn keep_gauges(metrics: Arc<Metrics>, watched: Watched) {
             metrics.gossip_members.with_label_values(&[state.as_str()]).set(count(members));
         }
         count_events(&metrics, &mesh);
+        let Room { free, low } = *room.borrow();
+        metrics.disk_free.set(free.map_or(0, |free| i64::try_from(free).unwrap_or(i64::MAX)));
+        metrics.disk_full.set(i64::from(low));
         let until = mesh.certificate_valid_until();
         metrics.certificate_until.set(i64::try_from(until).unwrap_or(i64::MAX));
         if until.saturating_sub(clock::unix_seconds()) > CERTIFICATE_WARNING.as_secs() {

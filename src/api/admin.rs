@@ -33,6 +33,7 @@ pub async fn topology(State(api): State<Api>) -> ApiResult {
                 "suspect": s.suspect,
                 "serving": s.serving(),
                 "unserved": unserved,
+                "diskFull": s.disk_full,
                 "node": s.node,
                 "records": s.records,
             })

@@ -179,7 +179,7 @@ sections! {
         /// Milliseconds between two rounds of gossip.
         gossip_interval_ms: u64 = Value("1000"), "a number of milliseconds from 50 to 60000",
             |v| (50..=60_000).contains(v);
-        /// Milliseconds between two probes of a peer; three unanswered make a suspect.
+        /// Milliseconds between two probes of a peer, half of that behind an unanswered one; three unanswered make a suspect.
         probe_interval_ms: u64 = Value("300"), "a number of milliseconds from 20 to 10000",
             |v| (20..=10_000).contains(v);
     }
@@ -210,6 +210,8 @@ sections! {
         /// The same in bytes of all journals together; what a copy in sync still needs is kept beyond it.
         retention_bytes: u64 = Value("4294967296"), "a number of bytes from 1048576 to 1099511627776",
             |v| (1 << 20..=1 << 40).contains(v);
+        /// Bytes that must be free on the disk of the store; with fewer, other members order and store the writes. 0: never looked at.
+        min_free_bytes: u64 = Value("268435456"), "a number of bytes up to 1099511627776", |v| *v <= 1 << 40;
     }
 
     /// `[tasks]`: what is kept of tasks, and who is told of them.

@@ -28,11 +28,11 @@ fn for_people(topology: &Value) -> String {
         let serving = if m["serving"] == true { "yes" } else { "no" };
         let lacks: Vec<&str> =
             m["unserved"].as_object().into_iter().flatten().map(|(index, _)| index.as_str()).collect();
-        let remark = match m["node"]["error"].as_str() {
-            Some(error) => error.to_owned(),
-            None if lacks.is_empty() => String::new(),
-            None => format!("its node has lost {}", lacks.join(", ")),
-        };
+        let full = (m["diskFull"] == true).then(|| "the disk of its store is almost full".to_owned());
+        let error = m["node"]["error"].as_str().map(str::to_owned);
+        let lacks = (!lacks.is_empty()).then(|| format!("not all of {} is served", lacks.join(", ")));
+        let remarks: Vec<String> = full.into_iter().chain(error.or(lacks)).collect();
+        let remark = remarks.join("; ");
         let node = text(&m["node"], "version");
         members.row([text(&m, "id"), text(&m, "group"), state, serving.into(), node, text(&m, "mesh"), remark]);
     }
@@ -61,14 +61,14 @@ mod tests {
             "mesh": "ab", "member": "m1",
             "members": [
                 {"id": "m1", "group": "g1", "state": "active", "suspect": false, "serving": true, "mesh": "a:1", "node": {"version": "1.50.0"},
-                 "unserved": {"movies__m0000000a": [1, 3]}},
+                 "unserved": {"movies__m0000000a": [1, 3]}, "diskFull": true},
                 {"id": "m2", "group": "g1", "state": null, "suspect": true, "serving": false, "mesh": "b:1", "node": {"error": "wrong key"}},
             ],
             "indexes": [{"uid": "movies", "primaryKey": "id", "coverage": {"total": 4, "served": 2, "missing": [1, 3]}}],
         });
         let shown = for_people(&topology);
         assert!(shown.contains("m2      g1     suspect  no       -       b:1           wrong key"), "{shown}");
-        assert!(shown.contains("its node has lost movies__m0000000a"), "{shown}");
+        assert!(shown.contains("disk of its store is almost full; not all of movies__m0000000a is served"), "{shown}");
         assert!(shown.contains("movies  id           2 of 4         1,3"), "{shown}");
         assert!(for_people(&json!({"members": "nonsense"})).contains("no indexes"));
     }

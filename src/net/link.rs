@@ -202,13 +202,15 @@ pub(super) struct ProbeState {
     pub(super) rtt: Option<Duration>,
 }
 
-/// Probes a peer for ever. An unanswered probe is one without an answer when the next is due.
+/// Probes a peer for ever. An unanswered probe is one without an answer when the next is due; behind one the next come twice as
+/// soon, for a peer that is gone keeps writes waiting.
 pub(super) async fn probe(shared: Arc<Shared>, peer: Arc<Peer>) {
-    let mut tick = tokio::time::interval(shared.config.probe_interval);
-    // After a pause of the whole process the missed probes are not made up for: nobody failed to answer them.
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let every = shared.config.probe_interval;
+    let mut pause = Duration::ZERO;
     loop {
-        tick.tick().await;
+        // Behind a pause of the whole process no missed probes are made up for: nobody failed to answer them.
+        tokio::time::sleep(pause).await;
+        pause = every;
         let LinkState::Up { connection, .. } = peer.control.borrow().clone() else { continue };
         let unanswered = {
             let mut state = peer.probe.lock().unwrap_or_else(PoisonError::into_inner);
@@ -217,6 +219,7 @@ pub(super) async fn probe(shared: Arc<Shared>, peer: Arc<Peer>) {
             so_far
         };
         if unanswered > 0 {
+            pause = every / 2;
             MeshCounters::add(&shared.counters.probes_lost);
         }
         if unanswered >= PROBES_UNANSWERED_MAX {

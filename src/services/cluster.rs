@@ -106,6 +106,8 @@ pub struct Seen {
     pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
     /// Indexes that wait for its node.
     pub pressed: BTreeSet<PhysicalIndex>,
+    /// The disk of its store is almost full.
+    pub disk_full: bool,
     /// Indexes that its node has lost.
     pub lost: BTreeSet<PhysicalIndex>,
     /// Digest of the records that it knows.
@@ -123,6 +125,7 @@ impl Seen {
             version: None,
             unserved: BTreeMap::new(),
             pressed: BTreeSet::new(),
+            disk_full: false,
             lost: BTreeSet::new(),
             records: None,
         }

@@ -40,6 +40,11 @@ impl Members {
         drop(self.local.set(handler));
     }
 
+    /// Whether probes of a peer go unanswered; never so of the own member.
+    pub fn is_suspect(&self, member: &MemberId) -> bool {
+        *member != self.own && self.peers.is_suspect(member)
+    }
+
     /// Asks `to`, by the same rules for the own member as for a peer.
     ///
     /// Cancel-safe: dropping the future drops the work, also on the other side.

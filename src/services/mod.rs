@@ -3,6 +3,7 @@
 //! | service | does |
 //! | --- | --- |
 //! | [`cluster`] | who belongs to the mesh, who is alive, whose node is healthy |
+//! | [`disk`] | how much room the store has |
 //! | [`health`] | probes the own node |
 //! | [`ledger`] | agreement by majority: votes, changes, copies of all records |
 //! | [`leases`] | who leads what; stale orders are refused |
@@ -36,6 +37,7 @@
 pub mod aliases;
 pub mod apply;
 pub mod cluster;
+pub mod disk;
 pub mod documents;
 pub mod failure;
 pub mod health;

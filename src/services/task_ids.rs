@@ -158,12 +158,18 @@ impl Driver {
         }
     }
 
-    /// Tells the core who holds the scope: this member if it believes so, else whom the ledger names.
+    /// Tells the core who holds the scope: this member if it believes so, else whom the ledger names, unless that one is gone.
     fn hear_holder(&mut self) {
         let scope = Scope::TaskIds;
         let me = self.ledger.member();
         let own = self.leases.believes(&scope).map(|_| me.clone());
-        let named = || self.leases.rows().leader(&scope, now()).filter(|leader| *leader != me).cloned();
+        let named = || {
+            self.leases
+                .rows()
+                .leader(&scope, now())
+                .filter(|leader| *leader != me && !self.members.is_suspect(leader))
+                .cloned()
+        };
         let holder = own.or_else(named);
         self.call(|core, env| core.handle_holder(env, holder));
     }
@@ -173,6 +179,7 @@ impl Driver {
         match input {
             Input::Take(tell) => {
                 let take = TakeId(self.next);
+                self.hear_holder();
                 self.takes.insert(take, tell);
                 self.call(|core, env| core.handle_take(env, take));
             }

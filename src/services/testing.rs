@@ -123,6 +123,7 @@ fn home_config() -> homes::Config {
 struct Net {
     up: Mutex<BTreeMap<MemberId, Arc<Serving>>>,
     cut: Mutex<BTreeSet<MemberId>>,
+    full: Mutex<BTreeSet<MemberId>>,
     processes: Mutex<BTreeMap<MemberId, Alive>>,
     /// So many of a hundred messages of journals are lost.
     loss: AtomicU32,
@@ -133,14 +134,17 @@ impl Net {
     /// What the members that `own` reaches would say, and what of them is seen.
     fn seen_by(&self, own: &MemberId) -> Seen {
         let (up, cut, processes) = (self.up.lock().unwrap(), self.cut.lock().unwrap(), self.processes.lock().unwrap());
+        let full = self.full.lock().unwrap();
         let reach = |a: &MemberId, b: &MemberId| a == b || (!cut.contains(a) && !cut.contains(b));
-        let all = || up.keys().filter_map(|m| Some((m.clone(), *processes.get(m)?)));
-        let reached = |a: &MemberId| up.keys().filter(|b| reach(a, b)).cloned().collect();
+        let there = || up.keys().filter(|m| !full.contains(*m));
+        let all = || there().filter_map(|m| Some((m.clone(), *processes.get(m)?)));
+        let reached = |a: &MemberId| there().filter(|b| reach(a, b)).cloned().collect();
         Seen {
             sight: all().filter(|(m, _)| reach(own, m)).collect(),
             known: all().collect(),
-            reach: up.keys().map(|a| (a.clone(), reached(a))).collect(),
+            reach: there().map(|a| (a.clone(), reached(a))).collect(),
             unserved: BTreeMap::new(),
+            full: full.contains(own),
         }
     }
 }
@@ -307,6 +311,18 @@ impl World {
     /// Nothing reaches the member, and nothing of it anybody.
     pub(super) fn cut(&self, i: usize) {
         self.net.cut.lock().unwrap().insert(member(i));
+        self.look();
+    }
+
+    /// A member's disk is almost full, or has room again.
+    pub(super) fn fill(&self, i: usize, full: bool) {
+        let mut all = self.net.full.lock().unwrap();
+        if full {
+            all.insert(member(i))
+        } else {
+            all.remove(&member(i))
+        };
+        drop(all);
         self.look();
     }
 

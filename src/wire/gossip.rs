@@ -141,6 +141,8 @@ pub struct MemberGossip {
     pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
     /// Indexes of which its node has more to do than it should, so that it wants no more writes; not more than can be named.
     pub pressed: BTreeSet<PhysicalIndex>,
+    /// The disk of its store is almost full: it orders and stores no writes.
+    pub disk_full: bool,
     /// Indexes that its node has lost; not more than can be named.
     pub lost: BTreeSet<PhysicalIndex>,
     /// The members that do not answer its probes.
@@ -214,6 +216,9 @@ impl MemberGossip {
         if !self.lost.is_empty() {
             pairs.insert("lost", names_text(&self.lost));
         }
+        if self.disk_full {
+            pairs.insert("disk.full", true.to_string());
+        }
         if let Some(unreached) = self.unreached.text() {
             pairs.insert("unreached", unreached);
         }
@@ -264,6 +269,7 @@ impl MemberGossip {
             "unserved" => self.unserved = parse_unserved(value)?,
             "lost" => self.lost = parse_names(value)?,
             "pressed" => self.pressed = parse_names(value)?,
+            "disk.full" => self.disk_full = value.parse().ok()?,
             "unreached" => self.unreached = Unreached::parse(value)?,
             "load" => self.load = value.parse().ok()?,
             "records" => self.records_digest = text().filter(|t| t.bytes().all(|b| b.is_ascii_hexdigit()))?,
@@ -415,7 +421,7 @@ mod tests {
             let gossip = MemberGossip {
                 http: text.clone(), mesh: text.clone(), group: Some(GroupId::new("g1").unwrap()), version: text.clone(),
                 protocol, state, node_healthy, node_version: optional.clone(), node_error: optional, unserved, load,
-                pressed: pressed.into_iter().map(index).collect(), lost: lost.into_iter().map(index).collect(), records_digest: "00ff".into(), started_at: text, leases, lease_ttl_ms,
+                pressed: pressed.into_iter().map(index).collect(), lost: lost.into_iter().map(index).collect(), disk_full: node_healthy ^ (load > 9), records_digest: "00ff".into(), started_at: text, leases, lease_ttl_ms,
                 unreached: unreached.map_or(Unreached::Many, |ids| {
                     Unreached::Some(ids.into_iter().map(|id| MemberId::new(id).unwrap()).collect())
                 }),

@@ -31,6 +31,8 @@ pub struct Applier {
     pub(super) care: Option<Care>,
     /// Nothing is sent before.
     pub(super) pause: Option<Instant>,
+    /// Until then what is little waits for more, because the node has nothing to do.
+    gather: Option<Instant>,
     /// Own troubles since the last success.
     pub(super) attempts: u32,
     /// The driver copies documents from a primary.
@@ -61,6 +63,7 @@ impl Applier {
             failure: None,
             care: None,
             pause: None,
+            gather: None,
             attempts: 0,
             taking: None,
             cursor: ShardId(0),
@@ -414,7 +417,10 @@ impl Applier {
             None => (self.config.payload, None),
         };
         let from = if until.is_some() { ShardId(0) } else { self.cursor };
-        let Some(plan) = merge::plan(&self.lanes, &self.busy(), bounds, from, until) else { return };
+        let Some(plan) = merge::plan(&self.lanes, &self.busy(), bounds, from, until) else {
+            self.gather = None;
+            return;
+        };
         // The node has enough to do: what comes until it has done some of it goes in one request, unless what follows is of
         // another kind already.
         let small = plan.entries < bounds.entries / 2 && plan.bytes < bounds.bytes / 2;
@@ -422,6 +428,14 @@ impl Applier {
         if open >= 2 && small && !plan.spans.iter().any(followed) {
             return;
         }
+        // The parts of a client's request are committed one after the other; a node with nothing to do would begin with the first.
+        if open == 0 && small && self.care.is_none() {
+            let until = *self.gather.get_or_insert(env.now.plus(self.config.gather));
+            if env.now < until {
+                return;
+            }
+        }
+        self.gather = None;
         self.cursor = ShardId(plan.spans.last().map_or(0, |span| span.shard.0.saturating_add(1)));
         for span in &plan.spans {
             let lane = self.lanes.get_mut(&span.shard).expect("the plan was made of these lanes");
@@ -475,7 +489,7 @@ impl Applier {
             None => None,
         });
         let stops = self.lanes.values().filter_map(|lane| lane.stop?.until);
-        let times = holds.chain(self.pause).chain(self.look.due()).chain(stops);
+        let times = holds.chain(self.pause).chain(self.gather).chain(self.look.due()).chain(stops);
         self.wake = times.filter(|at| *at > env.now).min();
     }
 }

@@ -21,6 +21,8 @@ pub struct Config {
     pub payload: Bounds,
     /// Tasks that the node may have under way.
     pub under_way: usize,
+    /// How long a small request to a node that has nothing to do waits for more.
+    pub gather: Duration,
     /// Heads held of one shard.
     pub heads: usize,
     /// Heads held of all shards, as long as each may have 16.
@@ -50,6 +52,7 @@ impl Default for Config {
         Self {
             payload: Bounds { entries: 4_096, bytes: 32 << 20 },
             under_way: 8,
+            gather: Duration::from_millis(5),
             heads: 1_024,
             heads_total: 32_768,
             history: 64,

@@ -125,6 +125,7 @@ struct Scripted {
     now: Instant,
     page: Page,
     deletion: Option<TaskRef>,
+    kind: Kind,
     seen: Vec<Effect>,
 }
 
@@ -148,8 +149,9 @@ fn done(seq: u64, kind: Kind, task: TaskRef) -> Note {
 impl Scripted {
     fn begin(stored: Stored, page: Page, deletion: Option<TaskRef>) -> Self {
         let (mut rng, now) = (fastrand::Rng::with_seed(1), Instant(0));
-        let core = Applier::recover(&mut Env { now, rng: &mut rng }, Config::default(), stored);
-        let mut scripted = Self { core, rng, now, page, deletion, seen: Vec::new() };
+        let config = Config { gather: Duration::ZERO, ..Config::default() };
+        let core = Applier::recover(&mut Env { now, rng: &mut rng }, config, stored);
+        let mut scripted = Self { core, rng, now, page, deletion, kind: Kind::Edit, seen: Vec::new() };
         scripted.tell(|core, env| core.handle_node(env, true));
         scripted
     }
@@ -165,7 +167,7 @@ impl Scripted {
                     self.core.handle_probed(&mut env, *ticket, probed);
                 }
                 Effect::Load { ticket, shard, from: 1, .. } => {
-                    let head = Head { seq: 1, kind: Kind::Edit, weight: 1, failed: false, part: None };
+                    let head = Head { seq: 1, kind: self.kind, weight: 1, failed: false, part: None };
                     self.core.handle_heads(&mut env, *shard, *ticket, vec![head]);
                 }
                 _ => {}
@@ -199,6 +201,28 @@ fn a_conditional_entry_whose_task_may_have_been_deleted_is_not_done_again() {
         assert_eq!(requests, if deletion.is_some() { 1 } else { 2 });
         assert_eq!(scripted.saw(&Effect::Rebuild { shard: SHARD }), deletion.is_some());
     }
+}
+
+#[test]
+fn a_node_with_nothing_to_do_is_given_what_comes_within_a_moment_in_one_request() {
+    let (one, other) = (SHARD, ShardId(SHARD.0 + 1));
+    let lanes = [(one, LaneRow::default()), (other, LaneRow::default())].into();
+    let mut scripted = Scripted::begin(Stored { lanes, ..Stored::default() }, Page::default(), None);
+    scripted.core.config.gather = Duration::from_millis(5);
+    scripted.kind = Kind::Set { skip_creation: false };
+    scripted.pass(1);
+    scripted.tell(|core, env| core.handle_committed(env, one, 1));
+    scripted.tell(|core, env| core.handle_committed(env, other, 1));
+    let sent = |scripted: &Scripted| -> Vec<usize> {
+        let spans =
+            |effect: &Effect| if let Effect::Enqueue(request) = effect { Some(request.spans.len()) } else { None };
+        scripted.seen.iter().filter_map(spans).collect()
+    };
+    assert!(sent(&scripted).is_empty(), "the first waits for the second");
+    assert!(scripted.core.next_wake().is_some_and(|at| at <= scripted.now.plus(Duration::from_millis(5))));
+    scripted.now = scripted.now.plus(Duration::from_millis(5));
+    scripted.tell(Applier::handle_tick);
+    assert_eq!(sent(&scripted), [2]);
 }
 
 #[test]

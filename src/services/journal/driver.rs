@@ -262,7 +262,7 @@ impl Driver {
     fn hear(&mut self, input: Input) {
         match input {
             Input::Write { parts, deadline, tell } => {
-                if self.storing.is_full() {
+                if self.storing.is_full() || self.seen_now.full {
                     // Whoever asked may have gone.
                     drop(tell.send(vec![Answer::Busy; parts.len()]));
                     return;
@@ -298,9 +298,9 @@ impl Driver {
     fn receive(&mut self, received: Received) {
         let Received { from, messages, .. } = received;
         for message in messages {
-            // Whoever sent it sends it again.
+            // Whoever sent it sends it again, or to nobody, once it has heard that there is no room here.
             let brings = matches!(message.message.said, Said::Append { .. });
-            if !(brings && self.storing.is_full()) {
+            if !(brings && (self.storing.is_full() || self.seen_now.full)) {
                 self.tell(&message.key, Told::Message(from.clone(), message.message));
             }
         }

@@ -31,8 +31,8 @@ const PRESSED: Duration = Duration::from_secs(1);
 /// How long one attempt may take: an answer may be lost with its primary.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
-/// How often the record is looked at while an answer is awaited, and how long a primary that was replaced may still answer.
-const LOOK: Duration = Duration::from_millis(100);
+/// How long a primary that was replaced may still answer.
+const ANSWER: Duration = Duration::from_millis(50);
 
 impl JournalHandle {
     /// Waits until the record names another primary than `by` for one of these shards, under a newer epoch than now: then an
@@ -46,15 +46,19 @@ impl JournalHandle {
             };
             shards.iter().map(state).collect::<Vec<_>>()
         };
+        let mut changes = self.ledger.watch();
         let before = states();
         loop {
-            tokio::time::sleep(LOOK).await;
+            // Nobody changes records any more when the process is about to end.
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
             let newer = |(now, before): (&Led, &Led)| {
                 let from = before.as_ref().map_or(Epoch::ZERO, |(epoch, _)| *epoch);
                 now.as_ref().is_some_and(|(epoch, primary)| *epoch > from && primary != by)
             };
             if states().iter().zip(&before).any(newer) {
-                return tokio::time::sleep(LOOK).await;
+                return tokio::time::sleep(ANSWER).await;
             }
         }
     }

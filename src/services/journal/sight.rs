@@ -19,6 +19,8 @@ pub struct Seen {
     pub known: Sight,
     /// Who reaches whom, as each member tells of itself.
     pub reach: Reach,
+    /// This member's disk is almost full.
+    pub full: bool,
     /// Shards that members do not serve, as they tell.
     pub unserved: BTreeMap<MemberId, BTreeMap<PhysicalIndex, ShardSet>>,
 }
@@ -36,6 +38,8 @@ pub struct Peer {
     pub gossiped: Option<(StoreId, u64)>,
     /// Whom it does not reach, by gossip of a member that lives.
     pub unreached: Option<Unreached>,
+    /// Its disk is almost full, by its gossip: it takes part in no journal.
+    pub full: bool,
     /// Shards that it does not serve, by its gossip.
     pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
 }
@@ -58,27 +62,31 @@ impl Seen {
         of.is_some_and(|shards| shards.contains(key.shard))
     }
 
-    /// The picture of process `start` of `own`, of what it knows of all others that are listed.
-    pub fn of(own: &ReplicaId, start: u64, peers: &BTreeMap<MemberId, Peer>) -> Self {
-        let me = || (own.member.clone(), Alive { store: own.store, start });
-        let alive = |(member, peer): (&MemberId, &Peer)| Some((member.clone(), peer.alive()?));
+    /// The picture of process `start` of `own`, of what it knows of all others that are listed. Whose disk is almost full is to
+    /// journals as somebody who is not there; `full`: so is this member.
+    pub fn of(own: &ReplicaId, start: u64, full: bool, peers: &BTreeMap<MemberId, Peer>) -> Self {
+        let peers: BTreeMap<&MemberId, &Peer> = peers.iter().filter(|(_, peer)| !peer.full).collect();
+        let me = || (!full).then(|| (own.member.clone(), Alive { store: own.store, start }));
+        let alive = |(member, peer): (&&MemberId, &&Peer)| Some(((*member).clone(), peer.alive()?));
         let sees = |peer: &Peer| peer.reached && peer.connected.is_some();
-        let everybody = || peers.keys().chain([&own.member]);
-        let told = |(member, peer): (&MemberId, &Peer)| {
+        let everybody = || peers.keys().copied().chain([&own.member]);
+        let told = |(member, peer): (&&MemberId, &&Peer)| {
             let unreached = peer.unreached.as_ref()?;
-            Some((member.clone(), everybody().filter(|other| unreached.reaches(other)).cloned().collect()))
+            Some(((*member).clone(), everybody().filter(|other| unreached.reaches(other)).cloned().collect()))
         };
         let reached: BTreeSet<MemberId> =
-            peers.iter().filter(|(_, peer)| peer.reached).map(|(m, _)| m.clone()).chain([own.member.clone()]).collect();
+            peers.iter().filter(|(_, peer)| peer.reached).map(|(m, _)| *m).chain([&own.member]).cloned().collect();
+        let own = (!full).then(|| (own.member.clone(), reached));
         Self {
-            sight: peers.iter().filter(|(_, peer)| sees(peer)).filter_map(alive).chain([me()]).collect(),
-            known: peers.iter().filter_map(alive).chain([me()]).collect(),
+            sight: peers.iter().filter(|(_, peer)| sees(peer)).filter_map(alive).chain(me()).collect(),
+            known: peers.iter().filter_map(alive).chain(me()).collect(),
             unserved: peers
                 .iter()
                 .filter(|(_, p)| !p.unserved.is_empty())
-                .map(|(m, p)| (m.clone(), p.unserved.clone()))
+                .map(|(m, p)| ((*m).clone(), p.unserved.clone()))
                 .collect(),
-            reach: peers.iter().filter_map(told).chain([(own.member.clone(), reached)]).collect(),
+            reach: peers.iter().filter_map(told).chain(own).collect(),
+            full,
         }
     }
 }
@@ -101,7 +109,7 @@ mod tests {
 
     fn seen(peers: impl IntoIterator<Item = (&'static str, Peer)>) -> Seen {
         let own = ReplicaId { member: member("m0"), store: store(9) };
-        Seen::of(&own, first(9), &peers.into_iter().map(|(name, peer)| (member(name), peer)).collect())
+        Seen::of(&own, first(9), false, &peers.into_iter().map(|(name, peer)| (member(name), peer)).collect())
     }
 
     /// A member that is connected, with its first process on the store of that number.
@@ -144,6 +152,19 @@ mod tests {
         assert_eq!(seen.sight.keys().collect::<Vec<_>>(), [&member("m0")]);
         assert_eq!(seen.known.len(), 3);
         assert_eq!(seen.reach[&member("m0")], [member("m0")].into());
+    }
+
+    #[test]
+    fn who_has_no_room_is_not_there() {
+        let full = Peer { full: true, ..connected(1) };
+        let peers = [(member("m1"), full), (member("m2"), connected(2))].into();
+        let own = ReplicaId { member: member("m0"), store: store(9) };
+        for (own_full, there) in [(false, vec!["m0", "m2"]), (true, vec!["m2"])] {
+            let seen = Seen::of(&own, first(9), own_full, &peers);
+            assert_eq!(seen.sight.keys().map(MemberId::as_str).collect::<Vec<_>>(), there);
+            assert_eq!(seen.known.len(), there.len());
+            assert_eq!(seen.reach.keys().map(MemberId::as_str).collect::<Vec<_>>(), there);
+        }
     }
 
     #[test]

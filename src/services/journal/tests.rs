@@ -345,6 +345,36 @@ async fn a_member_that_is_cut_off_leaves_the_set_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_disk_is_full_stores_nothing_and_leads_nothing_until_it_has_room() {
+    let world = world(3).await;
+    let i = primary(&world, 0).unwrap();
+    let other = world.at((i + 1) % 3);
+    let client = Client::start(&other.sender, 0, 3);
+    world.fill(i, true);
+    let has = || {
+        (0..3).any(|shard| state(&world, shard).is_some_and(|s| s.copy(&member(i)).is_none_or(|c| s.is_in_sync(&c.id))))
+    };
+    until("others lead and it leaves the sets", async || {
+        (0..3).all(|shard| primary(&world, shard).is_some_and(|p| p != i)) && !has()
+    })
+    .await;
+    let stored = world.at(i).journals.status(&index()).await.unwrap();
+    let answers = other.sender.send(&index(), vec![(ShardId(0), write(777))], soon(), TraceId::default()).await;
+    assert!(matches!(answers[..], [Answer::Committed { in_sync: 2, copies: 3, .. }]), "{answers:?}");
+    let later = world.at(i).journals.status(&index()).await.unwrap();
+    assert_eq!(stored[&ShardId(0)].last, later[&ShardId(0)].last, "nothing was stored there");
+    // Written to it, it goes to those who have room.
+    let through = world.at(i).sender.send(&index(), vec![(ShardId(0), write(778))], soon(), TraceId::default()).await;
+    assert!(matches!(through[..], [Answer::Committed { in_sync: 2, .. }]), "{through:?}");
+    world.fill(i, false);
+    let mut acknowledged = client.stop().await;
+    acknowledged.insert((0, write(777).part), seq_of(&answers[0]));
+    acknowledged.insert((0, write(778).part), seq_of(&through[0]));
+    whole(&world, 3).await;
+    nothing_is_lost(&world, 3, &acknowledged).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_that_end_at_once_lose_nothing() {
     let mut world = world(2).await;
     let mut acknowledged = BTreeMap::new();
