@@ -5,6 +5,7 @@
 //! doubts, while an answer is awaited, or behind something that failed. Must not know: bodies, HTTP, SQL.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use super::effect::{Answer, Config, Copied, Effect, Head, LaneRow, Need, Request, Rows, Standing, Stop, Stored};
 use super::lane::{Busy, Hold, Lane};
@@ -15,6 +16,9 @@ use super::verdict::{Care, Failure, Flaw, is_own_fault};
 use crate::proto::env::{Env, Instant};
 use crate::proto::journal::log::Bounds;
 use crate::types::ShardId;
+
+/// So many times as long as for other requests is waited for entries that are being looked at.
+const GATHER_MOST: u32 = 20;
 
 /// The applier of one physical index on one member; see the module.
 #[derive(Debug, Clone)]
@@ -31,7 +35,7 @@ pub struct Applier {
     pub(super) care: Option<Care>,
     /// Nothing is sent before.
     pub(super) pause: Option<Instant>,
-    /// Until then what is little waits for more, because the node has nothing to do.
+    /// Since then what is little waits for more, because the node has nothing to do.
     gather: Option<Instant>,
     /// Own troubles since the last success.
     pub(super) attempts: u32,
@@ -430,8 +434,9 @@ impl Applier {
         }
         // The parts of a client's request are committed one after the other; a node with nothing to do would begin with the first.
         if open == 0 && small && self.care.is_none() {
-            let until = *self.gather.get_or_insert(env.now.plus(self.config.gather));
-            if env.now < until {
+            let since = *self.gather.get_or_insert(env.now);
+            let more = self.lanes.values().any(|lane| lane.loading.is_some());
+            if env.now < since.plus(if more { self.gather_most() } else { self.config.gather }) {
                 return;
             }
         }
@@ -448,6 +453,11 @@ impl Applier {
         let note = self.notes.add(Note::of(&plan, self.look.newest, open == 0 && self.care.is_some()));
         self.asking = Some(note);
         self.emit(Effect::Enqueue(Request { note, kind: plan.kind, spans: plan.spans, without: plan.without }));
+    }
+
+    /// How long a small request waits for entries that are being looked at.
+    fn gather_most(&self) -> Duration {
+        self.config.gather * GATHER_MOST
     }
 
     /// Heads of what is committed are fetched, so that requests can be planned.
@@ -488,8 +498,9 @@ impl Applier {
             Some(Hold::Trouble { again, .. } | Hold::Ask { again, .. }) => Some(*again),
             None => None,
         });
+        let gather = self.gather.into_iter().flat_map(|at| [at.plus(self.config.gather), at.plus(self.gather_most())]);
         let stops = self.lanes.values().filter_map(|lane| lane.stop?.until);
-        let times = holds.chain(self.pause).chain(self.gather).chain(self.look.due()).chain(stops);
+        let times = holds.chain(self.pause).chain(gather).chain(self.look.due()).chain(stops);
         self.wake = times.filter(|at| *at > env.now).min();
     }
 }
