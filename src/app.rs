@@ -32,7 +32,7 @@ use crate::services::homes::webhooks::Webhook;
 use crate::services::homes::{self, Driver as HomesDriver, Hook, Reporter};
 use crate::services::indexes::Indexes;
 use crate::services::journal::{
-    self, Driver as JournalDriver, JournalHandle, Retention, Seen as Sighted, Sender, sight,
+    self, Driver as JournalDriver, JournalHandle, Retention, Seen as Sighted, Sender, sight, sight::Own,
 };
 use crate::services::leases::{self, Driver as LeaseDriver, LeaseHandle};
 use crate::services::ledger::{self, Driver, LedgerHandle};
@@ -241,7 +241,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let records = Records::new(ledger.clone(), cluster.clone(), members.clone());
     driver.follow(records.follower());
     let me = ReplicaId { member: config.node.id.clone(), store: identity.store };
-    let seen = watch::Sender::new(Arc::new(Sighted::of(&me, identity.start, false, &BTreeMap::new())));
+    let seen = watch::Sender::new(Arc::new(Sighted::of(
+        &me,
+        Own { start: identity.start, ..Own::default() },
+        &BTreeMap::new(),
+    )));
     let (journal_driver, journal) = JournalDriver::new(journal::Parts {
         config: journal_config(&config),
         me,
@@ -284,6 +288,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         peers: Arc::clone(&peers),
         metrics: Arc::clone(&metrics),
     });
+    local.set_rebuilt(apply.rebuilt());
     let (snapshot_driver, snapshots) = SnapshotDriver::new(snapshot::Parts {
         config: snapshot::Config::default(),
         apply: apply.clone(),
@@ -377,7 +382,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (dir, least) = (config.node.data_dir.clone(), config.journal.min_free_bytes);
     essential.spawn("the look at the disk", disk::watch(dir, least, room_tx));
     let me = journal.me().clone();
-    let picture = Picture { mesh: Arc::clone(&mesh), cluster: cluster.clone(), me, room: room.clone(), seen };
+    let picture = Picture {
+        mesh: Arc::clone(&mesh),
+        cluster: cluster.clone(),
+        me,
+        room: room.clone(),
+        health: health_rx.clone(),
+        seen,
+    };
     essential.spawn("following the mesh", picture.follow(gossip.members(), ledger.clone()));
     essential.spawn("the driver of journals", journal_driver.run());
     essential.spawn("the driver of task ids", ids_driver.run());
@@ -646,15 +658,16 @@ struct Picture {
     cluster: Cluster,
     me: ReplicaId,
     room: watch::Receiver<Room>,
+    health: watch::Receiver<NodeHealth>,
     // What elections go by.
     seen: watch::Sender<Arc<Sighted>>,
 }
 
 impl Picture {
     /// Keeps the picture.
-    async fn follow(self, mut heard: watch::Receiver<BTreeMap<MemberId, MemberGossip>>, ledger: LedgerHandle) {
+    async fn follow(mut self, mut heard: watch::Receiver<BTreeMap<MemberId, MemberGossip>>, ledger: LedgerHandle) {
         let (mut suspects, mut status) = (self.mesh.suspects(), ledger.status());
-        let (mut unreached, mut room) = (self.mesh.unreached(), self.room);
+        let (mut unreached, mut room) = (self.mesh.unreached(), self.room.clone());
         loop {
             let (suspects_now, heard_now) = (suspects.borrow_and_update().clone(), heard.borrow_and_update().clone());
             let record = status.borrow_and_update().record.clone();
@@ -677,12 +690,17 @@ impl Picture {
                     // An answer to a probe is newer than gossip.
                     unreached: told.get(id).cloned().or_else(|| gossip.map(|g| g.unreached.clone())),
                     full: gossip.is_some_and(|g| g.disk_full),
+                    idle: gossip.is_some_and(|g| !g.node_healthy),
                     unserved: gossip.map(|g| g.unserved.clone()).unwrap_or_default(),
                 }
             };
             let peers = self.cluster.topology().others().map(|id| (id.clone(), peer(id))).collect();
-            let full = room.borrow_and_update().low;
-            let picture = Sighted::of(&self.me, ledger.start(), full, &peers);
+            let own = Own {
+                start: ledger.start(),
+                full: room.borrow_and_update().low,
+                idle: !self.health.borrow_and_update().healthy,
+            };
+            let picture = Sighted::of(&self.me, own, &peers);
             self.seen.send_if_modified(|before| {
                 let new = **before != picture;
                 if new {
@@ -694,6 +712,7 @@ impl Picture {
                 changed = suspects.changed() => if changed.is_err() { return },
                 changed = unreached.changed() => if changed.is_err() { return },
                 changed = room.changed() => if changed.is_err() { return },
+                changed = self.health.changed() => if changed.is_err() { return },
                 changed = heard.changed() => if changed.is_err() { return },
                 changed = status.changed() => if changed.is_err() { return },
             }

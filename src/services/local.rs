@@ -7,7 +7,7 @@
 mod entries;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -85,6 +85,8 @@ pub struct Local {
     lost: watch::Sender<Lost>,
     // Of a member that serves whatever it holds there is none.
     unserved: Option<watch::Receiver<Unserved>>,
+    // Copies that are made anew; said once the appliers stand.
+    rebuilt: Arc<OnceLock<watch::Receiver<Lost>>>,
     look_again: Arc<Notify>,
     timeout: Duration,
     metrics: Arc<Metrics>,
@@ -119,13 +121,31 @@ impl Local {
         let slot = |local| Arc::new(Slot { local: Mutex::new(local), ..Slot::default() });
         let slots = store.local_indexes().await?.into_iter().map(|(p, l)| (p, slot(l))).collect();
         let (slots, lost, look_again) = (Arc::new(Mutex::new(slots)), watch::Sender::default(), Arc::default());
-        Ok(Self { node, store, records, cluster, health, slots, lost, unserved: None, look_again, timeout, metrics })
+        Ok(Self {
+            node,
+            store,
+            records,
+            cluster,
+            health,
+            slots,
+            lost,
+            unserved: None,
+            rebuilt: Arc::default(),
+            look_again,
+            timeout,
+            metrics,
+        })
     }
 
     /// The same, with what is not served of what it holds.
     #[must_use]
     pub fn serving(self, unserved: watch::Receiver<Unserved>) -> Self {
         Self { unserved: Some(unserved), ..self }
+    }
+
+    /// Says where it is seen which copies are made anew, so that they are not read. Later calls change nothing.
+    pub fn set_rebuilt(&self, rebuilt: watch::Receiver<Lost>) {
+        drop(self.rebuilt.set(rebuilt));
     }
 
     /// What the node has lost, as it changes.
@@ -207,6 +227,9 @@ impl Local {
         let filtered = !matches!(read.kind, ReadKind::Words { .. });
         if filtered && let Some(unserved) = &self.unserved {
             let not_served = serving::not_served(&unserved.borrow(), &read.index, &read.shards);
+            // What is of no use is refused from the moment on at which that is known.
+            let rebuilt = self.rebuilt.get().and_then(|all| all.borrow().get(&read.index).cloned()).unwrap_or_default();
+            let not_served = not_served.union(&read.shards.intersection(&rebuilt));
             if !not_served.is_empty() {
                 return Answer::of(Reply::NotServed(not_served, record.version));
             }

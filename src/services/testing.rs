@@ -124,6 +124,7 @@ struct Net {
     up: Mutex<BTreeMap<MemberId, Arc<Serving>>>,
     cut: Mutex<BTreeSet<MemberId>>,
     full: Mutex<BTreeSet<MemberId>>,
+    idle: Mutex<BTreeSet<MemberId>>,
     processes: Mutex<BTreeMap<MemberId, Alive>>,
     /// So many of a hundred messages of journals are lost.
     loss: AtomicU32,
@@ -145,6 +146,7 @@ impl Net {
             reach: there().map(|a| (a.clone(), reached(a))).collect(),
             unserved: BTreeMap::new(),
             full: full.contains(own),
+            idle: self.idle.lock().unwrap().clone(),
         }
     }
 }
@@ -311,6 +313,18 @@ impl World {
     /// Nothing reaches the member, and nothing of it anybody.
     pub(super) fn cut(&self, i: usize) {
         self.net.cut.lock().unwrap().insert(member(i));
+        self.look();
+    }
+
+    /// A member's node is down, or up again.
+    pub(super) fn idle(&self, i: usize, idle: bool) {
+        let mut all = self.net.idle.lock().unwrap();
+        if idle {
+            all.insert(member(i))
+        } else {
+            all.remove(&member(i))
+        };
+        drop(all);
         self.look();
     }
 

@@ -172,9 +172,9 @@ impl ShardState {
         self.replicas.iter().filter(|copy| !self.is_in_sync(&copy.id)).count()
     }
 
-    /// Copies that are full, or were: all but learners.
+    /// Copies that are to be there: one that is being filled in the place of another is missing as long as that takes.
     pub fn copies(&self) -> usize {
-        self.replicas.iter().filter(|c| !c.is_learner()).count()
+        self.replicas.len()
     }
 
     /// Whether this process of `id` is the primary. A member with another store than the record's never is.

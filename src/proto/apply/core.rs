@@ -289,6 +289,7 @@ impl Applier {
         self.taking = None;
         self.look.lost_since = None;
         self.look.doubt = true;
+        self.trust(false);
         self.drain = true;
         self.look.soon(env.now);
         self.run(env);
@@ -475,7 +476,11 @@ impl Applier {
         let behind = |lane: &Lane| lane.committed.saturating_sub(lane.row.applied);
         // What waits for a copy that is being made waits in the journal alone.
         let goes_on = |lane: &&Lane| lane.row.need != Need::Rebuild && !lane.row.unchecked;
-        let behind = self.lanes.values().filter(goes_on).map(behind).fold(0, u64::saturating_add);
+        // Nor does what waits for a node that is down: others lead its shards, and it applies all when it is back.
+        let behind = match self.look.up {
+            true => self.lanes.values().filter(goes_on).map(behind).fold(0, u64::saturating_add),
+            false => 0,
+        };
         let pressed = behind > if self.pressed { self.config.behind / 2 } else { self.config.behind };
         if pressed != self.pressed {
             self.pressed = pressed;

@@ -54,6 +54,15 @@ impl Applier {
         self.run(env);
     }
 
+    /// The primary has applied an entry that was settled as failed here, by the word of a primary before it: its documents are taken.
+    pub fn handle_applied_elsewhere(&mut self, env: &mut Env, shard: ShardId, seq: u64) {
+        let here = self.lanes.get(&shard).map(|lane| &lane.row);
+        if here.is_some_and(|row| row.need != Need::Rebuild && seq > row.base && seq <= row.applied) {
+            self.differs(shard, seq);
+        }
+        self.run(env);
+    }
+
     /// [`Effect::Take`] was carried out: `made_by` is the last task that wrote documents, and it has ended. `None`: the primary
     /// could not give them as they have to be, so the copy must be made anew.
     pub fn handle_taken(&mut self, env: &mut Env, shard: ShardId, made_by: Option<TaskRef>) {

@@ -25,6 +25,20 @@ pub fn take_place(state: &ShardState, me: &ReplicaId, by: &Holder, configured: O
     record::finished(state, by, Why::Replicas, after, min)
 }
 
+/// The change that makes this member's copy, whose journal is damaged, a learner outside the in-sync set. `None` if its primary can
+/// leave it out as well, for the set is larger than its least size, or if it could not be written: it is the primary's own, or the
+/// last in sync.
+pub fn step_back(state: &ShardState, me: &ReplicaId, by: &Holder, configured: Option<usize>) -> Option<Change> {
+    let min = min_in_sync(state, configured);
+    if !state.is_in_sync(me) || state.in_sync.len() > min {
+        return None;
+    }
+    let mut after = state.clone();
+    after.replicas.iter_mut().filter(|copy| copy.id == *me).for_each(|copy| copy.state = ReplicaState::Learner);
+    after.in_sync.retain(|id| id != me);
+    record::finished(state, by, Why::Replicas, after, min)
+}
+
 /// The change that makes this learner a full copy, which may come into the in-sync set. `None` if it is none.
 pub fn is_full(state: &ShardState, me: &ReplicaId, by: &Holder, configured: Option<usize>) -> Option<Change> {
     let mut after = state.clone();
@@ -75,7 +89,7 @@ mod tests {
         let now = state(&[1, 2, 3], &[1, 2, 3], 1);
         let after = take_place(&now, &id(3, 8), &by(3), None).unwrap().after;
         assert_eq!(after.replicas[2], ShardCopy { id: id(3, 8), state: ReplicaState::Learner });
-        assert_eq!((after.in_sync.clone(), after.copies()), (vec![id(1, 1), id(2, 2)], 2));
+        assert_eq!((after.in_sync.clone(), after.copies()), (vec![id(1, 1), id(2, 2)], 3));
         assert_eq!(take_place(&after, &id(3, 8), &by(3), None), None, "once");
         assert_eq!(is_full(&after, &id(3, 3), &by(3), None), None, "the old store is full no more");
         let full = is_full(&after, &id(3, 8), &by(3), None).unwrap().after;
@@ -93,10 +107,22 @@ mod tests {
     }
 
     #[test]
-    fn a_learner_is_full_also_where_that_raises_the_least_size_of_the_set() {
+    fn a_learner_is_full_also_where_the_set_is_smaller_than_its_least_size() {
         let mut now = state(&[1, 2, 3], &[1], 1);
         now.replicas[2].state = ReplicaState::Learner;
-        assert!(is_full(&now, &id(3, 3), &by(3), None).is_some(), "two of three would be the least");
+        assert!(is_full(&now, &id(3, 3), &by(3), None).is_some(), "two of three are the least");
+    }
+
+    #[test]
+    fn a_damaged_copy_steps_back_where_the_set_can_spare_nobody() {
+        let now = state(&[1, 2, 3], &[1, 2], 1);
+        let after = step_back(&now, &id(2, 2), &by(2), None).unwrap().after;
+        assert_eq!((after.in_sync.clone(), after.copy(&id(2, 2).member).unwrap().is_learner()), (vec![id(1, 1)], true));
+        assert_eq!(step_back(&now, &id(2, 2), &by(1), None), None, "nobody else's copy");
+        assert_eq!(step_back(&now, &id(1, 1), &by(1), None), None, "the primary hands over first");
+        let all = state(&[1, 2, 3], &[1, 2, 3], 1);
+        assert_eq!(step_back(&all, &id(2, 2), &by(2), None), None, "its primary leaves it out");
+        assert_eq!(step_back(&state(&[1, 2], &[2], 2), &id(2, 2), &by(2), None), None, "nobody else has every write");
     }
 
     #[test]

@@ -45,7 +45,15 @@ pub(super) struct Primary {
     pub(super) handed_at: Option<Instant>,
     waiting: BTreeMap<u64, (bool, Vec<OpId>)>,
     waiters: usize,
-    finding: BTreeMap<TaskPart, Vec<(OpId, Write)>>,
+    finding: BTreeMap<TaskPart, Finding>,
+}
+
+/// A part that is looked for in the store.
+#[derive(Debug, Clone, Default)]
+struct Finding {
+    ops: Vec<(OpId, Write)>,
+    /// What the store said, when it has.
+    found: Option<Option<Stands>>,
 }
 
 impl Primary {
@@ -88,7 +96,7 @@ impl Primary {
         for op in self.waiting.into_values().flat_map(|(_, ops)| ops) {
             base.answer(op, Answer::Unknown(hint.clone()));
         }
-        for (op, _) in self.finding.into_values().flatten() {
+        for (op, _) in self.finding.into_values().flat_map(|finding| finding.ops) {
             base.answer(op, Answer::NotPrimary(hint.clone()));
         }
     }
@@ -141,8 +149,8 @@ impl Primary {
             return base.answer(op, Answer::Refused);
         }
         match self.finding.get_mut(&write.part) {
-            Some(finders) if finders.len() >= FINDING_MAX => return base.answer(op, Answer::Busy),
-            Some(finders) => return finders.push((op, write)),
+            Some(finding) if finding.ops.len() >= FINDING_MAX => return base.answer(op, Answer::Busy),
+            Some(finding) => return finding.ops.push((op, write)),
             None => {}
         }
         match base.log.find(write.part) {
@@ -151,18 +159,28 @@ impl Primary {
             Found::Perhaps if self.finding.len() >= FINDING_MAX => base.answer(op, Answer::Busy),
             Found::Perhaps => {
                 base.effects.push_back(Effect::Find { epoch: base.epoch, part: write.part });
-                self.finding.insert(write.part, vec![(op, write)]);
+                self.finding.insert(write.part, Finding { ops: vec![(op, write)], found: None });
             }
         }
     }
 
-    /// What the store says about a part.
+    /// What the store says about a part. The parts of a task are appended in their order, whichever the store has answered first: of
+    /// two documents with one id the later one counts.
     pub(super) fn found(&mut self, base: &mut Base, now: Instant, part: TaskPart, at: Option<Stands>) {
-        for (op, write) in self.finding.remove(&part).unwrap_or_default() {
-            let stored = at.filter(|at| at.seq <= base.log.last().seq);
-            match (stored, base.log.find(part)) {
-                (_, Found::At(at)) | (Some(at), _) => self.wait(base, op, at),
-                (None, _) => self.append_write(base, now, op, write),
+        if let Some(finding) = self.finding.get_mut(&part) {
+            finding.found = Some(at);
+        }
+        let first = TaskPart { part: 0, ..part };
+        loop {
+            let next = self.finding.range(first..).next().filter(|(next, _)| next.task == part.task);
+            let Some((next, Some(at))) = next.map(|(next, finding)| (*next, finding.found)) else { return };
+            let ops = self.finding.remove(&next).map(|finding| finding.ops).unwrap_or_default();
+            for (op, write) in ops {
+                let stored = at.filter(|at| at.seq <= base.log.last().seq);
+                match (stored, base.log.find(next)) {
+                    (_, Found::At(at)) | (Some(at), _) => self.wait(base, op, at),
+                    (None, _) => self.append_write(base, now, op, write),
+                }
             }
         }
     }

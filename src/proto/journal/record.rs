@@ -116,7 +116,7 @@ pub fn check(now: Option<&ShardState>, change: &Change, min_in_sync: usize) -> R
         Why::LeftOut => return ensure(only_loses_copies(now, after), ChangeError::Reach),
         Why::AcceptLoss => return ensure(after.in_sync.len() == 1, ChangeError::Reach),
     }
-    ensure(after.in_sync.len() >= min_in_sync.min(still_there(now, after)), ChangeError::TooSmall)
+    ensure(after.in_sync.len() >= min_in_sync.min(still_there(now, after, &change.by)), ChangeError::TooSmall)
 }
 
 fn ensure(holds: bool, error: ChangeError) -> Result<(), ChangeError> {
@@ -165,9 +165,13 @@ fn only_loses_copies(now: &ShardState, after: &ShardState) -> bool {
     replicas.eq(&after.replicas) && in_sync.eq(&after.in_sync)
 }
 
-/// How many of the set exist still: a store that its member has no more is not left out by choice.
-fn still_there(now: &ShardState, after: &ShardState) -> usize {
-    let lost = |id: &ReplicaId| after.copy(&id.member).is_some_and(|c| c.id.store != id.store);
+/// How many of the set exist still: a store that its member has no more, or a journal that its member says is damaged, is not left
+/// out by choice.
+fn still_there(now: &ShardState, after: &ShardState, by: &Holder) -> usize {
+    let lost = |id: &ReplicaId| {
+        let copy = after.copy(&id.member);
+        copy.is_some_and(|c| c.id.store != id.store || c.is_learner() && id.member == by.member)
+    };
     now.in_sync.iter().filter(|id| !lost(id)).count()
 }
 
@@ -462,7 +466,9 @@ mod tests {
                 let member = &after.primary.as_ref().unwrap().member;
                 prop_assert!(now.in_sync.iter().any(|id| id.member == *member));
             }
-            let lost = |id: &&ReplicaId| after.copy(&id.member).is_some_and(|c| c.id != **id);
+            let lost = |id: &&ReplicaId| {
+                after.copy(&id.member).is_some_and(|c| c.id != **id || c.is_learner() && id.member == change.by.member)
+            };
             let lost = now.in_sync.iter().filter(lost).count();
             let least = min.min(now.in_sync.len() - lost);
             prop_assert!(matches!(why, Why::AcceptLoss | Why::LeftOut) || after.in_sync.len() >= least);

@@ -174,19 +174,17 @@ impl Task {
                 .filter(|error| (from..=to).contains(&error.seq))
                 .map(|error| (error.seq, Flaw::new(&error.code, &error.message)))
                 .collect();
-            let known: BTreeSet<u64> = match failed.is_empty() {
-                true => BTreeSet::new(),
-                false => {
-                    let known = self.common.store.failed(&key, from, to, usize::MAX).await;
-                    match known {
-                        Err(StoreError::Damaged { reason, .. }) => {
-                            self.common.journals.repair(&key, reason).await;
-                            continue;
-                        }
-                        known => known?.into_iter().map(|(seq, _)| seq).collect(),
-                    }
+            let known: BTreeSet<u64> = match self.common.store.failed(&key, from, to, usize::MAX).await {
+                Err(StoreError::Damaged { reason, .. }) => {
+                    self.common.journals.repair(&key, reason).await;
+                    continue;
                 }
+                known => known?.into_iter().map(|(seq, _)| seq).collect(),
             };
+            // Settled by a primary before, which this one did not hear of.
+            for seq in known.iter().filter(|seq| !failed.contains_key(*seq)) {
+                self.call(|core, env| core.handle_applied_elsewhere(env, shard, *seq));
+            }
             let wanted = self.verdicts.places.get(&shard).and_then(|place| place.wanted);
             for (seq, flaw) in failed.iter().filter(|(seq, _)| !known.contains(seq)) {
                 self.call(|core, env| core.handle_verdict(env, shard, *seq, Outcome::Failed(flaw.clone())));

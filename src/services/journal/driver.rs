@@ -113,6 +113,8 @@ pub struct Driver {
     pub(super) broken: BTreeSet<JournalKey>,
     // Copies whose journals are whole and that are made anew: when their shards were last given to others, and how long that counts.
     pub(super) unfit: BTreeMap<JournalKey, (Instant, Duration)>,
+    // The own node is down: when its shards are next to be given to others.
+    pub(super) idle: Option<Instant>,
     // Reigns that are at rest, with their epochs.
     pub(super) rests: BTreeMap<JournalKey, (Epoch, Rest)>,
     // When replicas want to be looked at.
@@ -170,6 +172,7 @@ impl Driver {
             slots: BTreeMap::new(),
             broken: BTreeSet::new(),
             unfit: BTreeMap::new(),
+            idle: None,
             rests: BTreeMap::new(),
             due: BTreeSet::new(),
             generation: 0,
@@ -245,7 +248,7 @@ impl Driver {
 
     fn next_wake(&self) -> Option<Instant> {
         let due = self.due.first().map(|(at, _)| *at);
-        [due, self.answers.next_due(), self.elections.next_wake()].into_iter().flatten().min()
+        [due, self.answers.next_due(), self.elections.next_wake(), self.idle].into_iter().flatten().min()
     }
 
     /// Begins the next transaction, if none is under way.

@@ -22,6 +22,11 @@ const LEND_MIN: Duration = Duration::from_secs(3);
 /// The longest such time.
 const LEND_MAX: Duration = Duration::from_secs(300);
 
+/// For how long the own node may be down before its shards are given to others.
+const IDLE: Duration = Duration::from_secs(5);
+/// Between two looks while it is.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
+
 /// What is known of elections.
 #[derive(Debug, Default)]
 pub(super) struct Elections {
@@ -103,6 +108,15 @@ impl Driver {
         let seen = std::sync::Arc::clone(&self.seen.borrow_and_update());
         let before = std::mem::replace(&mut self.seen_now, std::sync::Arc::clone(&seen));
         self.outbox.keep(|member| seen.known.contains_key(member));
+        match (seen.idle.contains(&self.me.member), self.idle) {
+            (true, None) => self.idle = Some(now().plus(IDLE)),
+            (false, Some(_)) => {
+                self.idle = None;
+                // Whose copies are made anew says so again.
+                self.unfit.clear();
+            }
+            _ => {}
+        }
         if seen.sight != before.sight {
             for key in self.open_keys() {
                 let sight = seen.sight.clone();
@@ -129,9 +143,29 @@ impl Driver {
         indexes.iter().for_each(|index| self.look_at(index));
     }
 
+    /// The own node has been down for long: entries wait for it, and verdicts and tasks with them, wherever this member leads.
+    fn lend_all(&mut self, now: Instant) {
+        if self.idle.is_none_or(|at| at > now) {
+            return;
+        }
+        self.idle = Some(now.plus(IDLE_LOOK));
+        let mut led = Vec::new();
+        for (index, known) in self.indexes.iter().filter(|(index, _)| !index.is_of_tasks()) {
+            let key = |shard| JournalKey { index: index.clone(), shard };
+            let states = (0..).map(ShardId).zip(&known.record.shards);
+            led.extend(states.filter(|(_, s)| s.is_led_by(&self.me, self.start)).map(|(shard, _)| key(shard)));
+        }
+        let indexes: BTreeSet<PhysicalIndex> = led.iter().map(|key| key.index.clone()).collect();
+        for key in led {
+            self.unfit.entry(key).or_default();
+        }
+        indexes.iter().for_each(|index| self.look_at(index));
+    }
+
     /// Writes the elections that are due.
     pub(super) fn elect(&mut self) {
         let now = now();
+        self.lend_all(now);
         let due = |(_, due): &(Instant, Option<Instant>)| due.is_some_and(|at| at <= now);
         let due: Vec<PhysicalIndex> =
             self.elections.told.iter().filter(|(_, told)| due(told)).map(|(index, _)| index.clone()).collect();

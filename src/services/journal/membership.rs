@@ -59,17 +59,19 @@ impl Driver {
         record.into_iter().flat_map(|record: &std::sync::Arc<JournalRecord>| (0..).map(ShardId).zip(&record.shards))
     }
 
-    /// Changes of this member's own copies: its new store comes into the place of its old one, and what is filled is full. A home of
-    /// tasks is made from its journal alone, so it is as full as that.
+    /// Changes of this member's own copies: its new store comes into the place of its old one, what is filled is full, and what is
+    /// damaged is to be filled. A home of tasks is made from its journal alone, so it is as full as that.
     pub(super) fn own_places(&self, index: &PhysicalIndex) -> impl Iterator<Item = (ShardId, Change)> {
         let (me, by, min) = (&self.me, self.holder(), self.config.core.min_in_sync);
         let listed = self.membership.present.get(&me.member) == Some(&me.store);
         let shards = self.shards_of(index).filter(move |_| listed);
         shards.filter_map(move |(shard, state)| {
             let key = JournalKey { index: index.clone(), shard };
-            let filled = index.is_of_tasks() || self.membership.filled.contains(&key);
+            let broken = self.broken.contains(&key);
+            let filled = !broken && (index.is_of_tasks() || self.membership.filled.contains(&key));
             let full = || membership::is_full(state, me, &by, min).filter(|_| filled);
-            Some((shard, membership::take_place(state, me, &by, min).or_else(full)?))
+            let back = || membership::step_back(state, me, &by, min).filter(|_| broken);
+            Some((shard, membership::take_place(state, me, &by, min).or_else(full).or_else(back)?))
         })
     }
 

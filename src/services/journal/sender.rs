@@ -168,17 +168,21 @@ impl Sender {
 
     fn is_ready(&self, index: &PhysicalIndex, shards: &BTreeSet<ShardId>) -> Result<(), NotReady> {
         let record = self.journals.record(index).ok_or(NotReady::NoQuorum)?;
-        let mut primaries = BTreeSet::new();
+        let (mut primaries, seen) = (BTreeSet::new(), self.cluster.seen());
         for shard in shards {
             let state = record.shard(*shard).ok_or(NotReady::NoQuorum)?;
             let primary = state.primary.as_ref().ok_or(NotReady::NoQuorum)?;
-            let gone = primary.member != self.journals.me.member && self.peers.is_suspect(&primary.member);
-            if gone || state.in_sync.len() < self.journals.min_in_sync(state) {
+            // What they would not store is not begun.
+            let stores = |member: &MemberId| {
+                let full = seen.get(member).is_some_and(|seen| seen.disk_full);
+                !full && (*member == self.journals.me.member || !self.peers.is_suspect(member))
+            };
+            let storing = state.in_sync.iter().filter(|id| stores(&id.member)).count();
+            if !stores(&primary.member) || storing < self.journals.min_in_sync(state) {
                 return Err(NotReady::NoQuorum);
             }
             primaries.insert(&primary.member);
         }
-        let seen = self.cluster.seen();
         let pressed = |member: &&MemberId| seen.get(*member).is_some_and(|seen| seen.pressed.contains(index));
         if primaries.iter().any(pressed) { Err(NotReady::Pressed) } else { Ok(()) }
     }

@@ -21,6 +21,8 @@ pub struct Seen {
     pub reach: Reach,
     /// This member's disk is almost full.
     pub full: bool,
+    /// Members whose nodes are down, this one among them: their copies fall behind.
+    pub idle: BTreeSet<MemberId>,
     /// Shards that members do not serve, as they tell.
     pub unserved: BTreeMap<MemberId, BTreeMap<PhysicalIndex, ShardSet>>,
 }
@@ -40,8 +42,21 @@ pub struct Peer {
     pub unreached: Option<Unreached>,
     /// Its disk is almost full, by its gossip: it takes part in no journal.
     pub full: bool,
+    /// Its node is down, by its gossip.
+    pub idle: bool,
     /// Shards that it does not serve, by its gossip.
     pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
+}
+
+/// What this member knows of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Its process.
+    pub start: u64,
+    /// Its disk is almost full.
+    pub full: bool,
+    /// Its node is down.
+    pub idle: bool,
 }
 
 impl Peer {
@@ -56,15 +71,22 @@ impl Peer {
 }
 
 impl Seen {
-    /// Whether a member tells that it does not serve a shard.
+    /// Whether a member tells that it does not serve a shard, or nothing at all.
     pub fn lacks(&self, member: &MemberId, key: &JournalKey) -> bool {
+        if self.idle.contains(member) {
+            return true;
+        }
         let of = self.unserved.get(member).and_then(|unserved| unserved.get(&key.index));
         of.is_some_and(|shards| shards.contains(key.shard))
     }
 
-    /// The picture of process `start` of `own`, of what it knows of all others that are listed. Whose disk is almost full is to
-    /// journals as somebody who is not there; `full`: so is this member.
-    pub fn of(own: &ReplicaId, start: u64, full: bool, peers: &BTreeMap<MemberId, Peer>) -> Self {
+    /// The picture that `own` has, of what it knows of all others that are listed. Whose disk is almost full is to journals as
+    /// somebody who is not there, this member among them.
+    pub fn of(own: &ReplicaId, is: Own, peers: &BTreeMap<MemberId, Peer>) -> Self {
+        let Own { start, full, idle } = is;
+        let idle =
+            peers.iter().filter(|(_, peer)| peer.idle).map(|(m, _)| m.clone()).chain(idle.then(|| own.member.clone()));
+        let idle = idle.collect();
         let peers: BTreeMap<&MemberId, &Peer> = peers.iter().filter(|(_, peer)| !peer.full).collect();
         let me = || (!full).then(|| (own.member.clone(), Alive { store: own.store, start }));
         let alive = |(member, peer): (&&MemberId, &&Peer)| Some(((*member).clone(), peer.alive()?));
@@ -87,6 +109,7 @@ impl Seen {
                 .collect(),
             reach: peers.iter().filter_map(told).chain(own).collect(),
             full,
+            idle,
         }
     }
 }
@@ -109,7 +132,11 @@ mod tests {
 
     fn seen(peers: impl IntoIterator<Item = (&'static str, Peer)>) -> Seen {
         let own = ReplicaId { member: member("m0"), store: store(9) };
-        Seen::of(&own, first(9), false, &peers.into_iter().map(|(name, peer)| (member(name), peer)).collect())
+        Seen::of(
+            &own,
+            Own { start: first(9), ..Own::default() },
+            &peers.into_iter().map(|(name, peer)| (member(name), peer)).collect(),
+        )
     }
 
     /// A member that is connected, with its first process on the store of that number.
@@ -160,11 +187,21 @@ mod tests {
         let peers = [(member("m1"), full), (member("m2"), connected(2))].into();
         let own = ReplicaId { member: member("m0"), store: store(9) };
         for (own_full, there) in [(false, vec!["m0", "m2"]), (true, vec!["m2"])] {
-            let seen = Seen::of(&own, first(9), own_full, &peers);
+            let seen = Seen::of(&own, Own { start: first(9), full: own_full, idle: false }, &peers);
             assert_eq!(seen.sight.keys().map(MemberId::as_str).collect::<Vec<_>>(), there);
             assert_eq!(seen.known.len(), there.len());
             assert_eq!(seen.reach.keys().map(MemberId::as_str).collect::<Vec<_>>(), there);
         }
+    }
+
+    #[test]
+    fn whose_node_is_down_lacks_everything() {
+        let peers = [(member("m1"), Peer { idle: true, ..connected(1) }), (member("m2"), connected(2))].into();
+        let own = ReplicaId { member: member("m0"), store: store(9) };
+        let seen = Seen::of(&own, Own { start: first(9), full: false, idle: true }, &peers);
+        let key = JournalKey { index: PhysicalIndex::new("a__m00000001").unwrap(), shard: crate::types::ShardId(0) };
+        assert_eq!(["m0", "m1", "m2"].map(|m| seen.lacks(&member(m), &key)), [true, true, false]);
+        assert_eq!(seen.sight.len(), 3, "their journals go on");
     }
 
     #[test]

@@ -132,6 +132,17 @@ impl Local {
         self.slot(physical).enqueue.lock().await.ready = false;
     }
 
+    /// What a copy that begins in a new store lacks of an index: whatever this store has made on the node was made without the
+    /// settings of before, while an index that it did not make is that of the store before.
+    pub async fn lack(&self, physical: &PhysicalIndex) -> Loss {
+        let slot = self.slot(physical);
+        let _on_node = slot.enqueue.lock().await;
+        let record = self.record_of(physical).filter(|record| !record.value.deleted);
+        let has_settings = record.is_some_and(|record| record.value.settings_version > 0);
+        let lacks = has_settings && (slot.local().made || self.is_gone(physical, Instant::now() + PATIENCE).await);
+        if lacks { Loss::Settings } else { Loss::Nothing }
+    }
+
     /// Whether the node has lost an index.
     pub async fn loss(&self, physical: &PhysicalIndex) -> Loss {
         let slot = self.slot(physical);
@@ -172,18 +183,20 @@ impl Local {
     pub async fn forget_held(&self, physical: &PhysicalIndex) -> Result<(), StoreError> {
         let slot = self.slot(physical);
         let _on_node = slot.enqueue.lock().await;
-        self.holds_nothing(physical, &slot).await
+        let made = slot.local().made;
+        self.holds_nothing(physical, &slot, made).await
     }
 
-    async fn holds_nothing(&self, physical: &PhysicalIndex, slot: &Slot) -> Result<(), StoreError> {
-        let local = LocalIndex { held: ShardSet::new(), ..slot.local() };
+    async fn holds_nothing(&self, physical: &PhysicalIndex, slot: &Slot, made: bool) -> Result<(), StoreError> {
+        let local = LocalIndex { held: ShardSet::new(), made, ..slot.local() };
         self.store.put_local_index(physical, &local).await?;
         slot.set_local(local);
         Ok(())
     }
 
     /// Notes that the node holds no document of an index that it has lost, so that the index is made again: from its record, or at
-    /// once with `settings`, as another node gives them. `Ok(None)`: the node has it, or its record is enough.
+    /// once with `settings`, as another node gives them; these an index that is there gets as well. `Ok(None)`: there is nothing to
+    /// wait for.
     ///
     /// Not cancel-safe: the request may be in the queue.
     ///
@@ -196,11 +209,13 @@ impl Local {
     ) -> Result<Option<TaskRef>, String> {
         let (slot, deadline) = (self.slot(physical), Instant::now() + PATIENCE);
         let mut on_node = slot.enqueue.lock().await;
-        if on_node.deleted.is_some() || !slot.local().made || !self.is_gone(physical, deadline).await {
+        if on_node.deleted.is_some() {
             return Ok(None);
         }
-        self.holds_nothing(physical, &slot).await.map_err(|e| e.to_string())?;
-        on_node.ready = false;
+        if self.is_gone(physical, deadline).await {
+            self.holds_nothing(physical, &slot, true).await.map_err(|e| e.to_string())?;
+            on_node.ready = false;
+        }
         let Some(settings) = settings else { return Ok(None) };
         let request = NodeRequest::json(Method::PATCH, format!("/indexes/{physical}/settings"), settings.clone());
         match queued(self.send("write", request, deadline).await) {

@@ -3,7 +3,7 @@
 //! Rule: a copy whose journal is of no use is first noted to be of no use itself; copies are made only after their applier has said
 //! that nothing of them is under way. Must not know: how a copy is made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::services::apply::{ApplyHandle, Told};
 use crate::services::journal::{Event, JournalHandle};
 use crate::services::local::Local;
 use crate::store::{JournalStore, StoreError};
-use crate::types::{JournalKey, MemberId};
+use crate::types::{JournalKey, MemberId, PhysicalIndex};
 
 /// Until a copy that ended unexpectedly is begun again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -86,11 +86,27 @@ pub(super) struct Common {
     /// Shards that wait here so that they are compared.
     pub(super) settling: Mutex<BTreeMap<JournalKey, MemberId>>,
     views: Mutex<BTreeMap<JournalKey, View>>,
+    /// Indexes that this process has given the settings of another node, because their copies begin in a new store.
+    settings: Mutex<BTreeSet<PhysicalIndex>>,
 }
 
 impl Common {
     pub(super) fn reads(&self) -> MutexGuard<'_, Source> {
         self.reads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn settings(&self) -> MutexGuard<'_, BTreeSet<PhysicalIndex>> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an index has got the settings of another node; no other copy needs to ask again.
+    pub(super) fn has_settings(&self, index: &PhysicalIndex) -> bool {
+        self.settings().contains(index)
+    }
+
+    /// It has.
+    pub(super) fn got_settings(&self, index: &PhysicalIndex) {
+        self.settings().insert(index.clone());
     }
 
     pub(super) fn views(&self) -> MutexGuard<'_, BTreeMap<JournalKey, View>> {
@@ -123,8 +139,9 @@ impl Driver {
         // No earlier process has begun so many.
         let reads = Mutex::new(Source::new(config.source.clone(), start << 32));
         let queue = Queue::new(config.at_once);
-        let (settling, views) = Default::default();
-        let common = Arc::new(Common { config, apply, journals, store, local, peers, reads, settling, views });
+        let (settling, views, settings) = Default::default();
+        let common =
+            Arc::new(Common { config, apply, journals, store, local, peers, reads, settling, views, settings });
         let handle = SnapshotHandle { common: Arc::clone(&common) };
         (Self { common, told, events, queue, fills: JoinSet::new(), notes: JoinSet::new() }, handle)
     }

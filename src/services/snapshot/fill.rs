@@ -26,7 +26,7 @@ use crate::services::ledger::{driver::seed, nap, now};
 use crate::services::local::{Loss, Work};
 use crate::store::StoreError;
 use crate::store::journal::Listed;
-use crate::types::{JournalKey, MemberId, Position, ShardState, TraceId};
+use crate::types::{JournalKey, MemberId, Position, ShardCopy, ShardState, TraceId};
 use crate::wire::verbs::{NodeQuestion, Reply, Request, SnapshotAct, SnapshotOf, SnapshotSaid};
 
 /// How long a source may take for one answer: all ids of a shard are one.
@@ -357,13 +357,21 @@ impl Job {
         }
     }
 
+    /// Whether the record says that the copy is to be filled: it begins in a new store.
+    fn learns(&self) -> bool {
+        let (me, record) = (self.common.journals.me(), self.common.journals.record(&self.key.index));
+        let state = record.as_ref().and_then(|record| record.shard(self.key.shard));
+        state.and_then(|state| state.copy(&me.member)).is_some_and(ShardCopy::is_learner)
+    }
+
     /// The index, if the node has lost it, and then no document of the shard.
     async fn clear(&self, source: Option<&MemberId>) -> Did {
         if !self.unmake().await {
             return Did::Failed("what was under way of the copy before has not ended".into());
         }
         let (local, index) = (&self.common.local, &self.key.index);
-        let made = match local.loss(index).await {
+        let learns = self.learns() && !self.common.has_settings(index);
+        let made = match if learns { local.lack(index).await } else { local.loss(index).await } {
             Loss::Nothing => Ok(None),
             Loss::Documents => local.make_again(index, None).await,
             Loss::Settings => match self.settings(source).await {
@@ -374,6 +382,7 @@ impl Job {
         match made {
             Ok(None) => {}
             Ok(Some(task)) => match ended(local, &task).await {
+                Some(Status::Succeeded) if learns => self.common.got_settings(index),
                 Some(Status::Succeeded) => {}
                 other => return Did::Failed(format!("the index was not made with its settings: {other:?}")),
             },
