@@ -304,7 +304,7 @@ impl World {
         if here
             && !storing
             && !node.disks[shard].rebuild
-            && let Some(change) = record::accept_loss(&self.record[shard], &to, &to)
+            && let Some(change) = record::accept_loss(&self.record[shard], &to, &to, node.store)
         {
             self.change(vec![(shard, change)]);
         }
