@@ -72,11 +72,13 @@ pub fn shard(client: &Client, command: &ShardCommand, as_json: bool) -> Result<S
     Err(ClientError::Failed(format!("{} of {of} orders were refused", refused.len())))
 }
 
-/// The shards without a primary that works, by its own word, of which the member holds a copy.
+/// The shards without a primary that works, of which the member holds a copy. It does not if nobody says to be primary, or while
+/// it waits for somebody in sync who says nothing.
 fn without_primary(index: &Value, member: &str) -> Vec<u64> {
     let of = |shard: &Value| {
         let copies = shard["replicas"].as_array()?;
-        let led = copies.iter().any(|copy| copy["leads"] == true);
+        let waits = copies.iter().any(|copy| copy["inSync"] == true && copy["last"].is_null());
+        let led = !waits && copies.iter().any(|copy| copy["leads"] == true);
         let holds = copies.iter().any(|copy| copy["member"] == member);
         shard["shard"].as_u64().filter(|_| holds && !led)
     };
@@ -127,15 +129,16 @@ mod tests {
     #[test]
     fn only_shards_without_a_primary_that_works_are_taken() {
         let copy = |member: &str, leads: Option<bool>| match leads {
-            Some(leads) => json!({"member": member, "leads": leads}),
+            Some(leads) => json!({"member": member, "leads": leads, "last": 4}),
             None => json!({"member": member}),
         };
         let index = json!({"shards": [
             {"shard": 0, "replicas": [copy("m1", None), copy("m2", Some(false))]},
             {"shard": 1, "replicas": [copy("m2", Some(false)), copy("m3", Some(true))]},
             {"shard": 2, "replicas": [copy("m1", None), copy("m3", Some(false))]},
+            {"shard": 3, "replicas": [{"member": "m1", "inSync": true}, copy("m3", Some(true))]},
         ]});
-        assert_eq!((without_primary(&index, "m2"), without_primary(&index, "m3")), (vec![0], vec![2]));
+        assert_eq!((without_primary(&index, "m2"), without_primary(&index, "m3")), (vec![0], vec![2, 3]));
     }
 
     #[test]
