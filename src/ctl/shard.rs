@@ -97,7 +97,7 @@ fn one(elected: &Value) -> String {
         names.join(", ")
     };
     let lost = match elected["givenUp"]["text"].as_str() {
-        Some(lost) => format!("  GIVEN UP: {lost}\n"),
+        Some(lost) => format!("  LOSS ACCEPTED: {lost}\n"),
         None => "  nothing is given up\n".to_owned(),
     };
     format!(
@@ -152,7 +152,7 @@ mod tests {
             shown.starts_with("shard 3: m2 is its primary from epoch 5 on; in sync: m2\n  before: m1, epoch 4"),
             "{shown}"
         );
-        assert!(shown.ends_with("GIVEN UP: entries 41 to 57, which only m1 has, are given up\n"), "{shown}");
+        assert!(shown.ends_with("LOSS ACCEPTED: entries 41 to 57, which only m1 has, are given up\n"), "{shown}");
         elected["givenUp"] = Value::Null;
         assert!(one(&elected).ends_with("nothing is given up\n"));
         elected["changed"] = json!(false);
