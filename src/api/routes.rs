@@ -144,6 +144,7 @@ pub fn router(api: Api) -> Router {
         .route("/_miroir/leases", get(leases::list))
         .route("/_miroir/indexes", get(shards::list))
         .route("/_miroir/indexes/{uid}", get(shards::get))
+        .route("/_miroir/indexes/{uid}/shards/{shard}/elect", post(shards::elect))
         .route("/_miroir/operations", get(operations::list))
         .route("/_miroir/operations/{id}", get(operations::get))
         .route("/_miroir/operations/{id}/{wish}", post(operations::change))

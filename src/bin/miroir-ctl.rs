@@ -37,9 +37,12 @@ enum Command {
     Aliases(ctl::AliasesCommand),
     /// Shows who holds which shard, who is its primary, and who is behind: of one index, or of all in short.
     Shards {
-        /// The index, or an alias of it.
+        /// The index, or an alias of it; `_miroir_tasks` for the homes of tasks.
         index: Option<String>,
     },
+    /// Orders about one shard, or about all that need it: which member is to be its primary.
+    #[command(subcommand)]
+    Shard(ctl::ShardCommand),
     /// Shows the members, their nodes, and what of each index is served.
     Status,
 }
@@ -62,6 +65,9 @@ fn main() -> ExitCode {
             .map_err(|e| e.to_string()),
         Command::Shards { index } => Client::new(&cli.target)
             .and_then(|client| ctl::shards(&client, index.as_deref(), cli.target.json))
+            .map_err(|e| e.to_string()),
+        Command::Shard(command) => Client::new(&cli.target)
+            .and_then(|client| ctl::shard(&client, command, cli.target.json))
             .map_err(|e| e.to_string()),
         Command::Leases => asked(ctl::leases),
         Command::Status => asked(ctl::status),

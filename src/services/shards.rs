@@ -1,7 +1,9 @@
 //! The shards of an index: who holds each, who is in sync, who orders its writes, who is behind.
 //!
-//! What the record says is this member's copy; how far a copy is its own member says. Must not know: HTTP, how shards are
-//! kept in step.
+//! What the record says is this member's copy; how far a copy is its own member says. The homes of tasks are shown under a name of
+//! their own, as an index of which nothing is on the nodes. Must not know: HTTP, how shards are kept in step.
+
+mod elect;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Serialize;
 
+pub use self::elect::Elected;
 use super::failure::Failure;
 use super::indexes::{Index, Indexes};
 use super::journal::{JournalHandle, ShardStatus};
@@ -20,6 +23,9 @@ use crate::types::{
     TraceId,
 };
 use crate::wire::verbs::{Reply, Request};
+
+/// How an operator names the homes of tasks.
+pub const HOMES_OF_TASKS: &str = "_miroir_tasks";
 
 /// How long members may take to say how far they are.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -157,23 +163,35 @@ impl Shards {
         }
     }
 
-    /// One index with all its shards; an alias means its index.
+    /// One index with all its shards; an alias means its index, [`HOMES_OF_TASKS`] the homes of tasks.
     ///
     /// # Errors
     /// `index_not_found`.
     pub async fn one(&self, uid: &IndexUid, trace: TraceId) -> Result<IndexView, Failure> {
-        let index = self.indexes.find(uid)?;
-        let physical = &index.value.physical;
-        let record = self.journal.record(physical).unwrap_or_default();
-        let (told, silent) = self.told(&record, physical, trace).await;
+        let (index, (uid, physical)) = if uid.as_str() == HOMES_OF_TASKS {
+            (None, self.homes(uid)?)
+        } else {
+            let index = self.indexes.find(uid)?;
+            let names = (index.value.uid.clone(), index.value.physical.clone());
+            (Some(index), names)
+        };
+        let record = self.journal.record(&physical).unwrap_or_default();
+        let (told, silent) = self.told(&record, &physical, trace).await;
         Ok(IndexView {
-            uid: index.value.uid.clone(),
-            physical: physical.clone(),
-            primary_key: index.value.primary_key.clone(),
-            settings_version: index.value.settings_version,
+            uid,
+            physical,
+            primary_key: index.as_ref().and_then(|index| index.value.primary_key.clone()),
+            settings_version: index.map_or(0, |index| index.value.settings_version),
             shards: views(&record, &told),
             silent,
         })
+    }
+
+    /// The homes of tasks, once they were made.
+    fn homes(&self, uid: &IndexUid) -> Result<(IndexUid, PhysicalIndex), Failure> {
+        let physical = PhysicalIndex::of_tasks();
+        let there = self.journal.record(&physical).is_some_and(|record| !record.shards.is_empty());
+        if there { Ok((uid.clone(), physical)) } else { Err(Failure::index_not_found(uid)) }
     }
 
     /// Whether the nodes have applied everything that stands in the journals of an index; `false` if a member can't be asked.

@@ -14,6 +14,7 @@
 //! | `primary`, `peer` | places, what is committed, how each replica is kept up |
 //! | `in_sync` | who comes into the in-sync set and who leaves it |
 //! | [`election`] | who becomes primary, and who writes it |
+//! | [`ordered`] | the primary that an operator orders, and what is given up with it |
 //! | [`membership`] | what follows when a member has another store, or belongs to the mesh no more |
 //! | [`message`], [`effect`] | what comes in, what goes out, what is durable |
 //! | [`invariant`] | what must hold across replicas |
@@ -31,6 +32,7 @@ pub mod invariant;
 pub mod log;
 pub mod membership;
 pub mod message;
+pub mod ordered;
 mod peer;
 mod primary;
 pub mod record;

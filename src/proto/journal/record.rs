@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::types::limits::MEMBERS_MAX;
-use crate::types::{Epoch, Holder, MemberId, ReplicaId, ShardState};
+use crate::types::{Epoch, Holder, MemberId, ReplicaId, ReplicaState, ShardCopy, ShardState, StoreId};
 
 /// What a change is for; it decides which parts may differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,8 @@ pub enum Why {
     /// Copies of members that belong to the mesh no more are taken out, and nothing else; no choice of anybody's, so the set may
     /// be smaller than its minimum after it.
     LeftOut,
-    /// An operator makes a copy outside the in-sync set the primary, and gives up what only others have.
+    /// An operator makes any full copy the primary, alone in the in-sync set, and gives up what only others have. It may be in
+    /// another store than the record's: then its journal begins anew, and all other copies are filled from it.
     AcceptLoss,
 }
 
@@ -102,7 +103,7 @@ pub fn check(now: Option<&ShardState>, change: &Change, min_in_sync: usize) -> R
     } else {
         ensure(after.primary == now.primary && after.epoch == now.epoch, ChangeError::Epoch)?;
     }
-    let moves = matches!(change.why, Why::Replicas | Why::LeftOut);
+    let moves = matches!(change.why, Why::Replicas | Why::LeftOut | Why::AcceptLoss);
     ensure(moves || after.replicas == now.replicas, ChangeError::Reach)?;
     let grows = !after.in_sync.iter().all(|id| now.is_in_sync(id));
     match change.why {
@@ -114,7 +115,10 @@ pub fn check(now: Option<&ShardState>, change: &Change, min_in_sync: usize) -> R
             learns_first(now, after)?;
         }
         Why::LeftOut => return ensure(only_loses_copies(now, after), ChangeError::Reach),
-        Why::AcceptLoss => return ensure(after.in_sync.len() == 1, ChangeError::Reach),
+        Why::AcceptLoss => {
+            let keeps = after.replicas == now.replicas || begins_anew(now, after);
+            return ensure(after.in_sync.len() == 1 && keeps, ChangeError::Reach);
+        }
     }
     ensure(after.in_sync.len() >= min_in_sync.min(still_there(now, after, &change.by)), ChangeError::TooSmall)
 }
@@ -155,6 +159,21 @@ fn learns_first(now: &ShardState, after: &ShardState) -> Result<(), ChangeError>
     let known = |id: &ReplicaId| now.replicas.iter().any(|c| c.id == *id);
     let learns = after.replicas.iter().all(|c| known(&c.id) || c.is_learner());
     ensure(learns, ChangeError::Reach)
+}
+
+/// Whether one full copy is in another store of its member, and all others are to be filled: what its former journal held is
+/// gone, and theirs don't go on from the new one.
+fn begins_anew(now: &ShardState, after: &ShardState) -> bool {
+    let first = after.in_sync.first();
+    let right = |(was, is): (&ShardCopy, &ShardCopy)| {
+        if Some(&is.id) == first {
+            let moved = was.id.member == is.id.member && was.id.store != is.id.store;
+            moved && !was.is_learner() && is.state == ReplicaState::Replica
+        } else {
+            was.id == is.id && is.is_learner()
+        }
+    };
+    now.replicas.len() == after.replicas.len() && now.replicas.iter().zip(&after.replicas).all(right)
 }
 
 /// Whether some copies are missing, and of the in-sync set only theirs.
@@ -198,11 +217,20 @@ pub fn in_sync(now: &ShardState, by: &Holder, set: &BTreeSet<ReplicaId>, min: us
     finished(now, by, Why::InSync, after, min)
 }
 
-/// The change that makes `to` the primary though it may not have every acknowledged write. `None` if it could not be
-/// written: `to` holds no full copy.
-pub fn accept_loss(now: &ShardState, by: &Holder, to: &Holder) -> Option<Change> {
+/// The change that makes `to`, which works in `store`, the primary though it may not have every acknowledged write. `None` if it
+/// could not be written: `to` holds no full copy. In another store than the record's its journal begins anew, and all other
+/// copies are filled from what its node has.
+pub fn accept_loss(now: &ShardState, by: &Holder, to: &Holder, store: StoreId) -> Option<Change> {
+    let moved = now.copy(&to.member)?.id.store != store;
     let mut after = now.clone();
-    after.in_sync = vec![now.copy(&to.member)?.id.clone()];
+    for copy in after.replicas.iter_mut().filter(|_| moved) {
+        if copy.id.member != to.member {
+            copy.state = ReplicaState::Learner;
+        } else if !copy.is_learner() {
+            (copy.id.store, copy.state) = (store, ReplicaState::Replica);
+        }
+    }
+    after.in_sync = vec![ReplicaId { member: to.member.clone(), store }];
     after.primary = Some(to.clone());
     after.epoch = now.epoch.next()?;
     finished(now, by, Why::AcceptLoss, after, 1)
@@ -220,7 +248,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::{ReplicaState, ShardCopy, StoreId};
 
     fn id(member: u8, store: u8) -> ReplicaId {
         ReplicaId { member: MemberId::new(format!("m{member}")).unwrap(), store: StoreId([store; 16]) }
@@ -368,11 +395,37 @@ mod tests {
     fn accepted_loss_leaves_one_in_sync() {
         let mut now = three();
         now.in_sync.truncate(2);
-        let change = accept_loss(&now, &holder(9, 1), &holder(3, 5)).unwrap();
+        let accept = |now: &ShardState, m: u8| accept_loss(now, &holder(9, 1), &holder(m, 5), id(m, m).store);
+        let change = accept(&now, 3).unwrap();
         assert_eq!((change.after.in_sync, change.after.epoch.number()), (vec![id(3, 3)], 5));
-        assert_eq!(accept_loss(&now, &holder(9, 1), &holder(4, 5)), None);
+        assert_eq!(change.after.replicas, now.replicas);
+        assert_eq!(accept(&now, 4), None);
         now.replicas[2].state = ReplicaState::Learner;
-        assert_eq!(accept_loss(&now, &holder(9, 1), &holder(3, 5)), None);
+        assert_eq!(accept(&now, 3), None);
+    }
+
+    #[test]
+    fn accepted_loss_in_another_store_has_all_others_filled_from_there() {
+        let mut now = three();
+        now.in_sync.truncate(1);
+        let accept = |now: &ShardState| accept_loss(now, &holder(9, 1), &holder(1, 5), id(1, 8).store);
+        let after = accept(&now).unwrap().after;
+        assert_eq!((after.in_sync.clone(), after.epoch.number()), (vec![id(1, 8)], 5));
+        assert_eq!(after.replicas[0], ShardCopy { id: id(1, 8), state: ReplicaState::Replica });
+        assert_eq!(after.copies(), 1, "the others learn");
+        let sneaks = |edit: &dyn Fn(&mut ShardState)| {
+            let mut change = accept(&now).unwrap();
+            edit(&mut change.after);
+            check(Some(&now), &change, 1)
+        };
+        assert_eq!(sneaks(&|_| ()), Ok(()));
+        assert_eq!(sneaks(&|s| s.replicas[1].state = ReplicaState::Replica), Err(ChangeError::Reach));
+        assert_eq!(sneaks(&|s| s.replicas[1].id = id(2, 8)), Err(ChangeError::Reach));
+        assert_eq!(sneaks(&|s| drop(s.replicas.pop())), Err(ChangeError::Reach));
+        now.replicas[0].state = ReplicaState::Learner;
+        now.in_sync = vec![id(2, 2)];
+        now.primary = Some(holder(2, 7));
+        assert_eq!(accept(&now), None, "what was being filled is half a copy");
     }
 
     #[test]
@@ -472,6 +525,32 @@ mod tests {
             let lost = now.in_sync.iter().filter(lost).count();
             let least = min.min(now.in_sync.len() - lost);
             prop_assert!(matches!(why, Why::AcceptLoss | Why::LeftOut) || after.in_sync.len() >= least);
+        }
+
+        #[test]
+        fn an_accepted_loss_can_be_written_for_every_full_copy_in_any_store(
+            now in any_state(), member in 0_u8..5, store in 0_u8..3, by in 0_u8..5,
+        ) {
+            let now = repaired(now);
+            let to = holder(member, 9);
+            let store = id(member, 10 * member + store).store;
+            let change = accept_loss(&now, &holder(by, 0), &to, store);
+            let full = now.copy(&to.member).is_some_and(|c| !c.is_learner());
+            prop_assert_eq!(change.is_some(), full);
+            let Some(change) = change else { return Ok(()) };
+            prop_assert_eq!(check(Some(&now), &change, 3), Ok(()));
+            let after = &change.after;
+            let replica = ReplicaId { member: to.member.clone(), store };
+            prop_assert!(after.is_led_by(&replica, 9));
+            let moved = now.copy(&to.member).is_some_and(|c| c.id.store != store);
+            for (was, is) in now.replicas.iter().zip(&after.replicas) {
+                prop_assert_eq!(&was.id.member, &is.id.member);
+                if is.id.member != to.member {
+                    prop_assert_eq!(&was.id, &is.id);
+                    let right = if moved { is.is_learner() } else { is.state == was.state };
+                    prop_assert!(right);
+                }
+            }
         }
     }
 }

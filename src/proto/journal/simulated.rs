@@ -276,8 +276,11 @@ impl World {
             }
             if change.why == Why::AcceptLoss {
                 self.count("loss accepted");
-                let member = &change.after.in_sync[0].member;
-                let disk = &self.nodes[member].disks[shard];
+                let first = &change.after.in_sync[0];
+                if self.record[shard].copy(&first.member).is_some_and(|copy| copy.id != *first) {
+                    self.count("begun anew");
+                }
+                let disk = &self.nodes[&first.member].disks[shard];
                 self.histories[shard].loss_accepted(change.after.epoch, disk.floor.seq, |seq| disk.has(seq));
             }
             let grows = change.after.in_sync.len() > self.record[shard].in_sync.len();
@@ -298,13 +301,11 @@ impl World {
     pub fn accept_loss(&mut self, shard: usize, member: &MemberId) {
         let node = &self.nodes[member];
         let to = Holder { member: member.clone(), start: node.start };
-        let here = self.record[shard].copy(member).is_some_and(|c| c.id.store == node.store);
         // An operator waits until the copy is at rest: what is on its way to the store is neither there nor lost.
         let storing = node.process.as_ref().is_some_and(|p| p.stores.iter().any(|(s, ..)| *s == shard));
-        if here
-            && !storing
+        if !storing
             && !node.disks[shard].rebuild
-            && let Some(change) = record::accept_loss(&self.record[shard], &to, &to)
+            && let Some(change) = record::accept_loss(&self.record[shard], &to, &to, node.store)
         {
             self.change(vec![(shard, change)]);
         }
@@ -492,8 +493,10 @@ impl World {
             let state = self.record[shard].clone();
             if state.in_sync.iter().all(|id| self.nodes[&id.member].store != id.store) {
                 let full = state.replicas.iter().filter(|c| c.state != ReplicaState::Learner);
-                let there = full.map(|c| &c.id).find(|id| self.nodes[&id.member].store == id.store);
-                if let Some(there) = there {
+                let full: Vec<&ReplicaId> = full.map(|c| &c.id).collect();
+                let there = full.iter().find(|id| self.nodes[&id.member].store == id.store);
+                // Where all stores are gone, one of the nodes has something left.
+                if let Some(there) = there.or(full.first()) {
                     self.accept_loss(shard, &there.member);
                 } else {
                     self.count("shard gone");

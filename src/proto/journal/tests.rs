@@ -247,6 +247,24 @@ fn a_member_with_an_empty_store_is_filled_again() {
 }
 
 #[test]
+fn a_shard_all_of_whose_stores_are_lost_begins_anew_on_an_operators_order() {
+    for seed in 20..26 {
+        let mut world = World::new(seed, 3, 2, 2, 4);
+        world.run(3 * SECOND);
+        assert!(world.acknowledged() > 0);
+        let holders: Vec<MemberId> = world.record[0].in_sync.iter().map(|id| id.member.clone()).collect();
+        holders.iter().for_each(|member| world.lose_store(member));
+        rest(&mut world);
+        assert!(
+            world.counts.contains_key("begun anew") && !world.counts.contains_key("shard gone"),
+            "{:?}",
+            world.counts
+        );
+        assert_eq!(world.record[0].in_sync.len(), 2);
+    }
+}
+
+#[test]
 fn when_all_end_at_once_and_start_again_nothing_is_lost() {
     for seed in 9..14 {
         let mut world = calm(seed, 3, 3);

@@ -91,6 +91,15 @@ struct Held {
     gone: bool,
 }
 
+impl Held {
+    /// Whether there are other copies, or one is to be filled that was not.
+    fn differs(&self, before: &Self) -> bool {
+        let learns = |held: &Self, shard: &ShardId| held.shards.get(shard).is_some_and(|(learner, _)| *learner);
+        let begins = |shard: &ShardId| learns(self, shard) && !learns(before, shard);
+        !self.shards.keys().eq(before.shards.keys()) || self.shards.keys().any(begins)
+    }
+}
+
 /// An applier in memory.
 struct Running {
     board: Arc<Board>,
@@ -254,7 +263,7 @@ impl Driver {
             let before = self.held.insert(index.clone(), held.clone()).unwrap_or_default();
             if held.gone {
                 gone.push(index);
-            } else if self.running.contains_key(&index) || news && !before.shards.keys().eq(held.shards.keys()) {
+            } else if self.running.contains_key(&index) || news && held.differs(&before) {
                 let levels = self.levels(&index);
                 self.tell(&index, |now| now.shards = levels.shards);
             }

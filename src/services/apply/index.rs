@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::board::{Asked, Board, Levels, What};
+use super::board::{Asked, Board, Level, Levels, What};
 use super::driver::Common;
 use super::handle::{Lag, Told};
 use super::node::Times;
@@ -199,7 +199,8 @@ impl Task {
         for (shard, level) in &levels.shards {
             let (shard, stored) = (*shard, positions.get(shard));
             let known = self.lanes.contains(&shard);
-            if !known && level.learner {
+            let before = self.levels.shards.get(&shard).copied().filter(|_| known);
+            if level.learner && (!known || self.has_nothing_for(shard, before)) {
                 // Whatever the node has of the shard is not from this store's journal.
                 self.lanes.insert(shard);
                 self.call(|core, env| core.handle_unmade(env, shard));
@@ -207,7 +208,6 @@ impl Task {
                 let applied = stored.map_or(0, |(applied, _)| *applied);
                 self.new_lane(shard, Copied { applied, ..Copied::default() });
             }
-            let before = self.levels.shards.get(&shard).filter(|_| known);
             if before.is_none_or(|before| before.primary != level.primary) {
                 self.call(|core, env| core.handle_reign(env, shard, level.primary));
             }
@@ -226,6 +226,17 @@ impl Task {
             self.call(|core, env| core.handle_node(env, false));
         }
         self.answer(asked).await
+    }
+
+    /// Whether a copy that is known here, and is a learner now, can't be what it is to be filled with: it was a full one, or, where
+    /// an earlier process may have seen that, nothing was ever applied to it, so that its journal contradicts nothing.
+    fn has_nothing_for(&self, shard: ShardId, before: Option<Level>) -> bool {
+        if let Some(before) = before {
+            return !before.learner;
+        }
+        let known = self.common.shared.known();
+        let lag = known.get(&self.index).and_then(|known| known.lags.get(&shard));
+        lag.is_none_or(|lag| lag.applied == 0)
     }
 
     fn new_lane(&mut self, shard: ShardId, copied: Copied) {

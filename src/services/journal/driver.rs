@@ -153,6 +153,7 @@ impl Driver {
             shared: Arc::clone(&shared),
             store: store.clone(),
             ledger: ledger.clone(),
+            seen: seen.clone(),
         };
         let driver = Self {
             config,

@@ -10,13 +10,15 @@ use std::time::{Duration, Instant as Clock};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::inbox::{Inbox, NotTaken};
-use super::records::{self, CreateError, RetireError};
+use super::records::{self, AskError, CreateError, RetireError};
+use super::sight::Seen;
 use crate::proto::env::Instant;
 use crate::proto::journal::election;
 use crate::proto::journal::entry::ENTRY_BODY_MAX_BYTES;
+use crate::proto::journal::record::Change;
 use crate::proto::journal::{Answer, Body, Entry, Hint, Kind, Stands, Write};
 use crate::proto::tasks::home::{StoredRow, Touched};
 use crate::services::ledger::{LedgerHandle, now};
@@ -160,6 +162,7 @@ pub struct JournalHandle {
     pub(super) shared: Arc<Shared>,
     pub(super) store: JournalStore,
     pub(super) ledger: LedgerHandle,
+    pub(super) seen: watch::Receiver<Arc<Seen>>,
 }
 
 impl JournalHandle {
@@ -188,6 +191,11 @@ impl JournalHandle {
         Some(record)
     }
 
+    /// The least size of the in-sync sets, if one is configured.
+    pub fn configured_min(&self) -> Option<usize> {
+        self.min_in_sync
+    }
+
     /// The least size of a shard's in-sync set.
     pub fn min_in_sync(&self, state: &ShardState) -> usize {
         election::min_in_sync(state, self.min_in_sync)
@@ -205,8 +213,32 @@ impl JournalHandle {
         copies: Vec<Vec<ReplicaId>>,
         patience: Duration,
     ) -> Result<(), CreateError> {
-        let by = Holder { member: self.me.member.clone(), start: self.ledger.start() };
-        records::create(&self.ledger, index, copies, &by, self.min_in_sync, patience).await
+        records::create(&self.ledger, index, copies, &self.holder(), self.min_in_sync, patience).await
+    }
+
+    /// This process.
+    pub fn holder(&self) -> Holder {
+        Holder { member: self.me.member.clone(), start: self.ledger.start() }
+    }
+
+    /// Who is seen to live.
+    pub fn seen(&self) -> Arc<Seen> {
+        Arc::clone(&self.seen.borrow())
+    }
+
+    /// Writes the change that `choose` makes of a shard's state as a majority has it; it is asked again if somebody else changes
+    /// the record meanwhile. Gives the states before and after, which are the same if it makes none.
+    ///
+    /// Not cancel-safe in the sense that the change may be written after the future is dropped.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn change<E>(
+        &self,
+        key: &JournalKey,
+        choose: impl FnMut(&ShardState) -> Result<Option<Change>, E>,
+    ) -> Result<(ShardState, ShardState), AskError<E>> {
+        records::change_one(&self.ledger, key, self.min_in_sync, choose).await
     }
 
     /// Writes that an index is gone. Its primaries end, and the members delete their journals of it.

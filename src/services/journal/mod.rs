@@ -39,7 +39,7 @@ mod tests;
 pub use driver::{Config, Driver, Parts};
 pub use handle::{Event, JournalHandle, ShardStatus};
 pub use inbox::Envelope;
-pub use records::{CreateError, RetireError};
+pub use records::{AskError, CreateError, RetireError};
 pub use retention::Retention;
 pub use sender::{NotReady, Sender};
 pub use sight::Seen;

@@ -59,6 +59,21 @@ pub enum RetireError {
     NoQuorum,
 }
 
+/// Why a change of one shard's state was not written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AskError<E> {
+    /// There is no such record, or no such shard in it.
+    Gone,
+    /// Whoever wants the change does not want it of what a majority says.
+    Refused(E),
+    /// It is not allowed.
+    NotAllowed(ChangeError),
+    /// It may have been written, or may be.
+    Unknown,
+    /// Nothing was written.
+    NoQuorum,
+}
+
 /// One index, as this member's copy of the record has it.
 #[derive(Debug, Clone)]
 pub(super) struct Index {
@@ -204,6 +219,47 @@ async fn write(ledger: &LedgerHandle, index: &PhysicalIndex, changes: BTreeMap<S
             }
         }
     }
+}
+
+/// Writes the change that `choose` makes of a shard's state as a majority has it; if somebody else changes the record meanwhile,
+/// it is asked again. Gives the states before and after; the same twice if it makes none.
+pub(super) async fn change_one<E>(
+    ledger: &LedgerHandle,
+    key: &JournalKey,
+    min: Option<usize>,
+    mut choose: impl FnMut(&ShardState) -> Result<Option<Change>, E>,
+) -> Result<(ShardState, ShardState), AskError<E>> {
+    let name = JournalRecord::key(&key.index);
+    let Answer::Read { current: mut newest } = ledger.read(name.clone(), PATIENCE).await else {
+        return Err(AskError::NoQuorum);
+    };
+    for _ in 0..TRIES {
+        let found = newest.ok_or(AskError::Gone)?;
+        let mut record = JournalRecord::from_json(&found.value).map_err(|_| AskError::Gone)?;
+        let state = record.shards.get_mut(usize::from(key.shard.0)).ok_or(AskError::Gone)?;
+        let before = state.clone();
+        let Some(change) = choose(&before).map_err(AskError::Refused)? else { return Ok((before.clone(), before)) };
+        check(Some(&before), &change, election::min_in_sync(&change.after, min)).map_err(AskError::NotAllowed)?;
+        let after = change.after;
+        *state = after.clone();
+        let value = Value::from(record.to_json());
+        let wanted = ChangeRequest { key: name.clone(), expected: found.version, value, quiet: false };
+        match ledger.change(wanted, PATIENCE).await {
+            Answer::Changed { .. } => return Ok((before, after)),
+            Answer::Conflict { current, maybe_own } => {
+                let there = |found: &Versioned| {
+                    JournalRecord::from_json(&found.value).is_ok_and(|record| record.shard(key.shard) == Some(&after))
+                };
+                if maybe_own && current.as_ref().is_some_and(there) {
+                    return Ok((before, after));
+                }
+                newest = current;
+            }
+            Answer::Unknown => return Err(AskError::Unknown),
+            _ => return Err(AskError::NoQuorum),
+        }
+    }
+    Err(AskError::NoQuorum)
 }
 
 /// Writes that an index is gone: it has no shards any more, for ever.

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
-use super::{Event, Retention, Sender, ShardStatus};
+use super::{AskError, Event, Retention, Sender, ShardStatus};
+use crate::proto::journal::ordered::{self, Order, OrderError, Told};
 use crate::proto::journal::{Answer, Body, Entry, Kind, Write};
 use crate::services::testing::{LONG, World, member, within};
 use crate::types::{
-    JournalKey, JournalRecord, PhysicalIndex, ReplicaId, ShardId, ShardState, TaskPart, TaskUid, TraceId,
+    JournalKey, JournalRecord, MemberId, PhysicalIndex, ReplicaId, ShardId, ShardState, TaskPart, TaskUid, TraceId,
 };
 use crate::wire::verbs::{Append, AppendPart, Refusal};
 
@@ -662,6 +663,112 @@ async fn a_retention_trims_all_copies_and_forgets_old_parts() {
     .await;
     assert!(keeping.iter().all(|k| !k.is_finished()));
     keeping.iter().for_each(JoinHandle::abort);
+}
+
+/// What an operator is told of the copies of the shard, by those who live.
+async fn told(world: &World) -> BTreeMap<MemberId, Told> {
+    let mut told = BTreeMap::new();
+    for (i, running) in world.alive() {
+        let status = running.journals.status(&index()).await.unwrap();
+        if let Some(one) = status.get(&ShardId(0)) {
+            let says = Told { last: one.last, committed: one.commit, of_no_use: one.rebuild };
+            told.insert(member(i), says);
+        }
+    }
+    told
+}
+
+/// An operator's order about shard 0, given to member 2.
+async fn order(world: &World, to: usize, accept_loss: bool) -> Result<(ShardState, ShardState), AskError<OrderError>> {
+    let (order, says) = (Order { to: member(to), accept_loss }, told(world).await);
+    let journals = &world.at(2).journals;
+    let (by, seen) = (journals.holder(), journals.seen());
+    journals.change(&key(0), |state| ordered::change(state, &order, &by, &seen.sight, &says, None)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_elects_who_is_not_in_sync_and_what_others_have_is_given_up() {
+    let mut world = World::start(3, |_, _| Vec::new()).await;
+    let copies: Vec<ReplicaId> = (0..2).map(|i| world.at(i).journals.me().clone()).collect();
+    world.at(0).journals.create(&index(), vec![copies], LONG).await.unwrap();
+    let send = async |world: &World, tasks: std::ops::Range<u32>| {
+        let mut last = 0;
+        for task in tasks {
+            let parts = vec![(ShardId(0), write(task))];
+            last = seq_of(&world.at(2).sender.send(&index(), parts, soon(), TraceId::default()).await[0]);
+        }
+        last
+    };
+    let in_sync = |world: &World| state(world, 0).map_or(0, |state| state.in_sync.len());
+    until("both in sync", async || in_sync(&world) == 2 && primary(&world, 0) == Some(0)).await;
+    let kept = send(&world, 0..3).await;
+    until("it is told", async || world.at(1).journals.committed(&key(0)) == Some(kept)).await;
+    world.kill(1).await;
+    let lost = send(&world, 10..15).await;
+    assert_eq!(lost, kept + 5);
+    until("it leaves", async || in_sync(&world) == 1).await;
+
+    world.kill(0).await;
+    world.restart(1, |_, _| Vec::new()).await;
+    assert_eq!(order(&world, 1, false).await, Err(AskError::Refused(OrderError::OutOfSync)));
+    assert_eq!(order(&world, 0, true).await, Err(AskError::Refused(OrderError::NotSeen)));
+    assert_eq!(primary(&world, 0), Some(0), "nobody else without an order");
+    let says = told(&world).await;
+    let given_up = Order { to: member(1), accept_loss: true };
+    let seen = world.at(2).journals.seen();
+    let given_up = ordered::given_up(&state(&world, 0).unwrap(), &given_up, &seen.sight, &says).unwrap();
+    assert_eq!((given_up.behind, given_up.unknown), (kept, vec![member(0)]));
+    let (before, after) = order(&world, 1, true).await.unwrap();
+    assert_eq!((after.epoch, after.in_sync.len()), (before.epoch.next().unwrap(), 1));
+    let next = send(&world, 20..22).await;
+    assert_eq!(next, kept + 3, "right behind its empty entry");
+    let parts = |entries: &[Entry]| entries.iter().filter_map(|e| Some(e.part?.task.0)).collect::<Vec<_>>();
+    assert_eq!(parts(&committed(&world, 1, 0).await), [0, 1, 2, 20, 21]);
+
+    // Who comes back has committed entries in the places of others: it is made anew, and in no set before.
+    world.restart(0, |_, _| Vec::new()).await;
+    let rebuild = async || world.at(0).journals.status(&index()).await.unwrap()[&ShardId(0)].rebuild;
+    until("it needs a snapshot", rebuild).await;
+    // Its own copy of the record may be older still.
+    let stands = world.at(2).journals.record(&index()).unwrap().shard(ShardId(0)).cloned().unwrap();
+    assert_eq!((stands.in_sync.len(), stands.primary), (1, after.primary));
+    let refused = Err(AskError::Refused(OrderError::OfNoUse));
+    assert_eq!(order(&world, 0, true).await, refused);
+    let source = &world.at(1).journals;
+    let at = source.read_committed(&key(0), next, 1, 1).await.unwrap()[0].at;
+    let parts_there = world.at(1).journal_store.parts(&key(0), next).await.unwrap();
+    until("it is taken", async || world.at(0).journals.snapshot(&key(0), at, parts_there.clone()).await).await;
+    until("both in sync", async || in_sync(&world) == 2).await;
+    let last = send(&world, 30..31).await;
+    until("the same behind the snapshot", async || {
+        let one = world.at(0).journals.read_committed(&key(0), next + 1, 9, 1 << 20).await.unwrap();
+        let other = world.at(1).journals.read_committed(&key(0), next + 1, 9, 1 << 20).await.unwrap();
+        one == other && one.last().is_some_and(|e| e.at.seq == last)
+    })
+    .await;
+    assert_eq!(world.at(0).journals.find(&key(0), write(12).part).await.unwrap(), None, "given up for good");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_waits_for_members_who_are_gone_goes_on_without_them_on_an_operators_order() {
+    let mut world = world(1).await;
+    let first = primary(&world, 0).unwrap();
+    assert_eq!(first, 0, "in the order of the record");
+    world.kill(1).await;
+    let parts = |task| vec![(ShardId(0), write(task))];
+    let seq = seq_of(&world.at(2).sender.send(&index(), parts(1), soon(), TraceId::default()).await[0]);
+    until("it leaves", async || state(&world, 0).is_some_and(|s| s.in_sync.len() == 2)).await;
+    world.kill(0).await;
+    world.restart(1, |_, _| Vec::new()).await;
+    // The set may not be smaller than two, so its one live member waits for the other.
+    until("it leads", async || primary(&world, 0) == Some(2)).await;
+    let needless = Err(AskError::Refused(OrderError::Needless { member: member(2) }));
+    assert_eq!(order(&world, 1, true).await, needless);
+    let (_, after) = order(&world, 2, true).await.unwrap();
+    assert_eq!(after.in_sync.len(), 1);
+    let more = seq_of(&world.at(1).sender.send(&index(), parts(2), soon(), TraceId::default()).await[0]);
+    assert!(more > seq, "the other has come in");
+    assert!(committed(&world, 2, 0).await.iter().any(|e| e.part == Some(write(1).part)), "nothing was given up");
 }
 
 #[tokio::test(flavor = "multi_thread")]

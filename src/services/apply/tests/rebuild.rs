@@ -1,7 +1,9 @@
 //! Copies that are made anew from other members', while writes go on.
 
 use super::*;
+use crate::proto::journal::record::{Change, Why};
 use crate::proto::snapshot::{learner, source};
+use crate::types::ShardState;
 
 /// Everything soon, and in small bites.
 pub(super) fn config() -> snapshot::Config {
@@ -315,4 +317,30 @@ async fn a_copy_that_is_not_the_same_is_not_served_and_made_again() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     all.are_made(&mut rng, 10).await;
+}
+
+#[tokio::test]
+async fn a_full_copy_that_is_to_be_filled_is_made_anew_though_its_journal_contradicts_nothing() {
+    let mut all = All::that_rebuilds().await;
+    for id in 0..20 {
+        all.set(&(0..SHARDS).map(|shard| document(shard, id, 1)).collect::<Vec<_>>()).await;
+    }
+    all.are_whole().await;
+    // Another copy counts, whose node has what no journal tells of.
+    let i = (all.primary(0).unwrap() + 1) % MEMBERS;
+    let gone = all.model[0].keys().next().cloned().unwrap();
+    all.nodes[i].state().indexes.get_mut(index().as_str()).unwrap().documents.remove(&gone).unwrap();
+    let journals = &all.world.at(i).journals;
+    let (me, by) = (journals.me().clone(), journals.holder());
+    let learn = |state: &ShardState| {
+        let mut after = state.clone();
+        after.replicas.iter_mut().filter(|copy| copy.id == me).for_each(|copy| copy.state = ReplicaState::Learner);
+        after.in_sync.retain(|id| *id != me);
+        after.set += 1;
+        Ok::<_, ()>(Some(Change { from: (state.epoch, state.set), why: Why::Replicas, by: by.clone(), after }))
+    };
+    journals.change(&key(0), learn).await.unwrap();
+    let is_back = async || all.record().shard(ShardId(0)).is_some_and(|state| state.is_in_sync(&me));
+    until("it is full and in sync again", is_back).await;
+    all.are_whole().await;
 }
