@@ -57,8 +57,11 @@ impl Primary {
         let late = |id: &ReplicaId| *id != base.id && peer(id).is_none_or(|p| p.is_late(base, id, now) || p.snapshot);
         let stays = record.in_sync.iter().filter(|id| !late(id));
         let asked_for = self.counted.keys().filter(|id| !late(id));
+        // Before the reign is open nobody is let in but in the place of somebody who is late.
+        let may = self.is_open() || record.in_sync.iter().any(late);
         let full = record.replicas.iter().filter(|c| !c.is_learner()).map(|c| &c.id);
-        let comes = full.filter(|id| **id != base.id && peer(id).is_some_and(|p| self.is_ready(base, id, p, now)));
+        let comes =
+            full.filter(|id| may && **id != base.id && peer(id).is_some_and(|p| self.is_ready(base, id, p, now)));
         let mut want: BTreeSet<ReplicaId> = stays.chain(asked_for).chain(comes).cloned().collect();
         // Who is late stays while the set would be too small without it.
         let least = base.min_in_sync(record).min(record.in_sync.len());
@@ -70,11 +73,15 @@ impl Primary {
         want
     }
 
-    /// Whether a replica outside the set may be asked for.
+    /// Whether a replica outside the set may be asked for. Before the reign is open, when nobody knows what is committed, only one that
+    /// has everything that the primary has: otherwise a set that can spare nobody would wait for ever for a member that is gone.
     fn is_ready(&self, base: &Base, id: &ReplicaId, peer: &Peer, now: Instant) -> bool {
         let log = &base.log;
-        let near = peer.acked >= log.commit() && peer.acked.saturating_add(CLOSE) >= log.last().seq;
-        let may = self.is_open() && peer.matched && !peer.snapshot && now >= peer.quiet.until;
+        let near = match self.is_open() {
+            true => peer.acked >= log.commit() && peer.acked.saturating_add(CLOSE) >= log.last().seq,
+            false => peer.acked >= log.last().seq,
+        };
+        let may = peer.matched && !peer.snapshot && now >= peer.quiet.until;
         may && near && base.lives(id) && !peer.is_late(base, id, now)
     }
 

@@ -604,6 +604,49 @@ fn a_new_primary_lets_nobody_in_before_it_knows_what_is_committed() {
 }
 
 #[test]
+fn a_new_primary_lets_in_who_has_everything_for_who_is_gone() {
+    let mut one = One::new(0, 1, Stored::default(), state(&[0, 1], (0, 1), 1, 2), None);
+    one.effects();
+    one.stored(1);
+    one.stored(2);
+    one.write(1, 7);
+    one.stored(3);
+    one.now = Instant(0).plus(config().in_sync_lag);
+    let asks = |e: &Effect| matches!(e, Effect::Ask(c) if c.after.in_sync == [rid(0), rid(2)]);
+    let said = |to| Said::Stored { to, commit: 0, applied: 0 };
+    assert!(!one.hears(2, 0, 1, said(1)).iter().any(asks), "it lacks what may be committed");
+    let effects = one.hears(2, 0, 1, said(2));
+    assert!(effects.iter().any(asks), "{effects:?}");
+    assert!(!one.replica.is_open());
+    let effects = one.step(|r, env| r.handle_record(env, state(&[0, 2], (0, 1), 1, 3)));
+    assert_eq!(answers(&effects), [Answer::Committed { seq: 2, refused: false, in_sync: 2, copies: 3 }]);
+}
+
+#[test]
+fn pieces_of_a_task_are_appended_in_their_order_whichever_the_store_finds_first() {
+    let log = StoredLog { older: Some(TaskUid(9)), ..StoredLog::default() };
+    let stored = Stored { log, ..Stored::default() };
+    let mut one = One::new(0, 1, stored, state(&[0, 1], (0, 1), 1, 2), None);
+    one.effects();
+    one.stored(1);
+    let part = |part: u32| TaskPart { task: TaskUid(7), part };
+    let mut finds = Vec::new();
+    for n in 0..3 {
+        let write = Write { part: part(n), kind: Kind::Delete, body: Body::empty() };
+        finds.extend(one.step(|r, env| r.handle_write(env, OpId(u64::from(n)), write)));
+    }
+    assert_eq!(finds.iter().filter(|e| matches!(e, Effect::Find { .. })).count(), 3);
+    let mut appended = Vec::new();
+    for n in [2, 0, 1] {
+        let effects = one.step(|r, env| r.handle_found(env, epoch(1), part(n), None));
+        let stores =
+            effects.into_iter().filter_map(|e| if let Effect::Store { rows, .. } = e { Some(rows) } else { None });
+        appended.extend(stores.flat_map(|rows| rows.entries).filter_map(|entry| entry.part));
+    }
+    assert_eq!(appended, [part(0), part(1), part(2)]);
+}
+
+#[test]
 fn a_member_counts_until_the_record_leaves_it_out() {
     let mut one = One::new(0, 1, Stored::default(), state(&[0, 1, 2], (0, 1), 1, 2), None);
     one.effects();

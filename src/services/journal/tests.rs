@@ -376,6 +376,42 @@ async fn a_member_whose_disk_is_full_stores_nothing_and_leads_nothing_until_it_h
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_can_spare_nobody_takes_in_who_is_back_for_who_is_gone() {
+    let mut world = world(1).await;
+    let gone = primary(&world, 0).unwrap();
+    let (back, stays) = ((gone + 1) % 3, (gone + 2) % 3);
+    let acknowledged = seq_of(
+        &world.at(stays).sender.send(&index(), vec![(ShardId(0), write(1))], soon(), TraceId::default()).await[0],
+    );
+    world.cut(back);
+    let has = |i: usize| state(&world, 0).is_some_and(|s| s.in_sync.iter().any(|id| id.member == member(i)));
+    let late = world.at(stays).sender.send(&index(), vec![(ShardId(0), write(2))], soon(), TraceId::default()).await;
+    until("it leaves", async || !has(back)).await;
+    let late = seq_of(&late[0]);
+    world.kill(gone).await;
+    world.heal();
+    let answers = world.at(back).sender.send(&index(), vec![(ShardId(0), write(3))], soon(), TraceId::default()).await;
+    let last = seq_of(&answers[0]);
+    until("all know the set", async || has(back) && has(stays) && !has(gone)).await;
+    world.restart(gone, |_, _| Vec::new()).await;
+    whole(&world, 1).await;
+    let all = [(1, acknowledged), (2, late), (3, last)].map(|(task, seq)| ((0, write(task).part), seq));
+    nothing_is_lost(&world, 1, &all.into()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_node_is_down_for_long_leaves_its_shards_to_others() {
+    let world = world(2).await;
+    let i = primary(&world, 0).unwrap();
+    world.idle(i, true);
+    until("others lead", async || (0..2).all(|shard| primary(&world, shard).is_some_and(|p| p != i))).await;
+    let in_sync = state(&world, 0).unwrap().in_sync.len();
+    assert_eq!(in_sync, 3, "its journal goes on");
+    world.idle(i, false);
+    whole(&world, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_that_end_at_once_lose_nothing() {
     let mut world = world(2).await;
     let mut acknowledged = BTreeMap::new();
