@@ -625,7 +625,7 @@ mod tests {
         let functions = "fn f() { }\n\na";
         assert_eq!(
             message(functions, "x (line 5, position 1)\nin (line 1, position 2)"),
-            "x (line 3, position 1)\nin (line 1, position 2)".replace("line 3", "line 3")
+            "x (line 3, position 1)\nin (line 1, position 2)"
         );
         let place = NO_EXIT.len() + opening().len() + EVAL.len();
         let call = format!("\nin call to function 'eval' (line 1, position {place})");
