@@ -9,7 +9,8 @@
 //! | with it, which would also leave the block | as a text that is evaluated there; `return` ends only that |
 //! | functions | before the block, because neither may hold any |
 //!
-//! The rule: a script that a node takes does the same wrapped, or is refused ([`FunctionError`]), never something else. Lines stay
+//! The rule: a script that a node takes does the same wrapped, or is refused ([`FunctionError`]). Only an `exit` that it makes up while
+//! it runs can't be seen before: that is an error then. In no case is the field lost or changed. Lines stay
 //! where they are or move by a known number, so that [`own_message`] can tell a client its own places. Must not know: nodes.
 
 use std::borrow::Cow;
