@@ -628,7 +628,7 @@ fn services(
         aliases: Aliases::new(records.clone(), control.operations.clone(), control.leases.clone()),
         leases: control.leases,
         operations: control.operations,
-        documents: Documents::new(cluster.clone(), indexes.clone(), tasks.clone(), writes.clone()),
+        documents: Documents::new(cluster.clone(), indexes.clone(), tasks.clone(), writes.clone(), nodes.clone()),
         settings: Settings::new(cluster.clone(), indexes.clone(), writes, nodes.clone()),
         shards: Shards::new(indexes.clone(), control.journal, members.clone()),
         stats: Stats::new(indexes.clone(), nodes, reads.clone()),

@@ -194,6 +194,14 @@ fn compare_all(folder: &str) {
     for (number, (name, case)) in cases(folder).into_iter().enumerate().filter(|(_, (name, _))| name.contains(&only)) {
         let index = format!("case{number}");
         let clients: Vec<Client> = (0..3).map(|i| mesh.client(i)).collect();
+        // What only an operator turns on, at each node.
+        let nodes: Vec<Client> = (0..3).map(|i| mesh.node_client(i)).collect();
+        let turn = |features: &Value| {
+            for node in nodes.iter().chain([&single.client]).filter(|_| features.is_object()) {
+                node.json("PATCH", "/experimental-features", features).expect(200);
+            }
+        };
+        turn(&case["features"]);
         let before = setup(&single.client, &index, &case["setup"]);
         tasks.add(before, setup(&clients[0], &index, &case["setup"]));
         for (at, request) in case["requests"].as_array().unwrap().iter().enumerate() {
@@ -275,6 +283,8 @@ fn compare_all(folder: &str) {
             found.retain(|why| !known(why));
             failures.extend(found.into_iter().map(|why| format!("{title}\n    {why}")));
         }
+        let off = case["features"].as_object().into_iter().flatten().map(|(name, _)| (name.clone(), json!(false)));
+        turn(&off.collect::<serde_json::Map<_, _>>().into());
     }
     say(&format!("{folder}: {count} requests compared, {unsupported} not supported by the mesh"));
     assert!(failures.is_empty(), "{} differences\n{}", failures.len(), failures.join("\n"));

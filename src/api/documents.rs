@@ -184,7 +184,7 @@ pub async fn delete_one(
     deleted(api, &uid, body, metadata, key, trace).await
 }
 
-/// The one parameter that deletions have.
+/// The one parameter that deletions and editions have.
 fn metadata(request: &Request) -> Result<Option<String>, ApiError> {
     Ok(Params::parse(request.uri().query(), &["customMetadata"])?.get("customMetadata").map(str::to_owned))
 }
@@ -240,6 +240,21 @@ pub async fn delete_by_filter(
     let with = With { custom_metadata, key: key.map(|key| key.with(&body)) };
     api.reads.check_filter(&uid, filter, trace).await?;
     accepted(api.documents.delete_by_filter(&uid, filter, body, with, trace).await?)
+}
+
+/// `POST /indexes/{uid}/documents/edit`
+pub async fn edit(
+    State(api): State<Api>,
+    Extension(trace): Extension<TraceId>,
+    Path(uid): Path<String>,
+    request: Request,
+) -> ApiResult {
+    let uid = index_uid(&uid)?;
+    let (custom_metadata, key) = (metadata(&request)?, IdempotencyKey::of(&request)?);
+    let edition = body::json_object(&api, request, &["filter", "context", "function"]).await?;
+    let body = Value::Object(edition.clone()).to_string();
+    let with = With { custom_metadata, key: key.map(|key| key.with(body.as_bytes())) };
+    accepted(api.documents.edit(&uid, edition, with, trace).await?)
 }
 
 /// `DELETE /indexes/{uid}/documents`

@@ -129,6 +129,7 @@ pub fn router(api: Api) -> Router {
         .route("/indexes/{uid}/documents/fetch", post(documents::fetch))
         .route("/indexes/{uid}/documents/delete-batch", post(documents::delete_batch))
         .route("/indexes/{uid}/documents/delete", post(documents::delete_by_filter))
+        .route("/indexes/{uid}/documents/edit", post(documents::edit))
         .route("/indexes/{uid}/documents/{id}", get(documents::get).delete(documents::delete_one))
         .route("/indexes/{uid}/settings", settings_all)
         .route("/indexes/{uid}/settings/{sub}", settings_one)

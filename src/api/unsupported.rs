@@ -12,7 +12,6 @@ use crate::types::ErrorCode;
 pub const ROUTES: &[(&str, &[Method])] = &[
     ("/swap-indexes", &[Method::POST]),
     ("/indexes/{uid}/similar", &[Method::GET, Method::POST]),
-    ("/indexes/{uid}/documents/edit", &[Method::POST]),
     ("/indexes/{uid}/fields", &[Method::POST]),
     ("/indexes/{uid}/compact", &[Method::POST]),
     ("/indexes/{uid}/settings/chat", &[Method::GET, Method::PATCH, Method::DELETE]),

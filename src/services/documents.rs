@@ -1,4 +1,4 @@
-//! Adds and deletes documents: the whole request is checked first, then split by shard and given to the shards' journals.
+//! Adds, edits and deletes documents: the whole request is checked first, then split by shard and given to the shards' journals.
 //!
 //! A bad document or id fails the whole request with nothing applied, as on one node. Must not know: who holds a shard, how
 //! parts travel.
@@ -6,15 +6,16 @@
 use std::borrow::Borrow;
 
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::cluster::Cluster;
 use super::failure::Failure;
 use super::homes::submit::NewWrite;
 use super::indexes::{Index, Indexes};
+use super::stats::Nodes;
 use super::tasks::{Accepted, Tasks};
 use super::writes::Writes;
-use crate::proto::document::{self, Batch, DocumentError, Format, IdList, Payload};
+use crate::proto::document::{self, Batch, DocumentError, Format, Function, IdList, Payload};
 use crate::proto::journal::Kind;
 use crate::proto::search::filter::names_shard_field;
 use crate::proto::tasks::Subject;
@@ -60,12 +61,13 @@ pub struct Documents {
     indexes: Indexes,
     tasks: Tasks,
     writes: Writes,
+    nodes: Nodes,
 }
 
 impl Documents {
     /// The service over its parts.
-    pub fn new(cluster: Cluster, indexes: Indexes, tasks: Tasks, writes: Writes) -> Self {
-        Self { cluster, indexes, tasks, writes }
+    pub fn new(cluster: Cluster, indexes: Indexes, tasks: Tasks, writes: Writes, nodes: Nodes) -> Self {
+        Self { cluster, indexes, tasks, writes, nodes }
     }
 
     /// Adds or merges documents; an index that is not there is made. Before so many bytes more than the body are held,
@@ -224,6 +226,50 @@ impl Documents {
         self.write(&index, subject, parts, with, trace).await
     }
 
+    /// Edits the documents that a filter selects by a function; `edition` is the client's body.
+    ///
+    /// # Errors
+    /// The node's own error about it, why the function can't be wrapped, or as for every write.
+    pub async fn edit(
+        &self,
+        uid: &IndexUid,
+        mut edition: Map<String, Value>,
+        with: With,
+        trace: TraceId,
+    ) -> Result<Accepted, Failure> {
+        let context = edition.shift_remove("context").filter(|context| !context.is_null());
+        let no_context = self.nodes.check_edition(uid, encode(&edition), trace).await?;
+        if context.as_ref().is_some_and(|context| !context.is_object()) {
+            return Err(Failure::Node { status: 400, body: no_context });
+        }
+        if edition.get("filter").is_some_and(names_shard_field) {
+            return Err(reserved("filter"));
+        }
+        let Some(Value::String(function)) = edition.get("function").cloned() else {
+            return Err(Failure::internal("the node took a function that is no text"));
+        };
+        if function.contains(SHARD_FIELD) {
+            return Err(reserved("function"));
+        }
+        let refused = |e| Failure::new(ErrorCode::BadRequest, format!("Invalid value at `.function`: {e}."));
+        let wrapped = Function::parse(&function).map_err(refused)?.wrapped(ShardId(0));
+        let wrapped = Map::from_iter([("function".to_owned(), Value::String(wrapped))]);
+        self.nodes.check_wrapped(uid, encode(&wrapped), trace).await?;
+
+        let filter = edition.get("filter").filter(|filter| !filter.is_null());
+        let subject = Subject::Edition {
+            original_filter: filter.map(Value::to_string),
+            context: context.as_ref().map(Value::to_string),
+            function,
+        };
+        let Some(index) = self.indexes.find_for_write(uid)? else {
+            return self.missing(uid, subject, with, trace).await;
+        };
+        edition.extend(context.map(|context| ("context".to_owned(), context)));
+        let parts = all(&index, Kind::Edit, &encode(&edition));
+        self.write(&index, subject, parts, with, trace).await
+    }
+
     /// Deletes every document.
     ///
     /// # Errors
@@ -235,6 +281,10 @@ impl Documents {
         let parts = all(&index, Kind::Clear, &Bytes::new());
         self.write(&index, Subject::Clear, parts, with, trace).await
     }
+}
+
+fn encode(object: &Map<String, Value>) -> Bytes {
+    Bytes::from(serde_json::to_string(object).expect("JSON encodes"))
 }
 
 /// Each shard by itself.

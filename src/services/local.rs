@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::Method;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use tokio::sync::{Notify, RwLock, watch};
 
 pub use self::entries::{Loss, Queued, Work};
@@ -28,7 +29,7 @@ use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 use crate::types::SHARD_FIELD;
 use crate::types::limits::NAMES_MAX;
-use crate::types::{IndexRecord, PhysicalIndex, ShardSet};
+use crate::types::{IndexRecord, IndexUid, PhysicalIndex, ShardSet};
 use crate::wire::verbs::{NodeQuestion, Read, ReadKind, ReadRoute, Refusal, Reply, Write, WriteKind};
 
 /// How often an index's unfinished tasks are looked at while the sidecar waits for them.
@@ -480,7 +481,7 @@ impl Local {
     }
 
     /// Answers a question about the node.
-    pub async fn question(&self, question: &NodeQuestion, deadline: Instant) -> Answer {
+    pub async fn question(&self, question: &NodeQuestion, body: &Bytes, deadline: Instant) -> Answer {
         if let Some(down) = self.node_down() {
             return down;
         }
@@ -496,6 +497,12 @@ impl Local {
             NodeQuestion::Tasks(uids) => {
                 let list: Vec<_> = uids.iter().map(u32::to_string).collect();
                 format!("/tasks?limit={}&uids={}", list.len(), list.join(","))
+            }
+            NodeQuestion::Edition(i) => {
+                let Some(request) = dry_edition(i, body) else {
+                    return Answer::of(Reply::Refused(Refusal::Malformed("the edition is no JSON object".into())));
+                };
+                return node_answer(self.send("question", request, deadline).await);
             }
         };
         node_answer(self.send("question", NodeRequest::get(path), deadline).await)
@@ -624,6 +631,17 @@ pub fn percent(text: &str) -> String {
 
 fn store_failed(error: StoreError) -> Answer {
     Answer::of(Reply::Refused(Refusal::Other(error.to_string())))
+}
+
+/// An edition that a node checks and then refuses for its context; `None` if the body is none.
+fn dry_edition(index: &IndexUid, body: &[u8]) -> Option<NodeRequest> {
+    let mut edition: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    edition.insert("context".into(), Value::from(1));
+    let body = Value::Object(edition).to_string();
+    Some(NodeRequest {
+        read: true,
+        ..NodeRequest::json(Method::POST, format!("/indexes/{index}/documents/edit"), body)
+    })
 }
 
 fn node_answer(answer: Result<NodeAnswer, NodeError>) -> Answer {

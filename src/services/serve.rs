@@ -174,7 +174,7 @@ impl Serve {
                 let write = tokio::spawn(write.in_current_span());
                 write.await.unwrap_or_else(|e| Answer::of(Reply::NodeUnknown(format!("the write failed inside: {e}"))))
             }
-            Request::Node(question) => local.question(question, call.deadline).await,
+            Request::Node(question) => local.question(question, &call.body, call.deadline).await,
         }
     }
 }

@@ -55,7 +55,7 @@ impl Nodes {
         let order = std::iter::once(own).chain(topology.others()).filter(|m| self.cluster.serving(m));
         let mut last = None;
         for member in order {
-            match self.ask(member, question.clone(), PATIENCE, trace).await {
+            match self.ask(member, question.clone(), Bytes::new(), PATIENCE, trace).await {
                 Ok((200, body)) => return Ok(body),
                 Ok((status, body)) => last = Some(node_failure(status, &body, index)),
                 Err(reason) => tracing::debug!(%member, reason, "a node could not be asked"),
@@ -70,11 +70,12 @@ impl Nodes {
         &self,
         member: &MemberId,
         question: NodeQuestion,
+        body: Bytes,
         patience: Duration,
         trace: TraceId,
     ) -> Result<(u16, Bytes), String> {
         let deadline = Instant::now() + patience;
-        let call = Call { request: Request::Node(question), body: Bytes::new(), deadline, trace };
+        let call = Call { request: Request::Node(question), body, deadline, trace };
         let answer = self.members.call(member, call).await.map_err(|e| e.to_string())?;
         match answer.reply {
             Reply::Node(status) => Ok((status, answer.body)),
@@ -84,12 +85,76 @@ impl Nodes {
 
     /// The answers of all members that serve and answer with 200.
     async fn ask_all(&self, question: NodeQuestion, patience: Duration, trace: TraceId) -> BTreeMap<MemberId, Bytes> {
+        let answers = self.answers_of_all(question, Bytes::new(), patience, trace).await;
+        answers.into_iter().filter_map(|(m, (status, body))| (status == 200).then_some((m, body))).collect()
+    }
+
+    /// The answers of all members that serve.
+    async fn answers_of_all(
+        &self,
+        question: NodeQuestion,
+        body: Bytes,
+        patience: Duration,
+        trace: TraceId,
+    ) -> BTreeMap<MemberId, (u16, Bytes)> {
         let topology = self.cluster.topology();
         let members: Vec<_> = topology.holders().filter(|m| self.cluster.serving(m)).collect();
-        let asks = members.iter().map(|m| async { (*m, self.ask(m, question.clone(), patience, trace).await) });
+        let asks =
+            members.iter().map(|m| async { (*m, self.ask(m, question.clone(), body.clone(), patience, trace).await) });
         let answers = futures_util::future::join_all(asks).await;
-        answers.into_iter().filter_map(|(m, a)| Some((m.clone(), a.ok().filter(|(s, _)| *s == 200)?.1))).collect()
+        answers.into_iter().filter_map(|(m, answer)| Some((m.clone(), answer.ok()?))).collect()
     }
+
+    /// Has an edition, without its context, checked by a node as it came. Gives what a node says of a context that is none.
+    ///
+    /// # Errors
+    /// The node's own error, or `miroir_shards_unavailable` if none can be asked.
+    pub async fn check_edition(&self, uid: &IndexUid, edition: Bytes, trace: TraceId) -> Result<Bytes, Failure> {
+        let own = self.cluster.own();
+        let topology = self.cluster.topology();
+        let order = std::iter::once(own).chain(topology.others()).filter(|m| self.cluster.serving(m));
+        for member in order {
+            match self.ask(member, NodeQuestion::Edition(uid.clone()), edition.clone(), PATIENCE, trace).await {
+                Ok((400, body)) if is_error(&body, NO_CONTEXT) => return Ok(body),
+                Ok((400, body)) => return Err(Failure::Node { status: 400, body }),
+                Ok((status, _)) => tracing::warn!(%member, status, "a node does not check an edition"),
+                Err(reason) => tracing::debug!(%member, reason, "a node could not be asked"),
+            }
+        }
+        Err(Failure::new(ErrorCode::MiroirShardsUnavailable, "No node of the mesh can be asked now; try again."))
+    }
+
+    /// Has an edition, as nodes will get it, checked by all nodes that can be asked.
+    ///
+    /// # Errors
+    /// A node's own error, if it does not edit documents; `bad_request` if it can't compile the function.
+    pub async fn check_wrapped(&self, uid: &IndexUid, edition: Bytes, trace: TraceId) -> Result<(), Failure> {
+        let answers = self.answers_of_all(NodeQuestion::Edition(uid.clone()), edition, PATIENCE, trace).await;
+        for (member, (status, body)) in answers {
+            if status != 400 || is_error(&body, NO_CONTEXT) {
+                continue;
+            }
+            if is_error(&body, ErrorCode::FeatureNotEnabled.as_str()) {
+                tracing::warn!(%member, "the node of this member does not edit documents by function");
+                return Err(Failure::Node { status, body });
+            }
+            let message = "Invalid value at `.function`: nodes can't compile it as miroir gives it to them: write it with less depth.";
+            tracing::debug!(%member, answer = %String::from_utf8_lossy(&body), "a wrapped function is refused");
+            return Err(Failure::new(ErrorCode::BadRequest, message));
+        }
+        Ok(())
+    }
+}
+
+/// What a node says of an edition whose context is none, after all else was checked.
+const NO_CONTEXT: &str = "invalid_document_edition_context";
+
+fn is_error(body: &[u8], code: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Error {
+        code: String,
+    }
+    serde_json::from_slice::<Error>(body).is_ok_and(|error| error.code == code)
 }
 
 /// One index on one node.

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::codec::{self, CodecError};
 use crate::types::limits::CALL_HEADER_MAX_BYTES;
 use crate::types::{
-    EntryKind, Epoch, Holder, Order, PhysicalIndex, Position, RecordKey, RecordVersion, ShardId, ShardSet, TaskPart,
-    TaskUid,
+    EntryKind, Epoch, Holder, IndexUid, Order, PhysicalIndex, Position, RecordKey, RecordVersion, ShardId, ShardSet,
+    TaskPart, TaskUid,
 };
 
 /// Traffic classes: each has its own limit of calls under way, so that bulk never starves votes or searches.
@@ -109,7 +109,7 @@ pub enum WriteKind {
     UpdateIndex,
 }
 
-/// What a member may be asked about its node, without a body.
+/// What a member may be asked about its node, without a body but for an edition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeQuestion {
     /// `GET /indexes/{i}/settings`
@@ -134,6 +134,9 @@ pub enum NodeQuestion {
     Waiting(PhysicalIndex),
     /// `GET /tasks?uids=…`
     Tasks(Vec<u32>),
+    /// `POST /indexes/{i}/documents/edit`, which you make one that no node takes: its refusal tells whether the node can compile
+    /// the function and read the filter in the body, and edits documents at all.
+    Edition(IndexUid),
 }
 
 /// A call's header: one variant a verb.
@@ -570,6 +573,7 @@ mod tests {
                 kind: WriteKind::AddDocuments { merge: true, skip_creation: false, primary_key: "id".into() },
             }),
             Request::Node(NodeQuestion::Tasks(vec![1, 2])),
+            Request::Node(NodeQuestion::Edition(IndexUid::new("packages").unwrap())),
             Request::Home,
             Request::TaskIds(64),
             Request::Verdicts(VerdictsOf { index: index.clone(), shards: vec![(ShardId(1), 3, u64::MAX)] }),

@@ -9,6 +9,7 @@ use std::sync::PoisonError;
 use serde_json::{Map, Value, json};
 
 use super::documents::{id_of, infer_primary_key};
+use super::edit::{self, Step};
 use super::error::{ApiError, Result};
 use super::filter::{self, Wording};
 use super::index::{DocId, Index};
@@ -113,6 +114,17 @@ fn single(engine: &Engine, task: &mut Task, plan: &mut Plan) -> Result<()> {
             plan.writes.extend(gone.iter().map(|docid| Write::RemoveDocument(index.number, *docid)));
             remove(&uid, index, gone, plan);
         }
+        Some(Work::Edit { filter, steps }) => {
+            let index = found.ok_or_else(missing)?;
+            let passing = match filter {
+                Some(filter) => filtered(&uid, index, &filter)?,
+                None => index.docs().map(|(docid, _)| docid).collect(),
+            };
+            let count = json!(passing.len());
+            edited(&uid, index, &steps, passing, plan)?;
+            task.details.insert("editedDocuments".to_owned(), count.clone());
+            task.details.insert("deletedDocuments".to_owned(), count);
+        }
         Some(Work::Settings { change, reset }) => {
             let index = match found {
                 Some(index) => {
@@ -179,6 +191,42 @@ fn filtered(uid: &str, index: &Index, value: &Value) -> Result<Vec<DocId>> {
     let Some(filter) = filter::parse(value, code)? else { return Ok(Vec::new()) };
     filter.check(&index.settings, Wording { code, index: Some(uid), canonical: false })?;
     Ok(index.docs().filter(|(_, doc)| filter.passes(doc)).map(|(docid, _)| docid).collect())
+}
+
+fn edited(uid: &str, index: &Index, steps: &[Step], docids: Vec<DocId>, plan: &mut Plan) -> Result<()> {
+    let record = stored(uid, index);
+    let mut prepared = Vec::with_capacity(docids.len());
+    for docid in docids {
+        let Some(doc) = index.doc(docid) else { continue };
+        let mut tree = doc.tree();
+        if let Some(vectors) = &doc.vectors {
+            tree.insert("_vectors".to_owned(), vectors.clone());
+        }
+        match edit::run(steps, tree)? {
+            Some(tree) => {
+                if index.primary_key.as_deref().is_some_and(|key| id_of(&tree, key).ok().as_ref() != Some(&doc.id)) {
+                    let text = format!("Index `{uid}`: Document editions cannot modify a document's primary key");
+                    return Err(ApiError::new("edit_documents_by_function_error", text));
+                }
+                let json = serde_json::to_string(&tree).unwrap_or_default();
+                plan.writes.push(Write::Document(index.number, docid, json));
+                prepared.push(Index::prepare(&index.settings, docid, doc.id.clone(), tree));
+            }
+            None => {
+                plan.writes.push(Write::RemoveDocument(index.number, docid));
+                prepared.push(Index::prepare_removal(docid));
+            }
+        }
+    }
+    plan.writes.push(Write::Index(Box::new(record.clone())));
+    let uid = uid.to_owned();
+    plan.effects.push(Box::new(move |indexes| {
+        if let Some(index) = indexes.get_mut(&uid) {
+            index.apply(prepared);
+            index.updated_at = record.updated_at;
+        }
+    }));
+    Ok(())
 }
 
 fn remove(uid: &str, index: &Index, gone: Vec<DocId>, plan: &mut Plan) {

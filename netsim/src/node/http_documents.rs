@@ -13,12 +13,13 @@ use axum::routing::{get, post};
 use serde_json::{Value, json};
 
 use super::documents::{self, Format, check_size, check_uid, id_text, invalid_id};
+use super::edit;
 use super::error::{ApiError, Result};
 use super::filter::{self, Filter, Wording};
 use super::format::select;
 use super::http::{Reply, Server, Shared, accepted, aside, content_type, json_body, object, ok, with_index};
 use super::index::{Doc, DocId, Index};
-use super::params::{Fields, Query};
+use super::params::{Fields, Query, wrong_type};
 use super::search::{check_sorts, parse_sorts, weighted_sorts};
 use super::tasks::Work;
 use super::{rank, vector};
@@ -32,6 +33,7 @@ pub fn routes() -> Router<Arc<Server>> {
         .route("/indexes/{uid}/documents", get(list).post(replace).put(merge).delete(clear))
         .route("/indexes/{uid}/documents/fetch", post(fetch))
         .route("/indexes/{uid}/documents/delete", post(delete_filtered))
+        .route("/indexes/{uid}/documents/edit", post(edit_filtered))
         .route("/indexes/{uid}/documents/delete-batch", post(delete_batch))
         .route("/indexes/{uid}/documents/{id}", get(one).delete(delete_one))
 }
@@ -274,7 +276,7 @@ async fn one(State(server): Shared, Path((uid, id)): Path<(String, String)>, Raw
     })?)
 }
 
-/// The one parameter that deletions have.
+/// The one parameter that deletions and editions have.
 fn metadata(raw: Option<&str>) -> Result<Option<String>> {
     Ok(Query::read(raw, &["customMetadata"])?.get("customMetadata").map(str::to_owned))
 }
@@ -330,6 +332,49 @@ async fn delete_filtered(
     let original = value.to_string();
     let details = json!({"providedIds": 0, "deletedDocuments": null, "originalFilter": original});
     enqueue_deletion(&server, &uid, details, Work::DeleteFilter(value.clone()), metadata)
+}
+
+async fn edit_filtered(
+    State(server): Shared,
+    Path(uid): Path<String>,
+    RawQuery(raw): RawQuery,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Reply {
+    let metadata = metadata(raw.as_deref())?;
+    let body = json_body(&headers, &body)?;
+    let fields = Fields::open(&body, "", "bad_request", &["filter", "context", "function"])?;
+    let code = "invalid_document_edition_function_filter";
+    let function = match body.get("function") {
+        None => return Err(fields.missing("function", "missing_document_edition_function")),
+        Some(Value::String(function)) => function,
+        Some(Value::Null) => {
+            return Err(ApiError::new(code, "Invalid value type at `.function`: expected a string, but found null"));
+        }
+        Some(other) => return Err(wrong_type(code, ".function", "a string", other)),
+    };
+    if server.engine.features().get("editDocumentsByFunction") != Some(&json!(true)) {
+        let text = "Using the documents edit route requires enabling the `edit documents by function` experimental feature. See https://github.com/orgs/meilisearch/discussions/762";
+        return Err(ApiError::new("feature_not_enabled", text));
+    }
+    check_uid(&uid, "")?;
+    let steps = edit::parse(function)?;
+    let filter = fields.get("filter").cloned();
+    if let Some(filter) = &filter
+        && filter::parse(filter, CODE)?.is_none()
+    {
+        return Err(ApiError::new(CODE, "Sending an empty filter is forbidden."));
+    }
+    let context = fields.get("context");
+    if context.is_some_and(|context| !context.is_object()) {
+        return Err(ApiError::new("invalid_document_edition_context", "The context must be an object"));
+    }
+    let details = json!({
+        "editedDocuments": null, "deletedDocuments": null, "originalFilter": filter.as_ref().map(Value::to_string),
+        "context": context, "function": function,
+    });
+    let work = Work::Edit { filter, steps };
+    accepted(server.engine.enqueue_with(&uid, "documentEdition", object(details), work, metadata)?)
 }
 
 async fn clear(State(server): Shared, Path(uid): Path<String>, RawQuery(raw): RawQuery) -> Reply {

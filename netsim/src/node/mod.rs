@@ -5,6 +5,7 @@
 
 mod apply;
 mod documents;
+mod edit;
 mod error;
 mod facets;
 mod filter;

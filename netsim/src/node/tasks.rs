@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::apply;
+use super::edit::Step;
 use super::error::{ApiError, Result};
 use super::index::Index;
 use super::knobs::Knobs;
@@ -42,6 +43,13 @@ pub enum Work {
     DeleteIds(Vec<String>),
     /// Deletes documents that pass a filter.
     DeleteFilter(Value),
+    /// Edits documents, those that pass a filter if there is one.
+    Edit {
+        /// The filter.
+        filter: Option<Value>,
+        /// What to do.
+        steps: Vec<Step>,
+    },
     /// Deletes all documents.
     Clear,
     /// Changes settings; a reset does not create the index.
@@ -127,7 +135,9 @@ impl Task {
         self.status = "failed".to_owned();
         self.error = Some(error.to_json());
         for (name, value) in &mut self.details {
-            if matches!(name.as_str(), "indexedDocuments" | "deletedDocuments") {
+            if matches!(name.as_str(), "indexedDocuments" | "deletedDocuments" | "editedDocuments")
+                && (self.kind != "documentEdition" || name == "editedDocuments")
+            {
                 *value = json!(0);
             }
         }

@@ -195,6 +195,9 @@ mod tests {
         let none = "Index `a`: While embedding documents for embedder `v`: no vectors provided for document `2`";
         assert!(own(set, "vector_embedding_error", none));
         assert!(own(Kind::Edit, "bad_request", "Unexpected '=' (line 1, position 9)"));
+        let off =
+            "Using the documents edit route requires enabling the `edit documents by function` experimental feature.";
+        assert!(!own(Kind::Edit, "feature_not_enabled", off));
     }
 
     #[test]

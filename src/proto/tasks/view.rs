@@ -167,9 +167,9 @@ fn details(task: &Shown) -> Option<Value> {
     Some(match &task.head.subject {
         Subject::Documents { received, .. } => json!({"receivedDocuments": received, "indexedDocuments": changed}),
         Subject::Edition { original_filter, context, function } => json!({
-            // A node counts both alike.
             "editedDocuments": changed,
-            "deletedDocuments": changed,
+            // A node counts both alike, but not the second where it counts nothing.
+            "deletedDocuments": changed.filter(|_| task.status == Status::Succeeded),
             "originalFilter": original_filter,
             "context": context.as_deref().map(as_json),
             "function": function,

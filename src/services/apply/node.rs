@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::net::node::{NodeAnswer, NodeRequest};
 use crate::proto::apply::{Flaw, Group, Listed, Page, Probed, Status, Tag, TaskRef};
+use crate::proto::document::own_message;
 use crate::proto::tasks::When;
 use crate::services::local::Local;
 use crate::types::{PhysicalIndex, StoreId};
@@ -48,6 +49,7 @@ struct TaskError {
 struct Details {
     deleted_documents: Option<u64>,
     edited_documents: Option<u64>,
+    function: Option<String>,
 }
 
 /// What a request of an applier is tagged with.
@@ -79,7 +81,10 @@ impl Task {
             "succeeded" => Status::Succeeded,
             "failed" => {
                 let (code, message) = self.error.as_ref().map_or(("", ""), |e| (&e.code, &e.message));
-                Status::Failed(Flaw::new(code, message))
+                let function = self.details.as_ref().and_then(|details| details.function.as_deref());
+                // Of a function the client knows what it has written.
+                let message = function.map_or_else(|| message.to_owned(), |f| own_message(f, message));
+                Status::Failed(Flaw::new(code, &message))
             }
             "canceled" => Status::Canceled,
             _ => return None,

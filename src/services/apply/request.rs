@@ -9,12 +9,13 @@ use serde_json::{Map, Value};
 
 use super::counts::Deletions;
 use crate::proto::apply::{Flaw, Request};
+use crate::proto::document::Function;
 use crate::proto::journal::{Entry, Kind};
 use crate::proto::tasks::home::body;
 use crate::services::journal::JournalHandle;
 use crate::services::local::Work;
 use crate::store::{JournalStore, StoreError};
-use crate::types::{JournalKey, PhysicalIndex};
+use crate::types::{JournalKey, PhysicalIndex, ShardId};
 
 /// Of one read of a journal.
 const READ_ENTRIES: usize = 1_024;
@@ -69,7 +70,7 @@ pub(super) async fn build(
                 if entry.kind != request.kind {
                     return Ok(Built::NotThere(format!("entry {seq} of {key} is another than before")));
                 }
-                if let Err(flaw) = payloads.add(entry) {
+                if let Err(flaw) = payloads.add(span.shard, entry) {
                     return Ok(Built::Refused(flaw));
                 }
                 if entry.kind.is_deletion() {
@@ -97,7 +98,7 @@ impl Payloads {
         Self { kind, out: Vec::new(), count: 0 }
     }
 
-    fn add(&mut self, entry: &Entry) -> Result<(), Flaw> {
+    fn add(&mut self, shard: ShardId, entry: &Entry) -> Result<(), Flaw> {
         let payload = payload(entry)?;
         self.count += 1;
         match self.kind {
@@ -116,13 +117,23 @@ impl Payloads {
                 }
             }
             // All parts of one request say the same.
-            Kind::DeleteByFilter | Kind::Edit if self.count > 1 => {}
-            Kind::DeleteByFilter | Kind::Edit => {
+            Kind::DeleteByFilter if self.count > 1 => {}
+            Kind::DeleteByFilter => {
                 let object: Map<String, Value> = serde_json::from_slice(payload).map_err(|e| malformed(&e))?;
-                if self.kind == Kind::DeleteByFilter && !object.get("filter").is_some_and(has_condition) {
+                if !object.get("filter").is_some_and(has_condition) {
                     return Err(malformed(&"a filter without a condition"));
                 }
                 self.out.extend_from_slice(payload);
+            }
+            // Wrapped for one shard, it would mark the documents of others wrongly.
+            Kind::Edit if self.count > 1 => return Err(malformed(&"several editions in one request")),
+            Kind::Edit => {
+                let mut object: Map<String, Value> = serde_json::from_slice(payload).map_err(|e| malformed(&e))?;
+                let Some(Value::String(function)) = object.get_mut("function") else {
+                    return Err(malformed(&"an edition without a function"));
+                };
+                *function = Function::parse(function).map_err(|e| malformed(&e))?.wrapped(shard);
+                serde_json::to_writer(&mut self.out, &object).map_err(|e| malformed(&e))?;
             }
             Kind::Clear | Kind::Empty | Kind::Refusal | Kind::Home => {}
         }
@@ -170,7 +181,7 @@ mod tests {
     fn together(kind: Kind, payloads: &[&str]) -> Result<String, String> {
         let mut all = Payloads::new(kind);
         for payload in payloads {
-            all.add(&entry(kind, payload)).map_err(|flaw| flaw.code)?;
+            all.add(ShardId(5), &entry(kind, payload)).map_err(|flaw| flaw.code)?;
         }
         Ok(String::from_utf8(all.body().to_vec()).unwrap())
     }
@@ -190,6 +201,17 @@ mod tests {
     }
 
     #[test]
+    fn a_function_is_wrapped_for_the_one_shard_that_it_is_for() {
+        let edit = r#"{"filter":"a = 1","function":"doc.n += 1","context":{"a":1.50}}"#;
+        let sent: Value = serde_json::from_str(&together(Kind::Edit, &[edit]).unwrap()).unwrap();
+        let wrapped = Function::parse("doc.n += 1").unwrap().wrapped(ShardId(5));
+        assert_eq!(sent, serde_json::json!({"filter": "a = 1", "function": wrapped, "context": {"a": 1.5}}));
+        for bad in [&[edit, edit][..], &["{}"], &[r#"{"function":1}"#], &[r#"{"function":"exit()"}"#], &["[]"]] {
+            assert_eq!(together(Kind::Edit, bad).unwrap_err(), "malformed_payload", "{bad:?}");
+        }
+    }
+
+    #[test]
     fn what_would_become_something_else_beside_others_is_refused() {
         for bad in ["[1", "1]", "[1],[2]", "{}", "", "[1] x"] {
             assert_eq!(together(Kind::Delete, &[bad]).unwrap_err(), "malformed_payload", "{bad}");
@@ -198,6 +220,6 @@ mod tests {
             assert_eq!(together(Kind::DeleteByFilter, &[all]).unwrap_err(), "malformed_payload", "{all}");
         }
         let headless = Entry { body: crate::proto::journal::Body(b"x".as_slice().into()), ..entry(Kind::Delete, "") };
-        assert!(Payloads::new(Kind::Delete).add(&headless).is_err());
+        assert!(Payloads::new(Kind::Delete).add(ShardId(0), &headless).is_err());
     }
 }
