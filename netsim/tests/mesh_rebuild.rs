@@ -122,7 +122,38 @@ fn a_node_that_was_wiped_is_rebuilt_by_itself_while_writes_go_on() {
         drop(end);
     });
     wait_until("all copies in sync", PATIENCE, || is_whole(&mesh, 0));
-    let all: Vec<_> = (0..3).map(|i| documents(&mesh, i)).collect();
+    assert_equal(&mesh);
+}
+
+#[test]
+fn a_member_whose_store_and_node_were_lost_gets_documents_and_settings_again() {
+    let mut mesh = mesh();
+    mesh.sidecar(2).kill();
+    mesh.node(2).kill();
+    for lost in ["store", "node"] {
+        std::fs::remove_dir_all(mesh.members[2].dir.join(lost)).unwrap();
+    }
+    std::fs::create_dir_all(mesh.members[2].dir.join("node")).unwrap();
+    // Meanwhile there is one copy less, and what is written is there afterwards.
+    mesh.client(0).done("POST", "/indexes/books/documents", &json!([{"id": 7_000, "shelf": "new"}]));
+    mesh.start_node(2);
+    mesh.start_sidecar(2);
+    mesh.wait_whole();
+    wait_until("all copies in sync", PATIENCE, || is_whole(&mesh, 0));
+    assert_equal(&mesh);
+    let physical = mesh.admin(0).get("/_miroir/indexes/books").expect(200)["physical"].as_str().unwrap().to_owned();
+    let settings: Vec<Value> =
+        (0..3).map(|i| mesh.node_client(i).get(&format!("/indexes/{physical}/settings")).expect(200)).collect();
+    assert_eq!((&settings[2], settings[2].to_string().contains("shelf")), (&settings[0], true));
+    for i in 0..3 {
+        let found = mesh.client(i).search("books", &json!({"filter": "shelf = new"})).expect(200);
+        assert_eq!(found["estimatedTotalHits"], 1, "through member {i}");
+    }
+}
+
+/// Every shard's two copies hold the same documents.
+fn assert_equal(mesh: &Mesh) {
+    let all: Vec<_> = (0..3).map(|i| documents(mesh, i)).collect();
     let mut by_shard: BTreeMap<&String, Vec<_>> = BTreeMap::new();
     all.iter().flatten().for_each(|(shard, documents)| by_shard.entry(shard).or_default().push(documents));
     assert_eq!(by_shard.len(), 8);

@@ -384,15 +384,15 @@ async fn a_set_that_can_spare_nobody_takes_in_who_is_back_for_who_is_gone() {
         &world.at(stays).sender.send(&index(), vec![(ShardId(0), write(1))], soon(), TraceId::default()).await[0],
     );
     world.cut(back);
-    let has = |i: usize| state(&world, 0).is_some_and(|s| s.in_sync.iter().any(|id| id.member == member(i)));
+    let has = |world: &World, i| state(world, 0).is_some_and(|s| s.in_sync.iter().any(|id| id.member == member(i)));
     let late = world.at(stays).sender.send(&index(), vec![(ShardId(0), write(2))], soon(), TraceId::default()).await;
-    until("it leaves", async || !has(back)).await;
+    until("it leaves", async || !has(&world, back)).await;
     let late = seq_of(&late[0]);
     world.kill(gone).await;
     world.heal();
     let answers = world.at(back).sender.send(&index(), vec![(ShardId(0), write(3))], soon(), TraceId::default()).await;
     let last = seq_of(&answers[0]);
-    until("all know the set", async || has(back) && has(stays) && !has(gone)).await;
+    until("all know the set", async || has(&world, back) && has(&world, stays) && !has(&world, gone)).await;
     world.restart(gone, |_, _| Vec::new()).await;
     whole(&world, 1).await;
     let all = [(1, acknowledged), (2, late), (3, last)].map(|(task, seq)| ((0, write(task).part), seq));

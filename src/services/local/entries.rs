@@ -188,7 +188,7 @@ impl Local {
     }
 
     async fn holds_nothing(&self, physical: &PhysicalIndex, slot: &Slot, made: bool) -> Result<(), StoreError> {
-        let local = LocalIndex { held: ShardSet::new(), made, ..slot.local() };
+        let local = LocalIndex { held: ShardSet::new(), made };
         self.store.put_local_index(physical, &local).await?;
         slot.set_local(local);
         Ok(())
