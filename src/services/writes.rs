@@ -161,7 +161,8 @@ impl Writes {
     fn require_whole(&self, index: &Index, orders: &[Order]) -> Result<(), Failure> {
         let (seen, physical) = (self.cluster.seen(), &index.value.physical);
         let lacks = |o: &&Order| {
-            o.kind != WriteKind::DeleteIndex && seen.get(&o.member).is_some_and(|s| s.lost.contains(physical))
+            o.kind != WriteKind::DeleteIndex
+                && seen.get(&o.member).is_some_and(|s| s.lost_all || s.lost.contains(physical))
         };
         let Some(order) = orders.iter().find(lacks) else { return Ok(()) };
         let message = format!(

@@ -92,6 +92,14 @@ impl Slot {
         }
     }
 
+    /// Tasks that have not ended, of which it decides.
+    pub(super) fn open(&self) -> usize {
+        match &self.core {
+            Core::Reigns(_, home) => home.state().open().len(),
+            _ => 0,
+        }
+    }
+
     /// Whether it reigns and has open tasks about this index.
     pub(super) fn watches(&self, index: &PhysicalIndex) -> bool {
         matches!(&self.core, Core::Reigns(_, home) if home.watches(index))
