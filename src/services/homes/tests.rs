@@ -433,7 +433,7 @@ async fn a_key_whose_task_was_done_and_is_deleted_is_not_done_again() {
 async fn what_became_of_a_part_is_not_guessed_while_it_can_not_be_read() {
     let world = world().await;
     let uid = acknowledged(&world, 0, &[0]).await;
-    until("all have it", async || world.alive().all(|(_, m)| m.journals.committed(&key(0)).is_some_and(|c| c >= 1)))
+    until("all have it", async || world.alive().all(|(_, m)| m.journals.committed(&key(0)).is_some_and(|c| c >= 2)))
         .await;
     let seq = world.at(0).journals.committed(&key(0)).unwrap();
     let unread = |unread| {
