@@ -155,14 +155,14 @@ fn home_config(config: &Config) -> HomeConfig {
 }
 
 /// Whom the homes of tasks tell of tasks that have ended.
-fn webhook(config: &Config) -> anyhow::Result<Option<Arc<dyn Hook>>> {
+fn webhook(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Arc<dyn Hook>>> {
     let section = &config.tasks;
     if section.webhook_url.is_empty() {
         return Ok(None);
     }
     let authorization = section.webhook_authorization.as_ref().map(Secret::expose);
     let client = WebhookClient::new(&section.webhook_url, authorization).context("[tasks] webhook_url")?;
-    Ok(Some(Arc::new(Webhook(client))))
+    Ok(Some(Arc::new(Webhook { client, metrics: Arc::clone(metrics) })))
 }
 
 /// When the steps of an end are to be over, from the signal on.
@@ -308,9 +308,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         cluster: cluster.clone(),
         ids: task_ids.clone(),
         outcomes: Arc::new(apply.clone()),
-        hook: webhook(&config)?,
+        hook: webhook(&config, &metrics)?,
+        metrics: Arc::clone(&metrics),
     });
-    let tasks = Tasks::new(homes.clone(), sender);
+    let tasks = Tasks::new(homes.clone(), sender, Arc::clone(&metrics));
     let serving = ServingDriver::new(
         serving::Parts {
             lag: Duration::from_millis(config.journal.serve_lag_ms),
@@ -735,7 +736,9 @@ fn seen_of(g: &MemberGossip, suspect: bool) -> Seen {
         version: Some(g.version.clone()),
         unserved: g.unserved.clone(),
         pressed: g.pressed.clone(),
+        pressed_all: g.pressed_all,
         lost: g.lost.clone(),
+        lost_all: g.lost_all,
         disk_full: g.disk_full,
         records: Some(g.records_digest.clone()),
     }

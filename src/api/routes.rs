@@ -20,7 +20,7 @@ use super::auth::{Keys, require_key};
 use super::error::{ApiError, mark};
 use super::room::{Placed, Room};
 use super::service::{DEGRADED, in_service};
-use super::session::{SESSION, session};
+use super::session::{SESSION, is_read, session};
 use super::{
     admin, aliases, documents, health, indexes, leases, mesh, operations, search, settings, shards, tasks, unsupported,
 };
@@ -209,11 +209,10 @@ fn cors() -> CorsLayer {
 }
 
 /// Whether the request may change something.
-fn writes(request: &Request) -> bool {
-    let last = request.uri().path().rsplit('/').next().unwrap_or_default();
-    match *request.method() {
+fn writes(method: &Method, route: &str) -> bool {
+    match *method {
         Method::PUT | Method::PATCH | Method::DELETE => true,
-        Method::POST => !matches!(last, "search" | "facet-search" | "multi-search" | "fetch"),
+        Method::POST => !is_read(method, route),
         _ => false,
     }
 }
@@ -239,7 +238,7 @@ async fn observe(State(api): State<Api>, mut request: Request, next: Next) -> Re
     if let Some(place) = &place {
         request.extensions_mut().insert(place.bodies());
     }
-    let writes = writes(&request);
+    let writes = writes(request.method(), &route);
     let began = Instant::now();
     let answer = async move {
         let response = next.run(request).await;

@@ -106,10 +106,14 @@ pub struct Seen {
     pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
     /// Indexes that wait for its node.
     pub pressed: BTreeSet<PhysicalIndex>,
+    /// More than it names: as if all did.
+    pub pressed_all: bool,
     /// The disk of its store is almost full.
     pub disk_full: bool,
     /// Indexes that its node has lost.
     pub lost: BTreeSet<PhysicalIndex>,
+    /// More than it names: as if all were.
+    pub lost_all: bool,
     /// Digest of the records that it knows.
     pub records: Option<String>,
 }
@@ -125,8 +129,10 @@ impl Seen {
             version: None,
             unserved: BTreeMap::new(),
             pressed: BTreeSet::new(),
+            pressed_all: false,
             disk_full: false,
             lost: BTreeSet::new(),
+            lost_all: false,
             records: None,
         }
     }

@@ -23,7 +23,7 @@ use crate::proto::tasks::Subject;
 use crate::proto::tasks::view::Summary;
 use crate::rt::clock;
 use crate::types::TraceId;
-use crate::types::{ErrorCode, IndexRecord, IndexUid, MemberId, PhysicalIndex, ReplicaId};
+use crate::types::{ErrorCode, IndexRecord, IndexUid, MemberId, NamesRecord, PhysicalIndex, ReplicaId};
 use crate::wire::verbs::WriteKind;
 
 /// Attempts against rivals; each lost one means that another change was made.
@@ -292,19 +292,32 @@ impl Indexes {
         let topology = self.cluster.topology();
         // Looked at before the record is made, so that "nothing was done" is true.
         self.writes.require_serving(topology.holders())?;
-        let (index, ours) = self.find_or_create(uid, primary_key.as_deref(), trace).await?;
+        let task = self.writes.begin(uid, subject, trace).await?;
+        let (index, ours) = match self.find_or_create(uid, primary_key.as_deref(), trace).await {
+            Ok(found) => found,
+            Err(failure) => {
+                self.writes.failed(task, &failure);
+                return Err(failure);
+            }
+        };
         if !ours {
-            return self.already_exists(uid, subject, trace).await;
+            let summary = task.summary();
+            self.writes.failed(task, &Failure::new(ErrorCode::IndexAlreadyExists, self.exists_text(uid)));
+            return Ok(summary);
         }
         let orders = topology.holders().cloned().map(|m| Order::without_body(m, WriteKind::EnsureIndex)).collect();
-        self.writes.send(&index, subject, orders, Instant::now() + PATIENCE, trace).await
+        self.writes.send_changed(&index, task, orders, Instant::now() + PATIENCE, trace).await
+    }
+
+    fn exists_text(&self, uid: &IndexUid) -> String {
+        match self.records.snapshot().names().value.aliases.get(uid) {
+            Some(alias) => format!("Index `{uid}` already exists: it is an alias for index `{}`.", alias.target),
+            None => format!("Index `{uid}` already exists."),
+        }
     }
 
     async fn already_exists(&self, uid: &IndexUid, subject: Subject, trace: TraceId) -> Result<Summary, Failure> {
-        let message = match self.records.snapshot().names().value.aliases.get(uid) {
-            Some(alias) => format!("Index `{uid}` already exists: it is an alias for index `{}`.", alias.target),
-            None => format!("Index `{uid}` already exists."),
-        };
+        let message = self.exists_text(uid);
         self.tasks.over(Some(uid), subject, Some((ErrorCode::IndexAlreadyExists, &message)), None, trace).await
     }
 
@@ -325,25 +338,34 @@ impl Indexes {
         let Some(key) = key else {
             return self.tasks.over(Some(uid), subject, None, None, trace).await;
         };
-        self.writes.require_serving(self.cluster.topology().holders())?;
+        let body = Bytes::from(serde_json::json!({ "primaryKey": key }).to_string());
+        let order = |m| Order { body: body.clone(), ..Order::without_body(m, WriteKind::UpdateIndex) };
+        let orders: Vec<Order> = self.cluster.topology().holders().cloned().map(order).collect();
+        self.writes.require_ready(index, subject.kind(), &orders)?;
+        let task = self.writes.begin(uid, subject, trace).await?;
         let other = index.value.primary_key.as_deref().filter(|old| *old != key);
         let settled = match other {
-            Some(old) if unused().await? => self.change_primary_key(index, old, &key, unused(), trace).await,
-            _ => self.settle_primary_key(index, &key, trace).await,
+            Some(old) => match unused().await {
+                Ok(true) => self.change_primary_key(index, old, &key, unused(), trace).await,
+                Ok(false) => self.settle_primary_key(index, &key, trace).await,
+                Err(failure) => Err(failure),
+            },
+            None => self.settle_primary_key(index, &key, trace).await,
         };
         let index = match settled {
             Ok(index) => index,
             Err(Failure::Mesh { code: code @ ErrorCode::IndexPrimaryKeyAlreadyExists, message, .. }) => {
                 // As on a node, which names the index here and not where documents bring another key.
-                let message = format!("Index `{uid}`: {message}");
-                return self.tasks.over(Some(uid), subject, Some((code, &message)), None, trace).await;
+                let (message, summary) = (format!("Index `{uid}`: {message}"), task.summary());
+                self.writes.failed(task, &Failure::new(code, message));
+                return Ok(summary);
             }
-            Err(e) => return Err(e),
+            Err(failure) => {
+                self.writes.failed(task, &failure);
+                return Err(failure);
+            }
         };
-        let body = Bytes::from(serde_json::json!({ "primaryKey": key }).to_string());
-        let order = |m| Order { body: body.clone(), ..Order::without_body(m, WriteKind::UpdateIndex) };
-        let orders = self.cluster.topology().holders().cloned().map(order).collect();
-        self.writes.send(&index, subject, orders, Instant::now() + PATIENCE, trace).await
+        self.writes.send_changed(&index, task, orders, Instant::now() + PATIENCE, trace).await
     }
 
     /// Puts another primary key in the place of `old`, unless documents have come meanwhile that were split by that.
@@ -399,8 +421,21 @@ impl Indexes {
     /// # Errors
     /// `miroir_alias_conflict` for an alias, or an index that one stands for; `miroir_no_quorum` if nothing was done.
     pub async fn delete(&self, uid: &IndexUid, trace: TraceId) -> Result<Summary, Failure> {
-        let Some(physical) = self.take_name(uid, trace).await? else {
+        if without(&self.records.snapshot().names().value, uid)?.is_none() {
             return self.missing(uid, Subject::IndexDeletion, None, trace).await;
+        }
+        let task = self.writes.begin(uid, Subject::IndexDeletion, trace).await?;
+        let physical = match self.take_name(uid, trace).await {
+            Ok(Some(physical)) => physical,
+            Ok(None) => {
+                let summary = task.summary();
+                self.writes.failed(task, &Failure::index_not_found(uid));
+                return Ok(summary);
+            }
+            Err(failure) => {
+                self.writes.failed(task, &failure);
+                return Err(failure);
+            }
         };
         // From here on nobody finds the index; whatever is left behind follows the record.
         if let Err(error) = self.mark_deleted(&physical, trace).await {
@@ -408,32 +443,28 @@ impl Indexes {
             let message = format!(
                 "Index `{uid}` is gone, but its documents go from the nodes only when the mesh's records can be changed again."
             );
-            return Err(Failure::new(ErrorCode::MiroirWriteUnknown, message));
+            let uid = task.uid();
+            let failure = Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, message, task: Some(uid) };
+            self.writes.failed(task, &failure);
+            return Err(failure);
         }
-        let index = self.records.snapshot().index(&physical).ok_or_else(|| Failure::index_not_found(uid))?;
+        let Some(index) = self.records.snapshot().index(&physical) else {
+            let failure = Failure::index_not_found(uid);
+            self.writes.failed(task, &failure);
+            return Err(failure);
+        };
         // A member that is away follows the record when it is back.
         let topology = self.cluster.topology();
         let here = topology.holders().filter(|m| self.cluster.serving(m)).cloned();
         let orders = here.map(|m| Order::without_body(m, WriteKind::DeleteIndex)).collect();
-        self.writes.send(&index, Subject::IndexDeletion, orders, Instant::now() + PATIENCE, trace).await
+        self.writes.send_changed(&index, task, orders, Instant::now() + PATIENCE, trace).await
     }
 
     /// Takes an index out of names, so that no alias can come to stand for it; `None` if there is none of that name.
     async fn take_name(&self, uid: &IndexUid, trace: TraceId) -> Result<Option<PhysicalIndex>, Failure> {
         for _ in 0..ATTEMPTS {
             let snapshot = self.records.snapshot();
-            let mut names = snapshot.names().value.clone();
-            if let Some(alias) = names.aliases.get(uid) {
-                let message = format!(
-                    "`{uid}` is an alias for index `{}`. An index is deleted by its own uid, an alias by \
-                     DELETE /_miroir/aliases/{uid}.",
-                    alias.target
-                );
-                return Err(Failure::new(ErrorCode::MiroirAliasConflict, message));
-            }
-            let Some(physical) = names.indexes.remove(uid) else { return Ok(None) };
-            alias::check_delete_index(&names, uid).map_err(|e| names_refused(&e))?;
-            names.leaving.insert(physical.clone());
+            let Some((names, physical)) = without(&snapshot.names().value, uid)? else { return Ok(None) };
             match self.records.change(NAMES, snapshot.names().version, &names, trace).await {
                 Ok(_) => return Ok(Some(physical)),
                 Err(ChangeError::Conflict(_)) => {}
@@ -486,6 +517,23 @@ impl Indexes {
         }
         Err(rivals("names"))
     }
+}
+
+/// The names without an index, and which one it is; `None` if there is none of that name.
+fn without(names: &NamesRecord, uid: &IndexUid) -> Result<Option<(NamesRecord, PhysicalIndex)>, Failure> {
+    if let Some(alias) = names.aliases.get(uid) {
+        let message = format!(
+            "`{uid}` is an alias for index `{}`. An index is deleted by its own uid, an alias by \
+             DELETE /_miroir/aliases/{uid}.",
+            alias.target
+        );
+        return Err(Failure::new(ErrorCode::MiroirAliasConflict, message));
+    }
+    let mut names = names.clone();
+    let Some(physical) = names.indexes.remove(uid) else { return Ok(None) };
+    alias::check_delete_index(&names, uid).map_err(|e| names_refused(&e))?;
+    names.leaving.insert(physical.clone());
+    Ok(Some((names, physical)))
 }
 
 /// A change of names that is not allowed, as the client reads it.

@@ -3,6 +3,7 @@
 //! Rule: a client hears of a task only when its home keeps it; who is told that nothing was done can send the request again.
 //! Must not know: what a task does, how homes are found.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use super::journal::Sender;
 use crate::proto::tasks::home::Work;
 use crate::proto::tasks::view::{self, Summary};
 use crate::proto::tasks::{Head, Outcome, Status, Subject, TaskError, TaskKind};
+use crate::telemetry::metrics::Metrics;
 use crate::types::{ErrorCode, IndexUid, TaskUid, TraceId};
 
 /// How long a home may take to keep a task.
@@ -45,6 +47,7 @@ impl From<Summary> for Accepted {
 pub struct Tasks {
     homes: Homes,
     sender: Sender,
+    metrics: Arc<Metrics>,
 }
 
 /// A task that this process carries out and whose home keeps it.
@@ -59,8 +62,8 @@ pub struct Order {
 
 impl Tasks {
     /// Over homes, and what brings parts to their shards.
-    pub fn new(homes: Homes, sender: Sender) -> Self {
-        Self { homes, sender }
+    pub fn new(homes: Homes, sender: Sender, metrics: Arc<Metrics>) -> Self {
+        Self { homes, sender, metrics }
     }
 
     /// Where tasks are kept.
@@ -113,15 +116,32 @@ impl Tasks {
     ///
     /// # Errors
     /// `miroir_no_quorum` where nothing was done, `miroir_write_unknown` (with the task) where something may be,
-    /// `miroir_idempotency_key_reused`, `payload_too_large`.
+    /// `miroir_idempotency_key_reused`, `miroir_incomplete` (with the task), `payload_too_large`.
     pub async fn write(&self, write: NewWrite, trace: TraceId) -> Result<Accepted, Failure> {
         let deadline = Instant::now() + WRITE_PATIENCE;
-        match self.homes.submit(&self.sender, write, deadline, trace).await {
+        let kind = write.subject.kind().as_str();
+        let submitted = self.homes.submit(&self.sender, write, deadline, trace).await;
+        let outcome = match &submitted {
+            Submitted::Taken { .. } | Submitted::Before(..) => "accepted",
+            Submitted::NotDone(NotDone::TooLarge) | Submitted::KeyReused | Submitted::Half(_) => "failed",
+            Submitted::NotDone(NotDone::NoQuorum | NotDone::Busy | NotDone::NoHome) => "no_quorum",
+            Submitted::Unknown(_) => "unknown",
+        };
+        self.metrics.writes.with_label_values(&[kind, outcome]).inc();
+        match submitted {
             Submitted::Taken { uid, head, in_sync, copies } => {
                 let copies = (copies > 0).then_some((in_sync, copies));
                 Ok(Accepted { summary: view::summary(uid, &head), copies })
             }
-            Submitted::Before(uid, shown) => Ok(view::summary(uid, &shown.head).into()),
+            Submitted::Before(uid, head) => Ok(view::summary(uid, &head).into()),
+            Submitted::Half(uid) => {
+                let message = format!(
+                    "A write with this `Idempotency-Key` was sent before as task {uid}: a part of it was applied, and the \
+                     rest never will be. What it does depends on the documents that are there, so it is not done again. Look \
+                     at the task, and send what is still wanted under a new key."
+                );
+                Err(Failure::Mesh { code: ErrorCode::MiroirIncomplete, message, task: Some(uid) })
+            }
             Submitted::KeyReused => {
                 let message = "The `Idempotency-Key` was used before with another body. Nothing was done; take a new key for \
                                a new request.";

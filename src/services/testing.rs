@@ -1,7 +1,7 @@
 //! Several members in one process: ledger, leases, operations and journals with their stores, over a network that can be cut.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -70,6 +70,8 @@ pub(super) struct Applied {
     told: Mutex<BTreeMap<JournalKey, u64>>,
     /// Entries that failed, with code and message.
     pub(super) failed: Mutex<BTreeMap<(JournalKey, u64), (String, String)>>,
+    /// What became of entries can't be read.
+    pub(super) unread: AtomicBool,
     events: Mutex<Option<broadcast::Sender<(JournalKey, u64)>>>,
 }
 
@@ -95,14 +97,17 @@ impl Outcomes for Applied {
         self.told.lock().unwrap().get(key).copied().unwrap_or(0)
     }
 
-    async fn outcomes(&self, key: &JournalKey, seqs: &[u64]) -> Vec<Option<Done>> {
+    async fn outcomes(&self, key: &JournalKey, seqs: &[u64]) -> Result<Vec<Option<Done>>, StoreError> {
+        if self.unread.load(Ordering::SeqCst) {
+            return Err(StoreError::Damaged { journal: key.clone(), reason: "a test says so".into() });
+        }
         let (applied, failed) = (self.applied(key), self.failed.lock().unwrap());
         let of = |seq: &u64| {
             let error = failed.get(&(key.clone(), *seq)).cloned();
             let at = homes::wall();
             (*seq <= applied).then_some(Done { error, changed: 1, started: at, finished: at })
         };
-        seqs.iter().map(of).collect()
+        Ok(seqs.iter().map(of).collect())
     }
 }
 
@@ -428,6 +433,7 @@ impl World {
             ids: task_ids.clone(),
             outcomes: Arc::clone(&applied) as Arc<dyn Outcomes>,
             hook: None,
+            metrics: Arc::clone(&metrics),
         });
         let reporter = Reporter::new(homes.clone());
         let serving = Arc::new(Serving {

@@ -26,7 +26,7 @@ use crate::proto::tasks::view::Summary;
 use crate::proto::tasks::{Outcome, Status, Subject, TaskError, TaskKind, When};
 use crate::telemetry::metrics::Metrics;
 use crate::types::TraceId;
-use crate::types::{ErrorCode, MemberId, ShardSet};
+use crate::types::{ErrorCode, IndexUid, MemberId, ShardSet};
 use crate::wire::verbs::{NodeQuestion, Refusal, Reply, Request, Write, WriteKind};
 
 /// Pause before a part that was certainly not taken is sent again; it doubles.
@@ -102,14 +102,86 @@ impl Writes {
         deadline: Instant,
         trace: TraceId,
     ) -> Result<Summary, Failure> {
-        let kind = subject.kind().as_str();
-        let ready =
-            self.require_serving(orders.iter().map(|o| &o.member)).and_then(|()| self.require_whole(index, &orders));
-        if let Err(failure) = ready {
-            self.metrics.writes.with_label_values(&[kind, "no_quorum"]).inc();
-            return Err(failure);
+        let kind = subject.kind();
+        self.require_ready(index, kind, &orders)?;
+        let task = self.begin(&index.value.uid, subject, trace).await?;
+        let concluded = self.carry_out(index, task, orders, deadline, trace).await;
+        self.counted(kind, concluded)
+    }
+
+    /// The task of an order that changes records first. From here on it must be brought to an end.
+    ///
+    /// # Errors
+    /// `miroir_no_quorum`: nothing was done.
+    pub async fn begin(&self, uid: &IndexUid, subject: Subject, trace: TraceId) -> Result<Task, Failure> {
+        let kind = subject.kind();
+        let begun = self.tasks.order(Some(uid), subject, trace).await;
+        begun.inspect_err(|_| self.metrics.writes.with_label_values(&[kind.as_str(), "no_quorum"]).inc())
+    }
+
+    /// As [`Writes::send`], for a task that was begun and after records were changed for it: of whatever goes wrong from here
+    /// on nobody says that nothing was done.
+    ///
+    /// # Errors
+    /// `miroir_write_unknown` (with the task), or the node's own error if every node refused.
+    pub async fn send_changed(
+        &self,
+        index: &Index,
+        task: Task,
+        orders: Vec<Order>,
+        deadline: Instant,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
+        let (kind, uid) = (task.kind(), task.uid());
+        let concluded = self.carry_out(index, task, orders, deadline, trace).await;
+        let concluded = concluded.map_err(|failure| match failure {
+            Failure::Mesh { code: ErrorCode::MiroirNoQuorum, .. } => Failure::Mesh {
+                code: ErrorCode::MiroirWriteUnknown,
+                message:
+                    "The mesh's records were changed, and no node has taken the order yet. Look at the index; nodes \
+                          follow the records when they can."
+                        .into(),
+                task: Some(uid),
+            },
+            failure => failure,
+        });
+        self.counted(kind, concluded)
+    }
+
+    /// Ends a task that was begun and came to nothing.
+    pub fn failed(&self, task: Task, failure: &Failure) {
+        let kind = task.kind();
+        match failure {
+            Failure::Mesh { code, message, .. } => task.fail(*code, message),
+            Failure::Node { .. } => task.fail(ErrorCode::Internal, "The node refused it."),
         }
-        let task = self.tasks.order(Some(&index.value.uid), subject, trace).await?;
+        self.metrics.writes.with_label_values(&[kind.as_str(), outcome(failure)]).inc();
+    }
+
+    fn counted(&self, kind: TaskKind, concluded: Result<Summary, Failure>) -> Result<Summary, Failure> {
+        let outcome = concluded.as_ref().map_or_else(outcome, |_| "accepted");
+        self.metrics.writes.with_label_values(&[kind.as_str(), outcome]).inc();
+        concluded
+    }
+
+    /// Checks that all members of these orders serve, and that no node lacks what it held of the index.
+    ///
+    /// # Errors
+    /// `miroir_no_quorum`: nothing was done.
+    pub fn require_ready(&self, index: &Index, kind: TaskKind, orders: &[Order]) -> Result<(), Failure> {
+        let ready =
+            self.require_serving(orders.iter().map(|o| &o.member)).and_then(|()| self.require_whole(index, orders));
+        ready.inspect_err(|_| self.metrics.writes.with_label_values(&[kind.as_str(), "no_quorum"]).inc())
+    }
+
+    async fn carry_out(
+        &self,
+        index: &Index,
+        task: Task,
+        orders: Vec<Order>,
+        deadline: Instant,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
         let mut by_member: BTreeMap<MemberId, Vec<Order>> = BTreeMap::new();
         for order in orders {
             by_member.entry(order.member.clone()).or_default().push(order);
@@ -128,15 +200,7 @@ impl Writes {
             fates
         });
         let fates = futures_util::future::join_all(sends).await.into_iter().flatten().collect();
-        let concluded = self.conclude(index, task, fates);
-        let outcome = match &concluded {
-            Ok(_) => "accepted",
-            Err(Failure::Mesh { code: ErrorCode::MiroirNoQuorum, .. }) => "no_quorum",
-            Err(Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, .. }) => "unknown",
-            Err(_) => "failed",
-        };
-        self.metrics.writes.with_label_values(&[kind, outcome]).inc();
-        concluded
+        self.conclude(index, task, fates)
     }
 
     /// Checks that all these members serve.
@@ -161,7 +225,8 @@ impl Writes {
     fn require_whole(&self, index: &Index, orders: &[Order]) -> Result<(), Failure> {
         let (seen, physical) = (self.cluster.seen(), &index.value.physical);
         let lacks = |o: &&Order| {
-            o.kind != WriteKind::DeleteIndex && seen.get(&o.member).is_some_and(|s| s.lost.contains(physical))
+            o.kind != WriteKind::DeleteIndex
+                && seen.get(&o.member).is_some_and(|s| s.lost_all || s.lost.contains(physical))
         };
         let Some(order) = orders.iter().find(lacks) else { return Ok(()) };
         let message = format!(
@@ -237,6 +302,15 @@ impl Writes {
         let uid = task.uid();
         task.fail(ErrorCode::MiroirIncomplete, &message);
         Err(Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, message, task: Some(uid) })
+    }
+}
+
+/// How a failure is counted.
+fn outcome(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Mesh { code: ErrorCode::MiroirNoQuorum, .. } => "no_quorum",
+        Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, .. } => "unknown",
+        _ => "failed",
     }
 }
 

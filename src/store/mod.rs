@@ -3,8 +3,8 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `ledger.sqlite` ([`LedgerStore`]) | who the store is, its starts and transactions, votes, copies of records |
-//! | `miroir.sqlite` ([`Store`]) | tasks, what the own node holds, highest epochs of leases; notes which ledger file it lies beside |
-//! | `journal.sqlite` ([`JournalStore`]) | the journals of all shards; notes which ledger file it lies beside |
+//! | `miroir.sqlite` ([`Store`]) | what the own node holds, highest epochs of leases; notes which ledger file it lies beside |
+//! | `journal.sqlite` ([`JournalStore`]) | the journals of all shards, tasks and keys; notes which ledger file it lies beside |
 //!
 //! What is answered has been committed with `synchronous=FULL`. Reads check what writes checked. The files belong
 //! together ([`identity`]): none is used beside another copy of the others. Must not know: the mesh, the node, or why

@@ -169,7 +169,11 @@ metrics! {
     records_digest: IntGauge = "miroir_ledger_digest",
         "48 bits of the digest of all copies: equal on members that know the same", [], &[];
     tasks_pending: IntGauge = "miroir_tasks_pending",
-        "Tasks handed out by this member that are not finished", [], &[];
+        "Tasks that have not ended, of the homes that this member leads", [], &[];
+    webhook_failures: IntCounter = "miroir_webhook_failures_total",
+        "Calls of the webhook that were not taken; the tasks in them are not told again", [], &[];
+    session_stale: IntCounter = "miroir_session_reads_stale_total",
+        "Reads of which a task that they named had not ended in time, or was not there", [], &[];
     writes: IntCounterVec = "miroir_writes_total",
         "Writes of clients by kind and outcome (accepted, failed, no_quorum, unknown)", ["kind", "outcome"], &[];
     build: IntGaugeVec = "miroir_build_info", "Always 1; its label is the version", ["version"], &[];

@@ -139,7 +139,7 @@ codes! {
     MiroirNoQuorum "miroir_no_quorum" 503 System,
     MiroirShardsUnavailable "miroir_shards_unavailable" 503 System,
     MiroirWriteUnknown "miroir_write_unknown" 504 System,
-    MiroirIncomplete "miroir_incomplete" 500 Internal,
+    MiroirIncomplete "miroir_incomplete" 409 Internal,
 }
 
 impl ErrorCode {

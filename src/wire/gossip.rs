@@ -113,7 +113,7 @@ impl Unreached {
     }
 }
 
-/// What stands for more members than can be named; no id is that.
+/// What stands for more members, or indexes, than can be named; none is named that.
 const MANY: &str = "*";
 
 /// What a member says of itself.
@@ -139,12 +139,16 @@ pub struct MemberGossip {
     pub node_error: Option<String>,
     /// Shards of which it holds copies that it does not serve now.
     pub unserved: BTreeMap<PhysicalIndex, ShardSet>,
-    /// Indexes of which its node has more to do than it should, so that it wants no more writes; not more than can be named.
+    /// Indexes of which its node has more to do than it should, so that it wants no more writes.
     pub pressed: BTreeSet<PhysicalIndex>,
+    /// These are more than can be named: as heard, it stands for every index.
+    pub pressed_all: bool,
     /// The disk of its store is almost full: it orders and stores no writes.
     pub disk_full: bool,
-    /// Indexes that its node has lost; not more than can be named.
+    /// Indexes that its node has lost.
     pub lost: BTreeSet<PhysicalIndex>,
+    /// These are more than can be named: as heard, it stands for every index.
+    pub lost_all: bool,
     /// The members that do not answer its probes.
     pub unreached: Unreached,
     /// Requests under way.
@@ -210,11 +214,11 @@ impl MemberGossip {
         if !self.unserved.is_empty() {
             pairs.insert("unserved", unserved_text(&self.unserved));
         }
-        if !self.pressed.is_empty() {
-            pairs.insert("pressed", names_text(&self.pressed));
+        if let Some(pressed) = names_text(&self.pressed, self.pressed_all) {
+            pairs.insert("pressed", pressed);
         }
-        if !self.lost.is_empty() {
-            pairs.insert("lost", names_text(&self.lost));
+        if let Some(lost) = names_text(&self.lost, self.lost_all) {
+            pairs.insert("lost", lost);
         }
         if self.disk_full {
             pairs.insert("disk.full", true.to_string());
@@ -267,8 +271,8 @@ impl MemberGossip {
             "node.version" => self.node_version = Some(text()?),
             "node.error" => self.node_error = Some(text()?),
             "unserved" => self.unserved = parse_unserved(value)?,
-            "lost" => self.lost = parse_names(value)?,
-            "pressed" => self.pressed = parse_names(value)?,
+            "lost" => (self.lost, self.lost_all) = parse_names(value)?,
+            "pressed" => (self.pressed, self.pressed_all) = parse_names(value)?,
             "disk.full" => self.disk_full = value.parse().ok()?,
             "unreached" => self.unreached = Unreached::parse(value)?,
             "load" => self.load = value.parse().ok()?,
@@ -304,15 +308,22 @@ fn unserved_text(unserved: &BTreeMap<PhysicalIndex, ShardSet>) -> String {
     out
 }
 
-/// Names; more than so many are not told.
-fn names_text(indexes: &BTreeSet<PhysicalIndex>) -> String {
-    let names: Vec<&str> = indexes.iter().take(NAMED_MAX).map(PhysicalIndex::as_str).collect();
-    names.join(";")
+/// Names, or what stands for more of them than are told; nothing where there are none.
+fn names_text(indexes: &BTreeSet<PhysicalIndex>, all: bool) -> Option<String> {
+    if all || indexes.len() > NAMED_MAX {
+        return Some(MANY.to_owned());
+    }
+    let names: Vec<&str> = indexes.iter().map(PhysicalIndex::as_str).collect();
+    (!names.is_empty()).then(|| names.join(";"))
 }
 
-fn parse_names(text: &str) -> Option<BTreeSet<PhysicalIndex>> {
+/// The names, and whether they are more than are told.
+fn parse_names(text: &str) -> Option<(BTreeSet<PhysicalIndex>, bool)> {
+    if text == MANY {
+        return Some((BTreeSet::new(), true));
+    }
     let names: BTreeSet<_> = text.split(';').map(PhysicalIndex::new).collect::<Result<_, _>>().ok()?;
-    (names.len() <= NAMED_MAX).then_some(names)
+    (names.len() <= NAMED_MAX).then_some((names, false))
 }
 
 fn ranges(shards: &ShardSet) -> Vec<(u16, u16)> {
@@ -421,7 +432,7 @@ mod tests {
             let gossip = MemberGossip {
                 http: text.clone(), mesh: text.clone(), group: Some(GroupId::new("g1").unwrap()), version: text.clone(),
                 protocol, state, node_healthy, node_version: optional.clone(), node_error: optional, unserved, load,
-                pressed: pressed.into_iter().map(index).collect(), lost: lost.into_iter().map(index).collect(), disk_full: node_healthy ^ (load > 9), records_digest: "00ff".into(), started_at: text, leases, lease_ttl_ms,
+                pressed: pressed.into_iter().map(index).collect(), lost: lost.into_iter().map(index).collect(), pressed_all: false, lost_all: false, disk_full: node_healthy ^ (load > 9), records_digest: "00ff".into(), started_at: text, leases, lease_ttl_ms,
                 unreached: unreached.map_or(Unreached::Many, |ids| {
                     Unreached::Some(ids.into_iter().map(|id| MemberId::new(id).unwrap()).collect())
                 }),
@@ -463,6 +474,20 @@ mod tests {
             let (gossip, malformed) = read(&pairs);
             assert_eq!((gossip.load, malformed), (3, 1), "{key}");
         }
+    }
+
+    #[test]
+    fn who_has_more_to_do_than_can_be_named_wants_no_writes_at_all() {
+        let ids = |n: usize| (0..n).map(|i| PhysicalIndex::new(format!("i{i}__m00000001")).unwrap()).collect();
+        let heard = |n| {
+            let gossip = MemberGossip { pressed: ids(n), lost: ids(n), ..MemberGossip::default() };
+            let (heard, malformed) = read(&gossip.to_pairs().unwrap());
+            assert_eq!((&heard.lost, heard.lost_all, malformed), (&heard.pressed, heard.pressed_all, 0));
+            (heard.pressed, heard.pressed_all)
+        };
+        assert_eq!(heard(0), (ids(0), false));
+        assert_eq!(heard(NAMED_MAX), (ids(NAMED_MAX), false));
+        assert_eq!(heard(NAMED_MAX + 1), (ids(0), true));
     }
 
     #[test]

@@ -170,6 +170,9 @@ pub struct Shown {
     pub started: Option<When>,
     /// How many parts are done, of how many.
     pub progress: Option<(u64, u64)>,
+    /// How many parts were refused and are never done.
+    #[serde(default)]
+    pub refused: u64,
     /// What became of it.
     pub outcome: Option<Outcome>,
 }

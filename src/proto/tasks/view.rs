@@ -237,7 +237,7 @@ mod tests {
             started: when("2026-11-21T20:57:57.751273258Z"),
             finished,
         });
-        Shown { head, status, canceled_by: None, started, progress: None, outcome }
+        Shown { head, status, canceled_by: None, started, progress: None, refused: 0, outcome }
     }
 
     fn text(view: &impl Serialize) -> String {

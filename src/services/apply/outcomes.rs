@@ -9,6 +9,7 @@ use super::handle::ApplyHandle;
 use crate::proto::tasks::When;
 use crate::proto::tasks::home::Done;
 use crate::services::homes::Outcomes;
+use crate::store::StoreError;
 use crate::store::journal::EntryOutcome;
 use crate::types::JournalKey;
 
@@ -36,13 +37,8 @@ impl Outcomes for ApplyHandle {
         known.get(&key.index).and_then(|known| known.lags.get(&key.shard)).map_or(0, |lag| lag.applied)
     }
 
-    async fn outcomes(&self, key: &JournalKey, seqs: &[u64]) -> Vec<Option<Done>> {
-        match ApplyHandle::outcomes(self, key, seqs.to_vec()).await {
-            Ok(mut all) => seqs.iter().map(|seq| all.remove(seq).map(done)).collect(),
-            Err(error) => {
-                tracing::error!(%key, %error, "what became of entries can't be read");
-                vec![None; seqs.len()]
-            }
-        }
+    async fn outcomes(&self, key: &JournalKey, seqs: &[u64]) -> Result<Vec<Option<Done>>, StoreError> {
+        let mut all = ApplyHandle::outcomes(self, key, seqs.to_vec()).await?;
+        Ok(seqs.iter().map(|seq| all.remove(seq).map(done)).collect())
     }
 }

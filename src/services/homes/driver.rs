@@ -27,6 +27,7 @@ use crate::services::members::Members;
 use crate::services::task_ids::TaskIdsHandle;
 use crate::store::StoreError;
 use crate::store::journal::StoredHome;
+use crate::telemetry::metrics::Metrics;
 use crate::types::limits::HOMES;
 use crate::types::{Epoch, MemberId, PhysicalIndex, TaskPart, TaskUid};
 
@@ -60,6 +61,8 @@ pub struct Parts {
     pub outcomes: Arc<dyn Outcomes>,
     /// Who is told of tasks that ended.
     pub hook: Option<Arc<dyn Hook>>,
+    /// Series.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Tells somebody of tasks that ended.
@@ -112,6 +115,7 @@ pub struct Driver {
     pub(super) sender: Sender,
     pub(super) cluster: Cluster,
     pub(super) hook: Option<Arc<dyn Hook>>,
+    metrics: Arc<Metrics>,
     pub(super) rng: fastrand::Rng,
     events: broadcast::Receiver<Event>,
     inputs: mpsc::Receiver<Input>,
@@ -132,7 +136,7 @@ impl Driver {
     /// Made before the journals' driver runs, so that it hears of every reign. Nothing is read or asked before
     /// [`Driver::run`].
     pub fn new(parts: Parts) -> (Self, Homes) {
-        let Parts { config, journals, sender, ledger, members, cluster, ids, outcomes, hook } = parts;
+        let Parts { config, journals, sender, ledger, members, cluster, ids, outcomes, hook, metrics } = parts;
         let (inputs_in, inputs) = mpsc::channel(INPUTS);
         let homes = Homes {
             me: journals.me().member.clone(),
@@ -152,6 +156,7 @@ impl Driver {
             sender,
             cluster,
             hook,
+            metrics,
             rng: fastrand::Rng::with_seed(seed()),
             inputs,
             slots: BTreeMap::new(),
@@ -268,5 +273,7 @@ impl Driver {
         for home in due {
             self.call(home, |core, env, wall| core.handle_tick(env, wall));
         }
+        let open: usize = self.slots.values().map(Slot::open).sum();
+        self.metrics.tasks_pending.set(i64::try_from(open).unwrap_or(i64::MAX));
     }
 }

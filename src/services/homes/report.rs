@@ -144,14 +144,24 @@ impl Reporter {
         let done: Vec<(TaskPart, Stands)> =
             standing.into_iter().filter(|(_, at)| at.seq <= to && !at.refused).collect();
         let seqs: Vec<u64> = done.iter().map(|(_, at)| at.seq).collect();
-        let outcomes = self.homes.teller.outcomes.outcomes(&key, &seqs).await;
+        let outcomes = self.homes.teller.outcomes(&key, &seqs).await;
+        let unread = outcomes.is_none();
+        let outcomes = outcomes.unwrap_or_else(|| vec![None; seqs.len()]);
         for ((part, at), outcome) in done.into_iter().zip(outcomes) {
-            let Some(outcome) = outcome else { continue };
+            let of = PartRef { shard: key.shard.0, part: part.part };
+            let Some(outcome) = outcome else {
+                // The home asks again for what is only there.
+                if unread {
+                    self.homes.teller.remember(part.task, &key, at.seq);
+                    self.put(part.task, of, Word::There);
+                }
+                continue;
+            };
             let failed = outcome.error.is_some();
             let entry = if failed { self.homes.teller.entry(&key, at.seq).await } else { None };
             let said = Word::Done(in_clients_words(outcome, &key.index, entry.as_ref()));
             self.homes.teller.remember(part.task, &key, at.seq);
-            self.put(part.task, PartRef { shard: key.shard.0, part: part.part }, said);
+            self.put(part.task, of, said);
         }
         // Nothing behind the last is applied.
         let seen = if last == 0 { to } else { last.min(to) };

@@ -28,7 +28,7 @@ const READ_BYTES: usize = 4 << 20;
 /// A home with its state.
 pub(super) enum Core {
     /// It takes in what others decide.
-    Follows(HomeState),
+    Follows(Box<HomeState>),
     /// It decides.
     Reigns(Epoch, Box<Home>),
     /// Its copy must be made anew, or is on its way from the store.
@@ -89,6 +89,14 @@ impl Slot {
         match &self.core {
             Core::Reigns(_, home) => home.next_wake(),
             _ => None,
+        }
+    }
+
+    /// Tasks that have not ended, of which it decides.
+    pub(super) fn open(&self) -> usize {
+        match &self.core {
+            Core::Reigns(_, home) => home.state().open().len(),
+            _ => 0,
         }
     }
 
@@ -186,7 +194,7 @@ impl Driver {
             return;
         }
         (slot.stored, slot.epoch, slot.dirty) = (applied, epoch, BTreeSet::new());
-        slot.core = Core::Follows(HomeState::recover(applied, rows));
+        slot.core = Core::Follows(Box::new(HomeState::recover(applied, rows)));
         self.begin(home);
         self.look(home);
     }
@@ -288,7 +296,7 @@ impl Driver {
         }
         let Core::Follows(state) = std::mem::replace(&mut slot.core, Core::Nothing) else { return };
         let mut env = Env { now: now(), rng: &mut self.rng };
-        let core = Home::recover(&mut env, wall(), self.config.core.clone(), state, self.hook.is_some());
+        let core = Home::recover(&mut env, wall(), self.config.core.clone(), *state, self.hook.is_some());
         slot.core = Core::Reigns(epoch, Box::new(core));
         tracing::debug!(home, %epoch, "this member keeps the tasks of a home");
         self.drain(home);
@@ -298,7 +306,7 @@ impl Driver {
     fn end(&mut self, home: u16) {
         let Some(slot) = self.slots.get_mut(&home) else { return };
         slot.core = match std::mem::replace(&mut slot.core, Core::Nothing) {
-            Core::Reigns(_, home) => Core::Follows(home.into_state()),
+            Core::Reigns(_, home) => Core::Follows(Box::new(home.into_state())),
             other => other,
         };
         slot.asking.clear();

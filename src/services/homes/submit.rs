@@ -16,7 +16,7 @@ use crate::proto::tasks::home::body::{encode_head, join};
 use crate::proto::tasks::home::{PartRef, Parts, Work};
 use crate::proto::tasks::{Head, Outcome, Shown, Status, Subject};
 use crate::services::journal::{NotReady, Sender};
-use crate::types::{PhysicalIndex, ShardId, TaskUid, TraceId};
+use crate::types::{ErrorCode, PhysicalIndex, ShardId, TaskUid, TraceId};
 
 /// How often a key is settled anew because what it stood for never was.
 const KEY_TRIES: usize = 8;
@@ -56,7 +56,10 @@ pub enum Submitted {
         copies: usize,
     },
     /// The key stands for this task, which was taken before with the same body.
-    Before(TaskUid, Box<Shown>),
+    Before(TaskUid, Box<Head>),
+    /// The key stands for this task, of which a part was done and the rest never will be; to do all of it again could do
+    /// something else than was meant.
+    Half(TaskUid),
     /// The key stands for another body; nothing was done.
     KeyReused,
     /// Nothing was done.
@@ -182,15 +185,18 @@ impl Homes {
             }
             match self.get_soon(uid, deadline, trace).await? {
                 Some(_) if !same_body => return Ok(Some(Submitted::KeyReused)),
-                Some(shown) => return Ok(Some(self.go_on(sender, uid, shown, one, deadline, trace).await)),
+                Some(shown) => match end(&shown, one) {
+                    None => return Ok(Some(self.go_on(sender, uid, shown, one, deadline, trace).await)),
+                    Some(End::Whole) => return Ok(Some(Submitted::Before(uid, Box::new(shown.head)))),
+                    Some(End::Half) => return Ok(Some(Submitted::Half(uid))),
+                    Some(End::Again) => replaces = Some(uid),
+                },
                 // Whoever had it is gone, or slow: from here on its head is not taken any more.
                 None if self.void(uid, deadline, trace).await? => replaces = Some(uid),
-                None => {
-                    // It came meanwhile, or was forgotten.
-                    if self.get(uid, deadline, trace).await?.is_none() {
-                        replaces = Some(uid);
-                    }
-                }
+                // It came meanwhile, and is looked at again; or was kept once, and is forgotten or deleted since it ended.
+                None if self.get(uid, deadline, trace).await?.is_some() => {}
+                None if !same_body => return Ok(Some(Submitted::KeyReused)),
+                None => return Ok(Some(Submitted::Before(uid, Box::new(one.head.clone())))),
             }
         }
         Err(HomeError::NoAnswer)
@@ -217,9 +223,6 @@ impl Homes {
         deadline: Instant,
         trace: TraceId,
     ) -> Submitted {
-        if shown.outcome.is_some() {
-            return Submitted::Before(uid, Box::new(shown));
-        }
         if shown.head.work != one.head.work {
             // It is split in another way by now: only its own end can tell.
             return Submitted::Unknown(uid);
@@ -228,10 +231,45 @@ impl Homes {
         let Some(writes) = again.writes() else { return Submitted::Unknown(uid) };
         let answers = sender.send(one.index, writes, deadline, trace).await;
         match said(uid, shown.head.clone(), &answers, Ok(())) {
-            Submitted::Taken { .. } => Submitted::Before(uid, Box::new(shown)),
+            Submitted::Taken { .. } => Submitted::Before(uid, Box::new(shown.head)),
             // The task is kept, whatever became of this attempt.
             _ => Submitted::Unknown(uid),
         }
+    }
+}
+
+/// What the end of a task says to whoever sends the same again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It was done, or refused by the nodes.
+    Whole,
+    /// Some of it was done, and may not be done twice.
+    Half,
+    /// It is to be done anew.
+    Again,
+}
+
+/// `None`: it has not ended.
+fn end(shown: &Shown, one: &Numbered<'_>) -> Option<End> {
+    let outcome = shown.outcome.as_ref()?;
+    let incomplete = outcome.error.as_ref().is_some_and(|e| e.code == ErrorCode::MiroirIncomplete.as_str());
+    if !incomplete && outcome.status != Status::Canceled {
+        return Some(End::Whole);
+    }
+    let all = match &shown.head.work {
+        Work::Parts { parts, .. } => parts.len(),
+        _ => 0,
+    };
+    let half = shown.refused < all && one.parts.iter().any(|(_, kind, _)| is_conditional(*kind));
+    Some(if half { End::Half } else { End::Again })
+}
+
+/// Whether what it does depends on what is there, so that it does something else when it is done later again.
+fn is_conditional(kind: Kind) -> bool {
+    match kind {
+        Kind::Set { skip_creation } | Kind::Merge { skip_creation } => skip_creation,
+        Kind::Delete | Kind::Clear => false,
+        _ => true,
     }
 }
 

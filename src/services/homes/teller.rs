@@ -1,6 +1,7 @@
 //! What this member can say of parts: that they stand, from its journals; what became of them, from its applier.
 //!
-//! Rule: a part is said to be there only if it is known to be committed, and to be done only if the node has applied it.
+//! Rule: a part is said to be there only if it is known to be committed, and to be done only if the node has applied it and it
+//! is known how.
 //! Errors are said with the client's names. Must not know: who asks, and why.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use crate::proto::tasks::home::body::head_of;
 use crate::proto::tasks::home::effect::REPORT_ITEMS_MAX;
 use crate::proto::tasks::home::{Done, PartRef, Report, Said};
 use crate::services::journal::JournalHandle;
+use crate::store::StoreError;
 use crate::types::limits::{HOME_CALL_MAX_BYTES, HOMES};
 use crate::types::{IndexUid, JournalKey, PhysicalIndex, Position, ShardId, TaskUid};
 
@@ -35,9 +37,12 @@ pub trait Outcomes: Send + Sync + 'static {
     /// Up to where they are applied, as far as is known here.
     fn applied(&self, key: &JournalKey) -> u64;
 
-    /// What became of these entries, in their order; `None` of one that is not applied, or not remembered. Errors are the
-    /// node's.
-    async fn outcomes(&self, key: &JournalKey, seqs: &[u64]) -> Vec<Option<Done>>;
+    /// What became of these entries, in their order; `None` of one that is not applied, or not remembered. Errors in them are
+    /// the node's.
+    ///
+    /// # Errors
+    /// [`StoreError`]: it can't be read.
+    async fn outcomes(&self, key: &JournalKey, seqs: &[u64]) -> Result<Vec<Option<Done>>, StoreError>;
 }
 
 /// See the module; cheap to clone.
@@ -59,6 +64,12 @@ impl Teller {
     /// Over journals and what is done with them.
     pub fn new(journals: JournalHandle, outcomes: Arc<dyn Outcomes>) -> Self {
         Self { journals, outcomes, places: Arc::default() }
+    }
+
+    /// What became of entries; `None` if it can't be read.
+    pub(super) async fn outcomes(&self, key: &JournalKey, seqs: &[u64]) -> Option<Vec<Option<Done>>> {
+        let read = self.outcomes.outcomes(key, seqs).await;
+        read.inspect_err(|error| tracing::error!(%key, %error, "what became of entries can't be read")).ok()
     }
 
     /// One committed entry.
@@ -94,7 +105,9 @@ impl Teller {
             return Some(Said::There);
         }
         self.remember(uid, &key, stands.seq);
-        let done = self.outcomes.outcomes(&key, &[stands.seq]).await.pop().flatten();
+        // Done it is, but how can't be said.
+        let Some(mut done) = self.outcomes(&key, &[stands.seq]).await else { return Some(Said::There) };
+        let done = done.pop().flatten();
         let entry = match &done {
             Some(Done { error: Some(_), .. }) => self.entry(&key, stands.seq).await,
             _ => None,

@@ -364,6 +364,97 @@ async fn a_write_that_is_sent_again_with_its_key_is_one_task() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_task_never_was_done_is_done_under_a_new_number_unless_half_of_it_would_be_done_twice() {
+    let world = world().await;
+    let trace = TraceId::default();
+    let homes = &world.at(0).homes;
+    let by_filter = |key| {
+        let part = |shard| (ShardId(shard), Kind::DeleteByFilter, Bytes::from_static(b"{}"));
+        let subject = Subject::DeletionByFilter("x = 1".into());
+        NewWrite { subject, parts: vec![part(0), part(1)], ..new_write(&[], Some((key, 1))) }
+    };
+    // Of each, so many shards got their part before the sender ended.
+    let mut all = Vec::new();
+    for (write, arrived) in [
+        (new_write(&[0, 1], Some(("none", 1))), &[][..]),
+        (new_write(&[0, 1], Some(("half", 1))), &[0]),
+        (by_filter("filter none"), &[]),
+        (by_filter("filter half"), &[0]),
+    ] {
+        let uid = homes.next_uid().await.unwrap();
+        let (key, hash) = write.key.clone().unwrap();
+        homes.settle((&key, hash), uid, None, soon(), trace).await.unwrap();
+        let kept = Head { key: write.key.clone(), subject: write.subject.clone(), ..head(&[0, 1]) };
+        homes.take(uid, &kept, soon(), trace).await.unwrap();
+        send(&world, 0, uid, &kept, arrived).await;
+        all.push((uid, write, arrived));
+    }
+    for (uid, write, arrived) in all {
+        until("it is given up", async || {
+            apply_all(&world, &[0, 1, 2]).await;
+            get(&world, 1, uid).await.unwrap().outcome.is_some()
+        })
+        .await;
+        let (_, outcome) = ends(&world, 1, uid).await;
+        assert_eq!(outcome.error.unwrap().code, "miroir_incomplete");
+        let again = submit(&world, 2, write.clone()).await;
+        if !arrived.is_empty() && write.parts[0].1 == Kind::DeleteByFilter {
+            assert_eq!(again, Submitted::Half(uid));
+            continue;
+        }
+        let Submitted::Taken { uid: new, .. } = again else { panic!("{again:?}") };
+        assert_ne!(new, uid);
+        let third = submit(&world, 1, write).await;
+        assert!(matches!(third, Submitted::Before(same, _) if same == new), "{third:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_task_was_done_and_is_deleted_is_not_done_again() {
+    let world = world().await;
+    let write = || new_write(&[0, 1], Some(("k", 1)));
+    let first = submit(&world, 0, write()).await;
+    let Submitted::Taken { uid, .. } = first else { panic!("{first:?}") };
+    until("it ends", async || {
+        apply_all(&world, &[0, 1, 2]).await;
+        get(&world, 0, uid).await.unwrap().outcome.is_some()
+    })
+    .await;
+    let filter = parse_action(Action::Delete, &[("uids".to_owned(), uid.to_string())]).unwrap();
+    let query = original_filter(&format!("uids={uid}"));
+    world.at(0).homes.sweep(Action::Delete, filter, query, soon(), TraceId::default()).await.unwrap();
+    until("it is deleted", async || get(&world, 0, uid).await.is_none()).await;
+    let again = submit(&world, 1, write()).await;
+    assert!(matches!(again, Submitted::Before(same, _) if same == uid), "{again:?}");
+    assert_eq!(submit(&world, 1, new_write(&[0], Some(("k", 2)))).await, Submitted::KeyReused);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_became_of_a_part_is_not_guessed_while_it_can_not_be_read() {
+    let world = world().await;
+    let uid = acknowledged(&world, 0, &[0]).await;
+    until("all have it", async || world.alive().all(|(_, m)| m.journals.committed(&key(0)).is_some_and(|c| c >= 2)))
+        .await;
+    let seq = world.at(0).journals.committed(&key(0)).unwrap();
+    let unread = |unread| {
+        world.alive().for_each(|(_, m)| m.applied.unread.store(unread, std::sync::atomic::Ordering::SeqCst));
+    };
+    for (_, running) in world.alive() {
+        let error = ("invalid_document_id".to_owned(), "bad".to_owned());
+        running.applied.failed.lock().unwrap().extend((1..=seq).map(|seq| ((key(0), seq), error.clone())));
+    }
+    unread(true);
+    apply_all(&world, &[0, 1, 2]).await;
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    assert_eq!(get(&world, 1, uid).await.unwrap().outcome, None);
+    let pending: i64 = world.alive().map(|(_, m)| m.metrics.tasks_pending.get()).sum();
+    assert_eq!(pending, 1);
+    unread(false);
+    assert_eq!(ends(&world, 2, uid).await.0, Status::Failed);
+    until("none is pending", async || world.alive().all(|(_, m)| m.metrics.tasks_pending.get() == 0)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn members_that_submit_one_key_at_the_same_moment_all_hear_of_one_task() {
     let world = world().await;
     for n in 0..30 {

@@ -3,6 +3,7 @@
 //! Must not know: when a task is finished, HTTP.
 
 use std::io::Write as _;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use flate2::Compression;
@@ -11,21 +12,28 @@ use flate2::write::GzEncoder;
 use super::driver::Hook;
 use crate::net::webhook::WebhookClient;
 use crate::proto::tasks::{Shown, view};
+use crate::telemetry::metrics::Metrics;
 use crate::types::TaskUid;
 
 /// A webhook that is told of tasks.
 #[derive(Debug, Clone)]
-pub struct Webhook(pub WebhookClient);
+pub struct Webhook {
+    /// How it is reached.
+    pub client: WebhookClient,
+    /// Series.
+    pub metrics: Arc<Metrics>,
+}
 
 #[async_trait]
 impl Hook for Webhook {
     async fn tell(&self, tasks: Vec<(TaskUid, Shown)>) {
         let told = match lines(&tasks) {
-            Ok(body) => self.0.post(body.into()).await,
+            Ok(body) => self.client.post(body.into()).await,
             Err(error) => Err(error.to_string()),
         };
         if let Err(error) = told {
-            tracing::warn!(webhook = ?self.0, error, tasks = tasks.len(), "a webhook was not told of tasks that ended");
+            self.metrics.webhook_failures.inc();
+            tracing::warn!(webhook = ?self.client, error, tasks = tasks.len(), "a webhook was not told of tasks that ended");
         }
     }
 }
@@ -47,6 +55,14 @@ mod tests {
     use crate::proto::tasks::home::Work;
     use crate::proto::tasks::{Head, Status, Subject, When};
 
+    #[tokio::test]
+    async fn a_webhook_that_does_not_hear_is_counted() {
+        let client = WebhookClient::new("http://127.0.0.1:1/", None).unwrap();
+        let webhook = Webhook { client, metrics: Arc::default() };
+        webhook.tell(Vec::new()).await;
+        assert_eq!(webhook.metrics.webhook_failures.get(), 1);
+    }
+
     #[test]
     fn a_task_is_a_line() {
         let head = Head {
@@ -63,6 +79,7 @@ mod tests {
             canceled_by: Some(9),
             started: None,
             progress: None,
+            refused: 0,
             outcome: None,
         };
         let body = lines(&[(TaskUid(3), shown.clone()), (TaskUid(4), shown)]).unwrap();

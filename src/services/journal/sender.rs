@@ -183,7 +183,8 @@ impl Sender {
             }
             primaries.insert(&primary.member);
         }
-        let pressed = |member: &&MemberId| seen.get(*member).is_some_and(|seen| seen.pressed.contains(index));
+        let pressed =
+            |member: &&MemberId| seen.get(*member).is_some_and(|s| s.pressed_all || s.pressed.contains(index));
         if primaries.iter().any(pressed) { Err(NotReady::Pressed) } else { Ok(()) }
     }
 

@@ -16,7 +16,8 @@
 //! 1. **Key.** With an `Idempotency-Key`, the home that the key hashes to settles first which task it stands for: the first
 //!    committed [`HomeEntry::Key`] does, for everybody ([`Answer::Settled`]). The same body goes on with that task; another
 //!    is a conflict. Who finds a task that its home does not know has its number made void there, which can't fail but by
-//!    the head coming first, and then settles the key anew, naming what is replaced. With a key the head goes before the
+//!    the head having come first, and then settles the key anew, naming what is replaced. So is done with a task that
+//!    ended without some of its parts. With a key the head goes before the
 //!    parts; so a void number has no parts.
 //! 2. **Head and parts**, in parallel. A `202` is given when the home has answered [`Answer::Taken`] *and* each part was
 //!    answered as committed *as this part*. A part that was refused stands in its shard's journal under the same task and
@@ -42,7 +43,7 @@
 //! The primary may die between any two of these. The next one begins with the state alone and asks the replicas for what
 //! they have applied; every decision that was made is in the journal, every other is made anew from the same facts.
 //!
-//! Bounds: tasks, bytes and open tasks of a home, parts of a task, items of a report, entries on their way, what one entry
+//! Bounds: tasks, bytes, open tasks and keys (65,536, those settled first are forgotten) of a home, parts of a task, items of a report, entries on their way, what one entry
 //! names. Must not know: how entries are committed, nodes, HTTP.
 
 pub mod body;

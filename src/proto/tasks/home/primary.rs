@@ -262,8 +262,14 @@ impl Home {
         }
         let of_index = |uid: &TaskUid| self.index_of(*uid) == Some(&index);
         let concerned: Vec<TaskUid> = self.state.open().iter().copied().filter(of_index).collect();
+        let gone = awaited.is_none();
         self.awaited.insert(index, awaited);
-        concerned.into_iter().for_each(|uid| self.review(env.now, wall, uid));
+        for uid in concerned {
+            self.review(env.now, wall, uid);
+            if gone {
+                self.hurry(env.now, uid);
+            }
+        }
     }
 
     /// A task `by` of any home sweeps this one: [`Answer::Swept`], and asked again the newest numbers.

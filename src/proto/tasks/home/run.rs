@@ -4,6 +4,7 @@
 //! nothing else. Must not know: what requests there are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::super::filter::{Facts, Filter};
 use super::super::kind::Status;
@@ -21,6 +22,9 @@ use super::state::Row;
 use crate::proto::env::{Env, Instant};
 use crate::types::{MemberId, PhysicalIndex, TaskPart, TaskUid};
 
+/// Between two batches of what is forgotten.
+const FORGET_MORE: Duration = Duration::from_secs(1);
+
 impl Home {
     /// Time has passed: due at [`Home::next_wake`], harmless at any other time.
     pub fn handle_tick(&mut self, env: &mut Env<'_>, wall: When) {
@@ -37,8 +41,8 @@ impl Home {
             self.look(env.now, wall, uid);
         }
         if self.forget_at <= env.now {
-            self.forget_at = env.now.plus(self.config.forget_every);
-            self.forget(env.now, wall);
+            let more = self.forget(env.now, wall);
+            self.forget_at = env.now.plus(if more { FORGET_MORE } else { self.config.forget_every });
         }
     }
 
@@ -119,7 +123,7 @@ impl Home {
     }
 
     /// A task that has just been given up or canceled is looked at soon.
-    fn hurry(&mut self, now: Instant, uid: TaskUid) {
+    pub(super) fn hurry(&mut self, now: Instant, uid: TaskUid) {
         let Some(soft) = self.soft.get_mut(&uid).filter(|soft| !soft.hurried) else { return };
         self.due.remove(&(soft.due, uid));
         soft.hurry(now);
@@ -151,13 +155,15 @@ impl Home {
         self.due.insert((soft.due, uid));
         if let Some(row) = self.state.task(uid) {
             let late = now >= soft.deadline && !row.given_up;
+            // Of an index that is gone nobody will say more.
+            let gone = |index| !row.given_up && matches!(self.awaited.get(index), Some(None));
             let ends = row.given_up || row.cancel.is_some();
             let refuses_nothing = row.refused.is_empty();
             let mut give_up = false;
             match row.head.work.clone() {
                 Work::Parts { index, parts } => {
                     let unknown: Vec<PartRef> = parts.iter().filter(|part| !soft.knows(*part)).collect();
-                    give_up = late && !unknown.is_empty();
+                    give_up = (late || gone(&index)) && !unknown.is_empty();
                     self.ask(uid, &index, &parts, &soft);
                     if ends && refuses_nothing && !unknown.is_empty() {
                         self.effects.push_back(Effect::Refuse { uid, index, parts: unknown });
@@ -199,17 +205,13 @@ impl Home {
         }
     }
 
-    /// Webhooks are told of what has ended.
+    /// Webhooks are told of what has ended, one batch after the other: what ends meanwhile goes with the next.
     pub(super) fn hook(&mut self) {
         self.hooking.retain(|uid| self.state.unhooked().contains(uid));
-        let new: Vec<TaskUid> = self
-            .state
-            .unhooked()
-            .iter()
-            .copied()
-            .filter(|uid| !self.hooking.contains(uid))
-            .take(HOOK_TASKS_MAX)
-            .collect();
+        if !self.hooking.is_empty() {
+            return;
+        }
+        let new: Vec<TaskUid> = self.state.unhooked().iter().copied().take(HOOK_TASKS_MAX).collect();
         if !new.is_empty() {
             self.hooking.extend(&new);
             let tasks = new.into_iter().filter_map(|uid| Some((uid, self.shown(uid)?))).collect();
@@ -217,19 +219,21 @@ impl Home {
         }
     }
 
-    /// Forgets what ended long ago.
-    fn forget(&mut self, now: Instant, wall: When) {
+    /// Forgets what ended long ago; says whether there may be more than one entry names.
+    fn forget(&mut self, now: Instant, wall: When) -> bool {
         let old = wall.minus(self.config.task_retention);
         let uids = self.state.ended_before(old).filter(|uid| !self.state.unhooked().contains(uid));
         let uids: BTreeSet<TaskUid> = uids.take(ENTRY_TASKS_MAX).collect();
+        let mut more = uids.len() == ENTRY_TASKS_MAX;
         if !uids.is_empty() {
             self.append(now, HomeEntry::Forget { uids }, None);
         }
-        let keys = self.state.keys().filter(|(_, row)| row.at < old);
-        let keys: BTreeSet<TaskUid> = keys.map(|(_, row)| row.uid).take(ENTRY_TASKS_MAX).collect();
+        let keys: BTreeSet<TaskUid> = self.state.keys_before(old).map(|row| row.uid).take(ENTRY_TASKS_MAX).collect();
+        more |= keys.len() == ENTRY_TASKS_MAX;
         if !keys.is_empty() {
             self.effects.push_back(Effect::AskGone(keys));
         }
+        more
     }
 
     /// Whether it has open tasks about this index.
@@ -245,7 +249,8 @@ impl Home {
         let started = outcome.as_ref().map(|o| o.started).or_else(|| soft.and_then(|soft| soft.begun));
         let canceled_by = row.cancel.filter(|_| status == Status::Canceled).map(|by| by.0);
         let progress = soft.and_then(|soft| soft.progress(row));
-        Some(Shown { head: row.head.clone(), status, canceled_by, started, progress, outcome })
+        let refused = row.refused.len() as u64;
+        Some(Shown { head: row.head.clone(), status, canceled_by, started, progress, refused, outcome })
     }
 
     fn facts<'s>(&'s self, uid: TaskUid, row: &'s Row) -> Facts<'s> {

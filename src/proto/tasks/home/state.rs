@@ -5,6 +5,7 @@
 //! what.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,8 @@ pub const TASKS_MAX: usize = 16_384;
 pub const TASKS_MAX_BYTES: usize = 64 << 20;
 /// Most sweeps, and most numbers without a task, that are remembered; the oldest go first.
 const REMEMBERED_MAX: usize = 4_096;
+/// Most idempotency keys of one home; beyond, those that were settled first are forgotten.
+pub const KEYS_MAX: usize = 65_536;
 /// What a task weighs beside its texts.
 const TASK_BYTES: usize = 512;
 
@@ -77,7 +80,8 @@ pub struct Swept {
 pub struct HomeState {
     applied: u64,
     tasks: BTreeMap<TaskUid, Row>,
-    keys: BTreeMap<String, KeyRow>,
+    keys: BTreeMap<Arc<str>, KeyRow>,
+    settled: BTreeSet<(When, Arc<str>)>,
     sweeps: BTreeMap<TaskUid, Swept>,
     voids: BTreeSet<TaskUid>,
     open: BTreeSet<TaskUid>,
@@ -131,7 +135,7 @@ impl HomeState {
                     }
                     state.tasks.insert(uid, *row);
                 }
-                StoredRow::Key(key, row) => drop(state.keys.insert(key, row)),
+                StoredRow::Key(key, row) => state.put_key(&key, row),
                 StoredRow::Sweep(by, swept) => drop(state.sweeps.insert(by, swept)),
                 StoredRow::Void(uid) => drop(state.voids.insert(uid)),
             }
@@ -143,7 +147,7 @@ impl HomeState {
     pub fn row(&self, touched: &Touched) -> Option<StoredRow> {
         match touched {
             Touched::Task(uid) => Some(StoredRow::Task(*uid, Box::new(self.tasks.get(uid)?.clone()))),
-            Touched::Key(key) => Some(StoredRow::Key(key.clone(), *self.keys.get(key)?)),
+            Touched::Key(key) => Some(StoredRow::Key(key.clone(), *self.key(key)?)),
             Touched::Sweep(by) => Some(StoredRow::Sweep(*by, *self.sweeps.get(by)?)),
             Touched::Void(uid) => self.voids.contains(uid).then_some(StoredRow::Void(*uid)),
         }
@@ -182,19 +186,33 @@ impl HomeState {
             HomeEntry::Sweep { by, action, filter } => self.sweep(by, action, &filter),
             HomeEntry::Forget { uids } => uids.into_iter().for_each(|uid| self.forget(uid)),
             HomeEntry::Key { key, hash, uid, replaces, at } => {
-                if self.keys.get(&key).is_none_or(|row| Some(row.uid) == replaces) {
-                    self.touched.insert(Touched::Key(key.clone()));
-                    self.keys.insert(key, KeyRow { uid, hash, at });
+                if self.key(&key).is_none_or(|row| Some(row.uid) == replaces) {
+                    self.put_key(&key, KeyRow { uid, hash, at });
+                    self.touched.insert(Touched::Key(key));
                 }
             }
             HomeEntry::ForgetKeys { keys } => {
                 for (uid, key) in keys {
-                    if self.keys.get(&key).is_some_and(|row| row.uid == uid) {
-                        self.keys.remove(&key);
-                        self.touched.insert(Touched::Key(key));
+                    if self.key(&key).is_some_and(|row| row.uid == uid) {
+                        self.forget_key(&key);
                     }
                 }
             }
+        }
+    }
+
+    fn put_key(&mut self, key: &str, row: KeyRow) {
+        let key: Arc<str> = key.into();
+        if let Some(old) = self.keys.insert(key.clone(), row) {
+            self.settled.remove(&(old.at, key.clone()));
+        }
+        self.settled.insert((row.at, key));
+    }
+
+    fn forget_key(&mut self, key: &str) {
+        if let Some((key, row)) = self.keys.remove_entry(key) {
+            self.touched.insert(Touched::Key(key.to_string()));
+            self.settled.remove(&(row.at, key));
         }
     }
 
@@ -285,6 +303,11 @@ impl HomeState {
         {
             self.forget(uid);
         }
+        while self.keys.len() > KEYS_MAX
+            && let Some((_, key)) = self.settled.first().cloned()
+        {
+            self.forget_key(&key);
+        }
         while self.sweeps.len() > REMEMBERED_MAX {
             self.touched.extend(self.sweeps.pop_first().map(|(by, _)| Touched::Sweep(by)));
         }
@@ -328,9 +351,15 @@ impl HomeState {
         self.keys.get(key)
     }
 
+    /// What keys stand for that were settled before `before`, the oldest first.
+    pub fn keys_before(&self, before: When) -> impl Iterator<Item = &KeyRow> {
+        let old = self.settled.iter().take_while(move |(at, _)| *at < before);
+        old.filter_map(|(_, key)| self.keys.get(key))
+    }
+
     /// All keys.
     pub fn keys(&self) -> impl Iterator<Item = (&str, &KeyRow)> {
-        self.keys.iter().map(|(key, row)| (key.as_str(), row))
+        self.keys.iter().map(|(key, row)| (&**key, row))
     }
 
     /// What a sweep found here.

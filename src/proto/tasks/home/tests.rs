@@ -11,6 +11,7 @@ use super::super::page::PAGE_MAX;
 use super::super::query::{Action, Listing, Query};
 use super::super::task::{Head, Outcome, Subject};
 use super::super::when::When;
+use super::state::KEYS_MAX;
 use super::*;
 use crate::proto::env::{Env, Instant};
 use crate::types::{MemberId, PhysicalIndex, TaskUid};
@@ -156,6 +157,82 @@ fn what_went_with_its_index_is_done() {
     assert_eq!(t.outcome(T), None);
     t.report("m1", vec![(T, part(0), Said::There)]);
     assert_eq!(t.outcome(T).unwrap().status, Status::Succeeded);
+}
+
+#[test]
+fn a_task_of_an_index_that_is_gone_does_not_wait_for_the_deadline() {
+    let mut t = Lone::new();
+    t.take(T, clear(&[0, 1]));
+    t.tell(|home, env| home.handle_awaited(env, When(100), index(), None));
+    t.report("m1", vec![(T, part(0), Said::There)]);
+    t.wait(Duration::ZERO);
+    assert!(t.home.state().task(T).unwrap().given_up);
+    let effects = t.wait(Duration::from_secs(1));
+    assert!(effects.contains(&Effect::Refuse { uid: T, index: index(), parts: vec![part(1)] }), "{effects:?}");
+    t.tell(|home, env| home.handle_refusals(env, When(100), T, &[(part(1), Refusal::There)]));
+    assert_eq!(t.outcome(T).unwrap().status, Status::Succeeded);
+}
+
+#[test]
+fn what_ends_while_a_webhook_is_told_goes_together_with_the_next_call() {
+    let mut t = Lone::new();
+    t.home.set_hooks(true);
+    let ended = || head(Subject::Clear, Work::Nothing(outcome(Status::Succeeded, 9)));
+    let hooks = |effects: Vec<Effect>| {
+        let of = |e| {
+            if let Effect::Hook(tasks) = e { Some(tasks.into_iter().map(|(uid, _)| uid.0).collect()) } else { None }
+        };
+        effects.into_iter().filter_map(of).collect::<Vec<Vec<u32>>>()
+    };
+    let take = |t: &mut Lone, uid| hooks(t.tell(|home, env| home.handle_head(env, OpId(1), TaskUid(uid), ended())));
+    assert_eq!(take(&mut t, 16), [[16]]);
+    for uid in [32, 48, 64] {
+        assert!(take(&mut t, uid).is_empty());
+    }
+    let told = t.tell(|home, env| home.handle_hooked(env, &[TaskUid(16)].into()));
+    assert_eq!(hooks(told), [[32, 48, 64]]);
+    let told = t.tell(|home, env| home.handle_hooked(env, &[TaskUid(32), TaskUid(48), TaskUid(64)].into()));
+    assert!(hooks(told).is_empty() && t.home.state().unhooked().is_empty());
+}
+
+#[test]
+fn what_ended_long_ago_is_forgotten_batch_after_batch() {
+    let mut t = Lone::new();
+    for n in 1..=1_200 {
+        t.take(TaskUid(16 * n), head(Subject::Clear, Work::Nothing(outcome(Status::Succeeded, 9))));
+    }
+    let late = |t: &mut Lone, span| {
+        t.now = t.now.plus(span);
+        t.tell(|home, env| home.handle_tick(env, When(i64::MAX)));
+        t.home.state().tasks().count()
+    };
+    assert_eq!(late(&mut t, Duration::from_secs(120)), 700);
+    assert_eq!(late(&mut t, Duration::from_secs(1)), 200);
+    assert_eq!(late(&mut t, Duration::from_secs(1)), 0);
+}
+
+#[test]
+fn keys_of_a_home_are_bounded_and_the_oldest_go() {
+    let mut state = HomeState::default();
+    let key = |n: usize| format!("key {n}");
+    let settle = |n: usize, replaces| {
+        let (uid, at) = (TaskUid(u32::try_from(n).unwrap()), When(i64::try_from(n).unwrap()));
+        HomeEntry::Key { key: key(n), hash: [1; 32], uid, replaces, at }
+    };
+    for n in 0..KEYS_MAX {
+        state.apply(n as u64 + 1, Some(settle(n, None)));
+    }
+    // The oldest is settled anew, which makes it the newest.
+    let HomeEntry::Key { key: first, hash, .. } = settle(0, None) else { unreachable!() };
+    let again = TaskUid(u32::MAX);
+    let anew = HomeEntry::Key { key: first, hash, uid: again, replaces: Some(TaskUid(0)), at: When(i64::MAX) };
+    state.apply(KEYS_MAX as u64 + 1, Some(anew));
+    let touched = state.apply(KEYS_MAX as u64 + 2, Some(settle(KEYS_MAX, None)));
+    assert_eq!(state.keys().count(), KEYS_MAX);
+    assert_eq!(touched, [Touched::Key(key(1)), Touched::Key(key(KEYS_MAX))].into());
+    assert_eq!((state.key(&key(0)).map(|row| row.uid), state.key(&key(1))), (Some(again), None));
+    let rows: Vec<StoredRow> = state.keys().filter_map(|(key, _)| state.row(&Touched::Key(key.to_owned()))).collect();
+    assert_eq!(HomeState::recover(state.applied(), rows), state);
 }
 
 #[test]
