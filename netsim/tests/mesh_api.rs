@@ -519,5 +519,9 @@ fn a_client_reads_its_own_writes_at_any_member() {
         answer.expect_error(400, "bad_request");
     }
     let unknown = clients[1].call("GET", "/indexes/i/documents", &[("x-miroir-min-task", "2000000000")], b"");
+    assert_eq!(unknown.header("x-miroir-degraded"), Some("stale"));
     assert_eq!(unknown.expect(200)["total"], 47);
+    // What does not read indexes waits for nobody.
+    let health = clients[1].call("GET", "/health", &[("x-miroir-min-task", "2000000000")], b"");
+    assert_eq!((health.header("x-miroir-degraded"), health.expect(200)["status"].as_str()), (None, Some("available")));
 }
