@@ -62,6 +62,12 @@ impl Queue {
         self.again.remove(key)
     }
 
+    /// Whether it waits for its turn, or is being made.
+    pub fn has(&self, key: &JournalKey) -> bool {
+        let waits = self.waiting.get(&key.index).is_some_and(|shards| shards.contains(&key.shard));
+        waits || self.under_way.contains(key)
+    }
+
     /// Those that wait for their turn.
     pub fn waiting(&self) -> impl Iterator<Item = JournalKey> {
         let all = self.waiting.iter();

@@ -22,6 +22,8 @@ use crate::types::{JournalKey, MemberId, PhysicalIndex};
 
 /// Until a copy that ended unexpectedly is begun again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks for copies that nobody makes though they are of no use.
+const LOOK: Duration = Duration::from_secs(15);
 
 /// How copies are made.
 #[derive(Debug, Clone)]
@@ -153,7 +155,8 @@ impl Driver {
     /// # Errors
     /// [`StoreError`].
     pub async fn run(mut self) -> Result<(), StoreError> {
-        self.look().await?;
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             while let Some(key) = self.queue.next_key() {
                 let common = Arc::clone(&self.common);
@@ -181,6 +184,7 @@ impl Driver {
                     self.ended(key, ended?);
                 }
                 Some(_) = self.notes.join_next() => {}
+                _ = look.tick() => self.look().await?,
             }
         }
     }
@@ -194,12 +198,13 @@ impl Driver {
     /// What was missed, or said before this process heard.
     async fn look(&mut self) -> Result<(), StoreError> {
         let rebuilt = self.common.apply.rebuilt().borrow().clone();
-        for (index, shards) in rebuilt {
-            for shard in shards.iter() {
-                self.want(JournalKey { index: index.clone(), shard }).await;
-            }
+        let key = |index: &PhysicalIndex, shard| JournalKey { index: index.clone(), shard };
+        let keys = rebuilt.iter().flat_map(|(index, shards)| shards.iter().map(move |shard| key(index, shard)));
+        for key in keys.filter(|key| !self.queue.has(key)).collect::<Vec<_>>() {
+            self.want(key).await;
         }
-        for listed in self.common.journals.stored().await?.into_iter().filter(|listed| listed.rebuild) {
+        let stored = self.common.journals.stored().await?.into_iter();
+        for listed in stored.filter(|listed| listed.rebuild && !self.queue.has(&listed.key)).collect::<Vec<_>>() {
             self.is_of_no_use(listed.key);
         }
         Ok(())
