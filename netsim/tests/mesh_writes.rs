@@ -23,7 +23,7 @@ const AT_ONCE: usize = 5;
 const PAUSE: Duration = Duration::from_millis(15);
 /// Who did not answer is not asked for so long.
 const SHUN: Duration = Duration::from_secs(1);
-/// Twice the longest pause of writes after a kill.
+/// Twice the longest pause of writes after 99 of 100 kills.
 const KILL_GAP: Duration = Duration::from_secs(4);
 /// Twice the longest pause of writes after a member fell silent.
 const SILENCE_GAP: Duration = Duration::from_secs(10);
@@ -451,10 +451,8 @@ fn killed_primaries_lose_no_acknowledged_write_and_are_replaced_in_time() {
     say(&format!("in sync again in ms: {:?}", milliseconds(returned)));
     assert_tasks_done(&books, &heard);
     assert_nothing_lost(&heard, &books.settled());
-    // A machine that has other work as well may make one of ten longer.
-    let nine_of_ten = gaps[(gaps.len() * 9).div_ceil(10) - 1];
-    assert!(nine_of_ten <= KILL_GAP.as_millis(), "{gaps:?}");
-    assert!(gaps.last() <= Some(&SILENCE_GAP.as_millis()), "{gaps:?}");
+    let p99 = gaps[(gaps.len() * 99).div_ceil(100) - 1];
+    assert!(p99 <= KILL_GAP.as_millis(), "{gaps:?}");
 }
 
 #[test]
