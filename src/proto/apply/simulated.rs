@@ -110,6 +110,8 @@ impl World {
             page: rng.u32(2..20),
             // Without tags nobody can tell a late request from another.
             tags: faults.late > 0 || rng.bool(),
+            // With it fewer requests are under way at once.
+            gather: if seed.is_multiple_of(4) { Duration::from_millis(5) } else { Duration::ZERO },
             settle: Duration::from_millis(500),
             retry_max: Duration::from_secs(2),
             behind: 50,
