@@ -220,8 +220,8 @@ sections! {
         retention_s: u64 = Value("604800"), "a number of seconds from 60 to 315360000",
             |v| (60..=315_360_000).contains(v);
         /// Where tasks that have ended are told, as a node's `--task-webhook-url`; empty: nowhere.
-        webhook_url: String = Value("''"), "a URL such as http://127.0.0.1:8080/hook (https is not supported)",
-            |v: &String| v.is_empty() || v.starts_with("http://");
+        webhook_url: String = Value("''"), "a URL such as http://127.0.0.1:8080/hook or https://example.org/hook",
+            |v: &String| v.is_empty() || v.starts_with("http://") || v.starts_with("https://");
         @secret
         /// The `Authorization` header that the webhook gets.
         webhook_authorization webhook_authorization_file 1;

@@ -1,16 +1,20 @@
 //! The HTTP client of a webhook: one POST, and what became of it.
 //!
-//! Only plain `http` is spoken: what ends TLS stands beside the member. Must not know: what is told, retries.
+//! Over TLS whoever the system's own list of authorities vouches for is trusted (`SSL_CERT_FILE` and `SSL_CERT_DIR` name
+//! others); the mesh's CA has no part in it. Must not know: what is told, retries.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Uri};
 use http_body_util::Full;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::{ClientConfig, RootCertStore};
 
 /// How long one call may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -18,8 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Why an address is of no use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WebhookError {
-    /// It is no absolute `http` address.
-    #[error("{address:?} is not an address that begins with http://")]
+    /// It is no absolute `http` or `https` address.
+    #[error("{address:?} is not an address that begins with http:// or https://")]
     Address {
         /// As it was given.
         address: String,
@@ -27,6 +31,15 @@ pub enum WebhookError {
     /// A header can't have this value.
     #[error("the value of the authorization header has characters that a header can't have")]
     Authorization,
+    /// Nobody could be trusted at the other end.
+    #[error(
+        "https needs the certificates of authorities, and this system has none that can be read ({reason}); install them (Debian: \
+         ca-certificates), or name a file in SSL_CERT_FILE"
+    )]
+    NoRoots {
+        /// What was wrong with those found.
+        reason: String,
+    },
 }
 
 /// A webhook; cheap to clone.
@@ -34,7 +47,7 @@ pub enum WebhookError {
 pub struct WebhookClient {
     uri: Uri,
     authorization: Option<HeaderValue>,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
 }
 
 impl std::fmt::Debug for WebhookClient {
@@ -49,16 +62,30 @@ impl WebhookClient {
     /// # Errors
     /// [`WebhookError`].
     pub fn new(address: &str, authorization: Option<&str>) -> Result<Self, WebhookError> {
-        let uri = address.parse::<Uri>().ok();
-        let uri = uri.filter(|uri| uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()));
-        let uri = uri.ok_or_else(|| WebhookError::Address { address: address.to_owned() })?;
+        let of_no_use = || WebhookError::Address { address: address.to_owned() };
+        let uri = address.parse::<Uri>().map_err(|_| of_no_use())?;
+        let roots = match uri.scheme_str().filter(|_| uri.host().is_some_and(|host| !host.is_empty())) {
+            Some("http") => RootCertStore::empty(),
+            Some("https") => system_roots()?,
+            _ => return Err(of_no_use()),
+        };
+        Self::trusting(uri, authorization, roots)
+    }
+
+    fn trusting(uri: Uri, authorization: Option<&str>, roots: RootCertStore) -> Result<Self, WebhookError> {
         let value = |text: &str| {
             let mut value = HeaderValue::from_str(text).map_err(|_| WebhookError::Authorization)?;
             value.set_sensitive(true);
             Ok(value)
         };
         let authorization = authorization.map(value).transpose()?;
-        Ok(Self { uri, authorization, client: Client::builder(TokioExecutor::new()).build_http() })
+        let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("ring has what the protocol's versions need")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        Ok(Self { uri, authorization, client: Client::builder(TokioExecutor::new()).build(connector) })
     }
 
     /// Sends gzipped NDJSON, once.
@@ -78,32 +105,56 @@ impl WebhookClient {
         match tokio::time::timeout(PATIENCE, self.client.request(request)).await {
             Ok(Ok(answer)) if answer.status().is_success() => Ok(()),
             Ok(Ok(answer)) => Err(format!("it answered {}", answer.status())),
-            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Err(error)) => Err(with_causes(&error)),
             Err(_) => Err("it did not answer in time".into()),
         }
     }
 }
 
+/// Whom this system trusts; those that can't be read count only if there are no others.
+fn system_roots() -> Result<RootCertStore, WebhookError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        let reasons: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
+        return Err(WebhookError::NoRoots { reason: reasons.join("; ") });
+    }
+    Ok(roots)
+}
+
+/// The client's own error says only that it could not connect.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+    use tokio_rustls::TlsAcceptor;
 
     use super::*;
+
+    /// Takes one call whose body is `body`.
+    async fn hear(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
+        let mut heard = Vec::new();
+        while !heard.ends_with(b"body") {
+            let read = stream.read_buf(&mut heard).await.unwrap();
+            assert!(read > 0, "it hung up");
+        }
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        stream.flush().await.unwrap();
+        String::from_utf8(heard).unwrap()
+    }
 
     #[tokio::test]
     async fn a_webhook_is_told_with_its_headers() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}/hook?a=b", listener.local_addr().unwrap());
-        let hearing = tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut heard = Vec::new();
-            while !heard.ends_with(b"body") {
-                let read = stream.read_buf(&mut heard).await.unwrap();
-                assert!(read > 0, "it hung up");
-            }
-            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
-            String::from_utf8(heard).unwrap()
-        });
+        let hearing = tokio::spawn(async move { hear(listener.accept().await.unwrap().0).await });
         let webhook = WebhookClient::new(&address, Some("Bearer x")).unwrap();
         assert_eq!(webhook.post(Bytes::from_static(b"body")).await, Ok(()));
         let heard = hearing.await.unwrap();
@@ -115,9 +166,42 @@ mod tests {
         assert!(nobody.post(Bytes::new()).await.is_err());
     }
 
+    #[tokio::test]
+    async fn a_webhook_over_tls_is_told_only_if_its_certificate_is_trusted() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let tls = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri: Uri = format!("https://localhost:{}/hook", listener.local_addr().unwrap().port()).parse().unwrap();
+        let hearing = tokio::spawn(async move {
+            let acceptor = TlsAcceptor::from(Arc::new(tls));
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                // Whoever does not trust it hangs up.
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    return hear(stream).await;
+                }
+            }
+        });
+        let stranger = WebhookClient::trusting(uri.clone(), None, RootCertStore::empty()).unwrap();
+        let refused = stranger.post(Bytes::from_static(b"body")).await.unwrap_err();
+        assert!(refused.contains("certificate"), "{refused}");
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let webhook = WebhookClient::trusting(uri, Some("Bearer x"), roots).unwrap();
+        assert_eq!(webhook.post(Bytes::from_static(b"body")).await, Ok(()));
+        let heard = hearing.await.unwrap();
+        assert!(heard.starts_with("POST /hook HTTP/1.1\r\n") && heard.contains("authorization: Bearer x"), "{heard}");
+    }
+
     #[test]
     fn an_address_that_can_not_be_told_is_refused_at_once() {
-        for bad in ["", "movies", "/hook", "https://example.org/", "ftp://example.org", "http:///x"] {
+        for bad in ["", "movies", "/hook", "ftp://example.org", "http:///x"] {
             assert!(matches!(WebhookClient::new(bad, None), Err(WebhookError::Address { .. })), "{bad}");
         }
         assert!(matches!(WebhookClient::new("http://a/", Some("x\ny")), Err(WebhookError::Authorization)));

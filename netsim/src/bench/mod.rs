@@ -4,6 +4,7 @@
 //! what the same measurement says of a node against itself. Must not know: how processes are started (`mesh`).
 
 mod lane;
+mod machines;
 mod measure;
 mod queries;
 mod report;

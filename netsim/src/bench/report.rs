@@ -28,6 +28,8 @@ pub struct Report {
     pub documents: usize,
     /// Cores of the machine.
     pub cores: usize,
+    /// Cores of each machine of a mesh, and of the single node, where each has its own.
+    pub machine_cores: Option<f64>,
     /// Requests of each side of a latency measurement.
     pub requests: usize,
     /// Rounds of a throughput measurement.
@@ -41,9 +43,10 @@ pub struct Report {
 impl Report {
     /// For people.
     pub fn text(&self) -> String {
+        let each = self.machine_cores.map(|cores| format!(" ({cores} for each machine)")).unwrap_or_default();
         let mut out = format!(
-            "{} documents, {}, {} cores; latencies of {} requests at one connection, throughput of {} rounds at {} connections\n",
-            self.documents, self.node, self.cores, self.requests, self.rounds, self.connections
+            "{} documents, {}, {} cores{}; latencies of {} requests at one connection, throughput of {} rounds at {} connections\n",
+            self.documents, self.node, self.cores, each, self.requests, self.rounds, self.connections
         );
         for table in &self.tables {
             let _ = writeln!(out, "\nA: {}\nB: {}", table.a, table.b);
@@ -73,12 +76,14 @@ mod tests {
             node: "n".into(),
             documents: 1,
             cores: 2,
+            machine_cores: Some(0.5),
             requests: 3,
             rounds: 4,
             connections: 5,
             tables: vec![Table { a: "node".into(), b: "mesh".into(), rows }],
         };
         let text = report.text();
+        assert!(text.contains("2 cores (0.5 for each machine); "), "{text}");
         assert!(text.lines().any(|l| l.contains("p50") && l.ends_with("no difference")), "{text}");
         assert!(text.lines().any(|l| l.contains("p99") && l.ends_with("1.050")), "{text}");
         assert_eq!(serde_json::to_value(&report).unwrap()["tables"][0]["rows"][1]["ratio"], 2.0);

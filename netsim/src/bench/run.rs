@@ -155,6 +155,7 @@ impl Bench {
             node: self.node.describe(),
             documents: self.count,
             cores: std::thread::available_parallelism()?.get(),
+            machine_cores: None,
             requests: self.effort.requests,
             rounds: self.effort.rounds,
             connections: self.effort.connections,

@@ -10,10 +10,12 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use hyper::Method;
 
+use super::machines::Machine;
 use super::measure::{Compared, compared, percentiles};
 use super::report::{Report, Table};
 use crate::mesh::{
-    Client, Documents, Mesh, MeshOptions, NodeChoice, SingleNode, create_index, load, say, task_uid, wait_for_task,
+    Client, Documents, Member, Mesh, MeshOptions, NodeChoice, SingleNode, create_index, load, say, task_uid,
+    wait_for_task,
 };
 
 const INDEX: &str = "latency";
@@ -40,6 +42,9 @@ pub struct WritesArguments {
     /// Rounds A-B-A in which all documents are loaded.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Gives each machine (a node, with its sidecar) so many cores of its own by a control group, as if it were alone. Needs root.
+    #[arg(long, value_name = "CORES", value_parser = cores)]
+    machine_cores: Option<f64>,
     /// Write the result as JSON to this file, too; `-`: to stdout, and the tables to stderr.
     #[arg(long, value_name = "FILE|-")]
     pub(super) json: Option<String>,
@@ -71,6 +76,8 @@ pub async fn measure(arguments: &WritesArguments) -> anyhow::Result<Report> {
     let (count, choice) = (documents.count()?, NodeChoice::of(arguments.node.as_deref())?);
     let dir = tempfile::Builder::new().prefix("miroir-bench-").tempdir()?;
     let mut node = SingleNode::start(&dir.path().join("node"), &choice).await?;
+    let machine = |name: String, pids: &[u32]| arguments.machine_cores.map(|cores| Machine::of(&name, cores, pids));
+    let alone = machine("node".to_owned(), &[node.pid()]).transpose()?;
     let mut single = Side { client: node.client(), pids: vec![node.pid()], loads: 0 };
     // What a node does only once, it does here.
     fill(&mut single, &documents, count).await?;
@@ -79,6 +86,8 @@ pub async fn measure(arguments: &WritesArguments) -> anyhow::Result<Report> {
         let name = format!("a mesh of {members}, {copies} copies");
         let mut mesh = start(&dir.path().join(format!("mesh{members}-{copies}")), members, copies, &choice).await?;
         let pids = mesh.members.iter().map(|m| m.sidecar_pid()).collect();
+        let of = |(i, m): (usize, &Member)| machine(format!("m{i}"), &[m.node_pid(), m.sidecar_pid()]);
+        let machines = mesh.members.iter().enumerate().filter_map(of).collect::<anyhow::Result<Vec<_>>>()?;
         let mut whole = Side { client: mesh.client(0), pids, loads: 0 };
         fill(&mut whole, &documents, count).await?;
         say(&format!("{name} against one node: latencies"));
@@ -89,17 +98,25 @@ pub async fn measure(arguments: &WritesArguments) -> anyhow::Result<Report> {
         let dead = mesh.found_dead();
         ensure!(dead.is_empty(), "{}", dead.join("\n"));
         mesh.end().await;
+        drop(machines);
     }
     node.end().await;
+    drop(alone);
     Ok(Report {
         node: choice.describe(),
         documents: count,
         cores: std::thread::available_parallelism()?.get(),
+        machine_cores: arguments.machine_cores,
         requests: arguments.requests,
         rounds: arguments.rounds,
         connections: 1,
         tables,
     })
+}
+
+fn cores(text: &str) -> Result<f64, String> {
+    let cores = text.parse().ok().filter(|cores| (0.05..=1_024.0).contains(cores));
+    cores.ok_or_else(|| "expected 0.05 to 1024".to_owned())
 }
 
 fn shape(mesh: &str) -> anyhow::Result<(u16, u8)> {

@@ -33,7 +33,8 @@ pub struct Config {
     pub page: u32,
     /// Whether the node keeps `customMetadata` (since v1.26), so that a task tells which request made it.
     pub tags: bool,
-    /// Between two looks at the node's tasks, at first; it doubles up to `poll_max`.
+    /// Between two looks at the node's tasks, at first; it grows by a quarter up to `poll_max`, so that an end is seen late by
+    /// little of the time that the task took.
     pub poll_min: Duration,
     /// The longest such time.
     pub poll_max: Duration,
@@ -59,7 +60,7 @@ impl Default for Config {
             page: 64,
             tags: true,
             poll_min: Duration::from_millis(10),
-            poll_max: Duration::from_millis(200),
+            poll_max: Duration::from_millis(100),
             settle: Duration::from_secs(5),
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(30),

@@ -177,7 +177,7 @@ impl Applier {
     }
 
     fn later(&mut self, env: &mut Env) {
-        let step = (self.look.step * 2).clamp(self.config.poll_min, self.config.poll_max);
+        let step = (self.look.step * 5 / 4).clamp(self.config.poll_min, self.config.poll_max);
         self.look.step = step;
         self.look.at = env.now.plus(env.jitter(step));
     }
