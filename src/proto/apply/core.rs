@@ -19,6 +19,8 @@ use crate::types::ShardId;
 
 /// So many times as long as for other requests is waited for entries that are being looked at.
 const GATHER_MOST: u32 = 20;
+/// A small request to a node with much to do waits so many times twice as long.
+const GATHER_DOUBLINGS: u32 = 8;
 
 /// The applier of one physical index on one member; see the module.
 #[derive(Debug, Clone)]
@@ -35,7 +37,7 @@ pub struct Applier {
     pub(super) care: Option<Care>,
     /// Nothing is sent before.
     pub(super) pause: Option<Instant>,
-    /// Since then what is little waits for more, because the node has nothing to do.
+    /// Since then what is little waits for more.
     gather: Option<Instant>,
     /// Own troubles since the last success.
     pub(super) attempts: u32,
@@ -426,18 +428,13 @@ impl Applier {
             self.gather = None;
             return;
         };
-        // The node has enough to do: what comes until it has done some of it goes in one request, unless what follows is of
-        // another kind already.
+        // A node takes all that waits in its queue into one batch, and each batch costs time whatever is in it. So it gets what is
+        // little neither in many requests nor too late for its next batch, unless what follows is of another kind already.
         let small = plan.entries < bounds.entries / 2 && plan.bytes < bounds.bytes / 2;
         let followed = |span: &Span| self.lanes.get(&span.shard).is_some_and(|lane| lane.has_behind(span.last));
-        if open >= 2 && small && !plan.spans.iter().any(followed) {
-            return;
-        }
-        // The parts of a client's request are committed one after the other; a node with nothing to do would begin with the first.
-        if open == 0 && small && self.care.is_none() {
+        if small && self.care.is_none() && (open == 0 || !plan.spans.iter().any(followed)) {
             let since = *self.gather.get_or_insert(env.now);
-            let more = self.lanes.values().any(|lane| lane.loading.is_some());
-            if env.now < since.plus(if more { self.gather_most() } else { self.config.gather }) {
+            if env.now < since.plus(self.gathers(open)) {
                 return;
             }
         }
@@ -456,9 +453,15 @@ impl Applier {
         self.emit(Effect::Enqueue(Request { note, kind: plan.kind, spans: plan.spans, without: plan.without }));
     }
 
-    /// How long a small request waits for entries that are being looked at.
-    fn gather_most(&self) -> Duration {
-        self.config.gather * GATHER_MOST
+    /// How long a small request waits for more. The parts of a client's request are committed one after the other; a node with
+    /// nothing to do would begin with the first. The longer it has been busy, the longer it may be yet.
+    fn gathers(&self, open: usize) -> Duration {
+        if open == 0 {
+            let more = self.lanes.values().any(|lane| lane.loading.is_some());
+            return if more { self.config.gather * GATHER_MOST } else { self.config.gather };
+        }
+        let doubled = u32::try_from(open).map_or(GATHER_DOUBLINGS, |open| (open + 1).min(GATHER_DOUBLINGS));
+        self.config.gather * 2_u32.pow(doubled)
     }
 
     /// Heads of what is committed are fetched, so that requests can be planned.
@@ -503,7 +506,7 @@ impl Applier {
             Some(Hold::Trouble { again, .. } | Hold::Ask { again, .. }) => Some(*again),
             None => None,
         });
-        let gather = self.gather.into_iter().flat_map(|at| [at.plus(self.config.gather), at.plus(self.gather_most())]);
+        let gather = self.gather.map(|at| at.plus(self.gathers(self.notes.open().len())));
         let stops = self.lanes.values().filter_map(|lane| lane.stop?.until);
         let times = holds.chain(self.pause).chain(gather).chain(self.look.due()).chain(stops);
         self.wake = times.filter(|at| *at > env.now).min();

@@ -21,7 +21,7 @@ pub struct Config {
     pub payload: Bounds,
     /// Tasks that the node may have under way.
     pub under_way: usize,
-    /// How long a small request to a node that has nothing to do waits for more.
+    /// How long a small request to a node that has nothing to do waits for more; behind each that is under way twice as long.
     pub gather: Duration,
     /// Heads held of one shard.
     pub heads: usize,

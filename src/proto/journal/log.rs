@@ -344,6 +344,12 @@ impl Log {
         }
     }
 
+    /// Bytes of entries that are kept in memory from now on.
+    pub fn set_memory(&mut self, bytes: usize) {
+        self.bounds.bytes = bytes;
+        self.forget();
+    }
+
     /// Keeps the bounds; what is not durable can't be asked of the store, so it stays.
     fn forget(&mut self) {
         let over = |log: &Self| log.cache.len() > log.bounds.entries || log.cached_bytes > log.bounds.bytes;
@@ -482,6 +488,13 @@ mod tests {
         assert_eq!(
             [5, 3, 2, 9].map(|t| log.find(part(t))),
             [Found::At(Stands { seq: 5, refused: false }), Found::Perhaps, Found::Perhaps, Found::Nowhere]
+        );
+        log.push(entry(1, 6));
+        log.set_memory(0);
+        assert_eq!(
+            (log.slice(5, 9, 9), log.slice(6, 9, 9).map(|s| s.len())),
+            (None, Some(1)),
+            "what is not durable stays"
         );
     }
 

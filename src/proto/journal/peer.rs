@@ -269,7 +269,7 @@ impl Peer {
             // It knows more to be committed than there is, since a loss was accepted.
             Said::Missing { have } if have.seq > base.log.last().seq => {
                 self.needs_snapshot(base, id);
-                base.send(&id.member, id.store, Said::Behind { floor: have.seq + 1 });
+                base.send(&id.member, id.store, Said::Behind { floor: have.seq.saturating_add(1) });
             }
             Said::Missing { have } => match base.log.meet(*have) {
                 Some(at) => self.begin_behind(base, now, at.seq + 1),

@@ -305,6 +305,11 @@ impl Replica {
         }
     }
 
+    /// Of the newest entries so many bytes are kept in memory from now on; what is not durable stays in any case.
+    pub fn set_memory(&mut self, bytes: usize) {
+        self.base.log.set_memory(bytes);
+    }
+
     /// Whether nothing is under way, so that it may be taken out of memory.
     pub fn is_idle(&self) -> bool {
         let rests = match &self.role {

@@ -113,6 +113,8 @@ pub struct Driver {
     pub(super) broken: BTreeSet<JournalKey>,
     // Copies whose journals are whole and that are made anew: when their shards were last given to others, and how long that counts.
     pub(super) unfit: BTreeMap<JournalKey, (Instant, Duration)>,
+    /// Bytes of entries that each replica keeps in memory.
+    pub(super) share: usize,
     // The own node is down: when its shards are next to be given to others.
     pub(super) idle: Option<Instant>,
     // Reigns that are at rest, with their epochs.
@@ -173,6 +175,7 @@ impl Driver {
             slots: BTreeMap::new(),
             broken: BTreeSet::new(),
             unfit: BTreeMap::new(),
+            share: 0,
             idle: None,
             rests: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -202,6 +205,14 @@ impl Driver {
         self.purge();
         let (listed, damaged) = self.store.list().await?;
         self.read_records();
+        // A head that stands under another name than it says would be taken for none: its replica would begin anew, as one that
+        // has lost nothing.
+        if let Some(key) = damaged.iter().find(|key| !self.holds(key)) {
+            return Err(StoreError::Corrupt {
+                path: self.store.path().to_owned(),
+                reason: format!("the head of a journal, perhaps that of {key}"),
+            });
+        }
         damaged.into_iter().for_each(|key| self.repair(&key, "its head".into()));
         // Those who need a snapshot say so again, and those whose last entries may be committed ask.
         let wants = |l: &&Listed| l.rebuild || l.commit < l.last.seq;

@@ -22,6 +22,9 @@ const LEND_MIN: Duration = Duration::from_secs(3);
 /// The longest such time.
 const LEND_MAX: Duration = Duration::from_secs(300);
 
+/// Shards, of as many indexes, that preferred primaries are given back at one look.
+const GIVE_BACK_MOST: usize = 4;
+
 /// For how long the own node may be down before its shards are given to others.
 const IDLE: Duration = Duration::from_secs(5);
 /// Between two looks while it is.
@@ -103,6 +106,14 @@ impl Driver {
         unfit.filter_map(|(key, _)| lend(key)).collect()
     }
 
+    /// The record names another primary of a shard that this member led. What is not granted is asked for again soon; what was
+    /// lent and comes back is lent again only after a while, that gets longer.
+    pub(super) fn has_lent(&mut self, key: &JournalKey) {
+        if let Some((at, pause)) = self.unfit.get_mut(key) {
+            (*at, *pause) = (now(), (*pause * 2).clamp(LEND_MIN, LEND_MAX));
+        }
+    }
+
     /// Other members are seen, or others are not seen any more.
     pub(super) fn see(&mut self) {
         let seen = std::sync::Arc::clone(&self.seen.borrow_and_update());
@@ -178,13 +189,6 @@ impl Driver {
             let plan: Vec<(ShardId, Change)> =
                 plan.chain(self.gives_up(&index)).chain(self.own_places(&index)).collect();
             let lent = self.lends(&index);
-            for (shard, _) in &lent {
-                let key = JournalKey { index: index.clone(), shard: *shard };
-                let longer = |(at, pause): &mut (Instant, Duration)| {
-                    (*at, *pause) = (now, (*pause * 2).clamp(LEND_MIN, LEND_MAX));
-                };
-                self.unfit.entry(key).and_modify(longer);
-            }
             let plan: Vec<(ShardId, Change)> = plan.into_iter().chain(lent).collect();
             self.elections.told.insert(index.clone(), (now, Some(now.plus(AGAIN))));
             if self.has_left_out(&index) {
@@ -212,7 +216,13 @@ impl Driver {
             return;
         }
         let mut gave = Vec::new();
-        for (index, known) in &self.indexes {
+        let mut indexes: Vec<_> = self.indexes.iter().collect();
+        // Whoever has waited longest comes first.
+        indexes.sort_by_key(|(index, _)| self.elections.gave_back.get(*index).copied());
+        for (index, known) in indexes {
+            if gave.len() == GIVE_BACK_MOST {
+                break;
+            }
             let times = (self.elections.gave_back.get(index).copied(), self.config.give_back_pause, now);
             let (shards, min) = (&known.record.shards, self.config.core.min_in_sync);
             if let Some((shard, change)) = election::give_back(shards, &self.holder(), &self.seen_now.sight, min, times)

@@ -146,6 +146,10 @@ impl Driver {
         let before = self.indexes.insert(index.clone(), now);
         for (shard, state) in (0..).map(ShardId).zip(&record.shards) {
             let known = before.as_ref().and_then(|b| b.record.shard(shard));
+            let led = known.is_some_and(|known| known.is_led_by(&self.me, self.start));
+            if led && !state.is_led_by(&self.me, self.start) {
+                self.has_lent(&JournalKey { index: index.clone(), shard });
+            }
             if known.is_none_or(|known| known.set < state.set) {
                 self.state_changed(&JournalKey { index: index.clone(), shard }, state);
             }

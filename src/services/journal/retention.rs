@@ -1,22 +1,28 @@
 //! How long entries, and the memory of parts, are kept.
 //!
 //! What is beyond the retention is offered to its replica, which drops what nobody needs any more: what all in sync have
-//! applied, and learners have taken. A replica that was idle knows that only after it has heard of the others, so each round
-//! offers twice; a follower hears it with the next writes. Between two looks, what the file holds no more is given back to the
+//! applied, and learners have taken. A replica that was idle knows that only after it has heard of the others, so it is
+//! offered at least twice; a follower hears it with the next writes. Between two looks, what the file holds no more is given back to the
 //! disk in small steps. Rule: nothing is dropped here but the memory of parts whose entries are gone, and the journals of an
 //! index that is gone; no step holds up the appends behind it for long. Must not know: who needs what.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::handle::JournalHandle;
 use crate::rt::clock;
 use crate::store::StoreError;
 use crate::store::journal::Listed;
+use crate::types::JournalKey;
 
 /// How long appends may wait for one step of giving back, and the pause behind it.
 const STEP: Duration = Duration::from_millis(10);
 const STEP_PAUSE: Duration = Duration::from_millis(50);
+/// Between two offers while entries go.
+const OFFER_PAUSE: Duration = Duration::from_millis(100);
+/// Entries at the end of each journal that are looked at once after a start; a read of so many bytes each.
+const TAIL: u64 = 64;
+const TAIL_BYTES: usize = 1 << 20;
 
 /// What is kept, whether anybody needs it or not.
 #[derive(Debug, Clone)]
@@ -56,16 +62,46 @@ impl Retention {
     /// # Errors
     /// [`StoreError`].
     pub async fn keep(self, journals: JournalHandle) -> Result<(), StoreError> {
+        self.look_at_tails(&journals).await?;
         let mut gone = BTreeSet::new();
         loop {
             self.pause(&journals).await?;
-            if self.offer(&journals).await? {
-                tokio::time::sleep(self.settle).await;
-                self.offer(&journals).await?;
-            }
+            self.trim(&journals).await?;
             self.forget_parts(&journals).await?;
             journals.delete_gone(&mut gone).await?;
         }
+    }
+
+    /// Looks at the ends of all journals, so that one that is damaged is made good while others have what it lacks, and not when
+    /// it is needed.
+    pub(super) async fn look_at_tails(&self, journals: &JournalHandle) -> Result<(), StoreError> {
+        for listed in journals.stored().await? {
+            let from = listed.last.seq.saturating_sub(TAIL).max(listed.floor.seq) + 1;
+            let entries = usize::try_from(TAIL).expect("a small number");
+            if from > listed.last.seq || listed.rebuild {
+                continue;
+            }
+            match journals.store.load(&listed.key, from, entries, TAIL_BYTES).await {
+                Err(StoreError::Damaged { journal, reason }) => journals.repair(&journal, reason).await,
+                read => drop(read?),
+            }
+        }
+        Ok(())
+    }
+
+    /// Offers until nothing more goes: each offer is small, and entries may come faster than one of them a look.
+    pub(super) async fn trim(&self, journals: &JournalHandle) -> Result<(), StoreError> {
+        let mut last = BTreeMap::new();
+        for round in 0_u32.. {
+            let offered = self.offer(journals).await?;
+            let goes = offered.iter().any(|(key, floor)| last.get(key).is_none_or(|before| before < floor));
+            if offered.is_empty() || round > 1 && !goes {
+                break;
+            }
+            last = offered;
+            tokio::time::sleep(if round == 0 { self.settle } else { OFFER_PAUSE }).await;
+        }
+        Ok(())
     }
 
     /// Until the next look; what is more than needed of the file goes meanwhile.
@@ -83,14 +119,14 @@ impl Retention {
         }
     }
 
-    /// Offers what is beyond the retention to its replicas; says whether there is any.
-    async fn offer(&self, journals: &JournalHandle) -> Result<bool, StoreError> {
+    /// Offers what is beyond the retention to its replicas; gives where the journals begin of which there is any.
+    async fn offer(&self, journals: &JournalHandle) -> Result<BTreeMap<JournalKey, u64>, StoreError> {
         let all = journals.stored().await?;
         let before = clock::unix_seconds().saturating_add(1).saturating_sub(self.age.as_secs());
         let mut spare = all.iter().map(|l| l.bytes).sum::<u64>().saturating_sub(self.bytes);
         let mut oldest: Vec<&Listed> = all.iter().filter(|l| l.oldest.is_some()).collect();
         oldest.sort_by_key(|l| l.oldest);
-        let mut any = false;
+        let mut offered = BTreeMap::new();
         for listed in oldest {
             if listed.oldest.is_none_or(|at| at >= before) && spare == 0 {
                 break;
@@ -99,11 +135,11 @@ impl Retention {
             let to = journals.store.expired(&listed.key, before, spare).await?.map(|to| to.min(listed.applied));
             spare = spare.saturating_sub(listed.bytes);
             if let Some(to) = to.filter(|to| *to > listed.floor.seq) {
-                any = true;
+                offered.insert(listed.key.clone(), listed.floor.seq);
                 journals.trim(&listed.key, to).await;
             }
         }
-        Ok(any)
+        Ok(offered)
     }
 
     async fn forget_parts(&self, journals: &JournalHandle) -> Result<(), StoreError> {

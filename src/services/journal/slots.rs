@@ -16,6 +16,8 @@ use crate::services::ledger::now;
 use crate::store::StoreError;
 use crate::types::{Epoch, JournalKey, MemberId, Position, TaskPart};
 
+/// Bytes of entries that replicas keep in memory, all together, besides what is not durable yet.
+const MEMORY: usize = 256 << 20;
 /// What a replica that is on its way from the store is told later, at most.
 const WAITING: usize = 1_024;
 
@@ -62,7 +64,7 @@ pub(super) enum Told {
 
 impl Driver {
     /// Whether the record lists this member for the shard.
-    fn holds(&self, key: &JournalKey) -> bool {
+    pub(super) fn holds(&self, key: &JournalKey) -> bool {
         self.state(key).is_some_and(|state| state.copy(&self.me.member).is_some())
     }
 
@@ -188,6 +190,7 @@ impl Driver {
             due: None,
         };
         self.slots.insert(key.clone(), Slot::Open(Box::new(open)));
+        self.share_memory(key);
         if has_commit {
             self.shared.tell(Event::Committed(key.clone(), commit));
         }
@@ -196,6 +199,21 @@ impl Driver {
             self.look_at(&key.index);
         }
         waiting.into_iter().for_each(|told| self.tell(key, told));
+    }
+
+    /// All replicas together keep [`MEMORY`], each an equal share of it.
+    fn share_memory(&mut self, new: &JournalKey) {
+        let most = self.config.core.memory.bytes;
+        // A power of two, so that all are told seldom.
+        let share = 1 << (MEMORY / self.slots.len().max(1)).max(1).ilog2();
+        let share = share.min(most);
+        let before = std::mem::replace(&mut self.share, share);
+        let slots = self.slots.iter_mut().filter(|(key, _)| before != share || *key == new);
+        for slot in slots.map(|(_, slot)| slot) {
+            if let Slot::Open(open) = slot {
+                open.replica.set_memory(share);
+            }
+        }
     }
 
     /// Works out when a replica is to be looked at again.

@@ -701,6 +701,51 @@ async fn a_retention_trims_all_copies_and_forgets_old_parts() {
     keeping.iter().for_each(JoinHandle::abort);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retention_goes_on_until_nothing_more_goes() {
+    let world = world(1).await;
+    let first = primary(&world, 0).unwrap();
+    let mut last = 0;
+    for tasks in [0..600, 600..1_200] {
+        let parts = tasks.map(|task| (ShardId(0), write(task))).collect();
+        let answers = world.at(first).sender.send(&index(), parts, soon(), TraceId::default()).await;
+        last = answers.iter().map(seq_of).max().unwrap();
+    }
+    equal(&world, 0, 1_200).await;
+    for (_, m) in world.alive() {
+        m.journals.applied(vec![(key(0), last)]).await.unwrap();
+    }
+    // The primary hears from the others with the next write.
+    let parts = vec![(ShardId(0), write(1_200))];
+    world.at(first).sender.send(&index(), parts, soon(), TraceId::default()).await;
+    let retention =
+        Retention { age: Duration::ZERO, bytes: 0, settle: Duration::from_millis(500), ..Retention::default() };
+    within("one look", retention.trim(&world.at(first).journals)).await.unwrap();
+    until("more than one offer takes is trimmed", async || {
+        world.at(first).journal_store.list().await.unwrap().0[0].floor.seq == last
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_journal_that_rests_is_looked_at_after_a_start() {
+    let world = world(1).await;
+    let first = primary(&world, 0).unwrap();
+    let parts = vec![(ShardId(0), write(1))];
+    world.at(first).sender.send(&index(), parts, soon(), TraceId::default()).await;
+    equal(&world, 0, 1).await;
+    let bad = world.at((first + 1) % 3);
+    until("an empty memory", async || bad.journals.in_memory() == 0).await;
+    Retention::default().look_at_tails(&bad.journals).await.unwrap();
+    assert_eq!(bad.journals.in_memory(), 0, "nothing is wrong");
+    let conn = rusqlite::Connection::open(bad.journal_store.path()).unwrap();
+    let changed = conn.execute("UPDATE entries SET body = x'00' WHERE place = (SELECT max(place) FROM entries)", []);
+    assert_eq!(changed.unwrap(), 1);
+    let mut rebuild = bad.journals.subscribe();
+    Retention::default().look_at_tails(&bad.journals).await.unwrap();
+    within("it says so", async { while rebuild.recv().await.unwrap() != Event::Rebuild(key(0)) {} }).await;
+}
+
 /// What an operator is told of the copies of the shard, by those who live.
 async fn told(world: &World) -> BTreeMap<MemberId, Told> {
     let mut told = BTreeMap::new();

@@ -106,6 +106,11 @@ impl JournalStore {
         &self.db
     }
 
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        self.db.path()
+    }
+
     /// Changes once, when the store has failed for good: the member must leave service.
     pub fn fatal(&self) -> watch::Receiver<Option<StoreError>> {
         self.db.fatal()

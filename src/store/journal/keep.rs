@@ -13,7 +13,7 @@ use super::head::{HEAD, Head};
 use super::row::{SEQ_MAX, place, seq_of};
 use crate::types::{Epoch, JournalKey, PhysicalIndex, Position};
 
-/// Rows of one step of a deletion.
+/// Rows of one step of a deletion, also of parts that are forgotten.
 const STEP: usize = 256;
 /// Entries that one look at a retention goes through.
 const LOOK: usize = 512;
@@ -102,25 +102,24 @@ impl JournalStore {
     /// # Errors
     /// [`StoreError`].
     pub async fn forget_parts(&self, key: &JournalKey, before: u64, most: u64) -> Result<(), StoreError> {
-        let (key, before, most) = (key.clone(), to_sql(before)?, to_sql(most)?);
-        self.db()
-            .run(move |tx| {
-                let Some(head) = Head::find(tx, &key)? else { return Ok(()) };
-                let floor = head.floor.seq.cast_signed();
-                tx.execute(
-                    "DELETE FROM parts WHERE journal = ?1 AND seq <= ?2 AND stored_at < ?3",
-                    (head.id, floor, before),
-                )?;
-                // Tasks are numbered as they come, nearly.
-                let sql = "SELECT task FROM parts WHERE journal = ?1 ORDER BY task DESC, part DESC LIMIT 1 OFFSET ?2";
-                let low: Option<i64> = tx.query_row(sql, (head.id, most), |row| row.get(0)).optional()?;
-                if let Some(low) = low {
-                    let sql = "DELETE FROM parts WHERE journal = ?1 AND task <= ?2 AND seq <= ?3";
-                    tx.execute(sql, (head.id, low, floor))?;
-                }
-                Ok(())
-            })
-            .await
+        let (before, most) = (to_sql(before)?, to_sql(most)?);
+        loop {
+            let of = key.clone();
+            // What is to go is looked for beside the writer, for appends wait behind that.
+            let found = self.read(move |tx| parts_to_forget(tx, &of, before, most)).await?;
+            let Some((id, floor, parts)) = found else { return Ok(()) };
+            self.db()
+                .run(move |tx| {
+                    // One that was stored anew meanwhile stands elsewhere.
+                    let sql = "DELETE FROM parts WHERE journal = ?1 AND task = ?2 AND part = ?3 AND seq <= ?4";
+                    let mut delete = tx.prepare_cached(sql)?;
+                    for (task, part) in parts {
+                        delete.execute((id, task, part, floor))?;
+                    }
+                    Ok(())
+                })
+                .await?;
+        }
     }
 
     /// Deletes the journals of an index: none of them is there any more when this returns, and their rows go by and by.
@@ -176,6 +175,37 @@ fn listed(tx: &Transaction<'_>, head: Head) -> Result<Listed, StoreError> {
     let Head { key, epoch, floor, last, commit, applied, rebuild, bytes, .. } = head;
     let oldest = oldest.and_then(|at| u64::try_from(at).ok());
     Ok(Listed { key, epoch, floor, last, commit, applied, rebuild, bytes, oldest })
+}
+
+/// A journal's number, its floor, and tasks with parts of it.
+type PartsOf = (i64, i64, Vec<(i64, i64)>);
+
+/// Some parts that are to be forgotten; `None`: there are none. Tasks are numbered as they come, nearly, so old ones stand first.
+fn parts_to_forget(
+    tx: &Transaction<'_>,
+    key: &JournalKey,
+    before: i64,
+    most: i64,
+) -> Result<Option<PartsOf>, StoreError> {
+    let Some(head) = Head::find(tx, key)? else { return Ok(None) };
+    let (id, floor, step) = (head.id, head.floor.seq.cast_signed(), i64::try_from(STEP).expect("a small number"));
+    let take = |sql: &str, with: i64| -> Result<Vec<(i64, i64)>, StoreError> {
+        let mut rows = tx.prepare_cached(sql)?;
+        let rows = rows.query_map((id, floor, with, step), |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<Result<_, rusqlite::Error>>()?)
+    };
+    let first = "SELECT task, part, seq, stored_at FROM parts WHERE journal = ?1 ORDER BY task, part LIMIT ?4";
+    let mut found = take(&format!("SELECT task, part FROM ({first}) WHERE seq <= ?2 AND stored_at < ?3"), before)?;
+    if found.is_empty() {
+        let sql = "SELECT task FROM parts WHERE journal = ?1 ORDER BY task DESC, part DESC LIMIT 1 OFFSET ?2";
+        let low: Option<i64> = tx.query_row(sql, (id, most), |row| row.get(0)).optional()?;
+        if let Some(low) = low {
+            let sql = "SELECT task, part FROM parts WHERE journal = ?1 AND task <= ?3 AND seq <= ?2 \
+                       ORDER BY task, part LIMIT ?4";
+            found = take(sql, low)?;
+        }
+    }
+    Ok((!found.is_empty()).then_some((id, floor, found)))
 }
 
 fn purge_step(tx: &Transaction<'_>) -> Result<bool, StoreError> {
