@@ -22,9 +22,9 @@ use crate::types::SHARD_FIELD;
 
 /// The client's own values, by setting, as JSON texts; what is absent has Meilisearch's default.
 ///
-/// Keys: `displayedAttributes`, `distinctAttribute`, `faceting`, `pagination` as the client would read them, `embedders`: for
-/// each embedder what decides whose document template it has and how long its vectors are, and `geo`: which settings make
-/// nodes read places in documents.
+/// Keys: `displayedAttributes`, `distinctAttribute`, `faceting`, `pagination` as the client would read them,
+/// `embedders`: for each embedder what decides whose document template it has and how long its vectors are, and `geo`:
+/// which settings make nodes read places in documents.
 pub type ClientSettings = BTreeMap<String, String>;
 
 /// Meilisearch's default of `pagination.maxTotalHits`.

@@ -76,8 +76,8 @@ fn wrong_vectors(name: &str, value: &Value) -> Option<String> {
         Value::Number(number) => ("integer", number.to_string()),
     };
     Some(format!(
-        "Expected `._vectors.{name}` to be an array of floats, an array of arrays of floats, or an object with at least \
-         the field `regenerate`, but got the {kind} `{shown}`"
+        "Expected `._vectors.{name}` to be an array of floats, an array of arrays of floats, or an object with at \
+         least the field `regenerate`, but got the {kind} `{shown}`"
     ))
 }
 
@@ -122,8 +122,8 @@ fn place(id: &Value, geo: &Value) -> Option<String> {
         (true, false) => Some(format!("Could not parse longitude {document}. {one} `{lng}`.")),
         (false, true) => Some(format!("Could not parse latitude {document}. {one} `{lat}`.")),
         (false, false) => Some(format!(
-            "Could not parse latitude nor longitude {document}. Was expecting finite numbers but instead got `{lat}` and \
-             `{lng}`."
+            "Could not parse latitude nor longitude {document}. Was expecting finite numbers but instead got `{lat}` \
+             and `{lng}`."
         )),
     }
 }

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use super::error::{SHOWN_MAX_BYTES, cut, shown};
+use super::error::{SHOWN_MAX_BYTES, shown};
 use super::special::{Flaw, Stage};
 use crate::proto::json;
 use crate::types::ErrorCode;
@@ -84,13 +84,14 @@ fn in_object(id: &Value, raw: &[u8]) -> Option<String> {
 
 /// The members that are neither coordinate, in the order that is left when a node has taken the coordinates out.
 fn without_place(raw: &[u8]) -> String {
-    match serde_json::from_slice::<Map<String, Value>>(raw) {
-        Ok(mut map) if raw.len() <= SHOWN_MAX_BYTES => {
+    let beginning = &raw[..raw.len().min(SHOWN_MAX_BYTES)];
+    match serde_json::from_slice::<Map<String, Value>>(beginning) {
+        Ok(mut map) => {
             map.swap_remove("lat");
             map.swap_remove("lng");
             Value::Object(map).to_string()
         }
-        _ => cut(&String::from_utf8_lossy(&raw[..raw.len().min(SHOWN_MAX_BYTES + 4)])),
+        Err(_) => shown(raw),
     }
 }
 

@@ -1,7 +1,8 @@
 //! What a node accepts as a shape: `_geojson` of an index in which it is filterable.
 //!
-//! The rule: the same verdict and the same words as a node's, as far as the form goes; whether a node can index a shape of valid
-//! form (rings that are closed, coordinates on the globe) it alone knows. Must not know: settings, other fields.
+//! The rule: the same verdict and the same words as a node's, as far as the form goes; whether a node can index a shape
+//! of valid form (rings that are closed, coordinates on the globe) it alone knows. Must not know: settings, other
+//! fields.
 
 use std::borrow::Cow;
 
@@ -147,7 +148,7 @@ fn check(raw: &[u8]) -> Result<(), String> {
 /// A feature without a geometry as a node prints it.
 fn without_geometry(raw: &[u8]) -> String {
     let Ok(mut rest) = serde_json::from_slice::<Map<String, Value>>(&raw[..raw.len().min(SHOWN_MAX_BYTES)]) else {
-        return cut(&String::from_utf8_lossy(&raw[..raw.len().min(SHOWN_MAX_BYTES + 4)]));
+        return shown(raw);
     };
     // Taken out in the parser's order, which decides the order of what is left.
     let mut take = |name| rest.swap_remove(name).filter(|value| !value.is_null());

@@ -1,13 +1,13 @@
 //! Fields that nodes read themselves: `_vectors`, `_geo`, `_geojson`.
 //!
-//! A node finds out what is wrong with them only while it carries a request out, and then does nothing of it. The rule: what
-//! the documents and the index's settings tell beforehand is refused here, in the node's words, before anything is split; of
-//! several flaws the one that a node comes to first. Must not know: shards, what the index holds.
+//! A node finds out what is wrong with them only while it carries a request out, and then does nothing of it. The rule:
+//! what the documents and the index's settings tell beforehand is refused here, in the node's words, before anything is
+//! split; of several flaws the one that a node comes to first. Must not know: shards, what the index holds.
 
 use memchr::memmem;
 
 use super::batch::Batch;
-use super::error::DocumentError;
+use super::error::{DocumentError, SHOWN_MAX_BYTES};
 use super::{geo, geojson, vectors};
 use crate::proto::json;
 use crate::proto::settings::DocumentView;
@@ -99,20 +99,19 @@ impl<'v> Reader<'v> {
 
     fn flaw_of_vectors(&self, id: &str, raw: &[u8]) -> Option<Flaw> {
         let flaw = vectors::flaw(id, raw, &self.view.embedders)?;
-        match serde_json::from_slice::<serde_json::Value>(raw) {
-            Ok(value) if self.respelled && raw.len() <= super::error::SHOWN_MAX_BYTES => {
-                vectors::flaw(id, value.to_string().as_bytes(), &self.view.embedders)
-            }
-            _ => Some(flaw),
+        if !self.respelled || raw.len() > SHOWN_MAX_BYTES {
+            return Some(flaw);
         }
+        let respelled = serde_json::from_slice::<serde_json::Value>(raw).map(|value| value.to_string());
+        respelled.map_or(Some(flaw), |raw| vectors::flaw(id, raw.as_bytes(), &self.view.embedders))
     }
 }
 
 impl Batch {
     /// Checks the fields that nodes read themselves, of documents for the index `uid`.
     ///
-    /// A document that a later one of the same request replaces is not looked at by nodes, so its flaws don't count; it is
-    /// taken out, because the later one might reach the node in another request. With `merge` every document counts.
+    /// A document that a later one of the same request replaces is not looked at by nodes, so its flaws don't count; it
+    /// is taken out, because the later one might reach the node in another request. With `merge` every document counts.
     ///
     /// # Errors
     /// [`DocumentError::Task`] with the flaw that a node would come to first.

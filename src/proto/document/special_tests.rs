@@ -1,5 +1,5 @@
-//! What is refused of the fields that nodes read themselves. The texts are those of `netsim/tests/golden/special.json`, which a
-//! real node is asked for; here stands what only the core can show.
+//! What is refused of the fields that nodes read themselves. The texts are those of `netsim/tests/golden/special.json`,
+//! which a real node is asked for; here stands what only the core can show.
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -142,7 +142,8 @@ fn shapes_are_read_as_far_as_their_form_goes() {
         (
             json!({"a": 1, "type": "Feature", "id": 3, "geometry": null, "bbox": [1, 2.5], "b": 2}),
             "Attempted to a convert a feature without a geometry into a geo_types::Geometry: \
-             `{\"type\":\"Feature\",\"geometry\":null,\"properties\":null,\"bbox\":[1.0,2.5],\"id\":3,\"a\":1,\"b\":2}`",
+             `{\"type\":\"Feature\",\"geometry\":null,\"properties\":null,\"bbox\":[1.0,2.5],\
+             \"id\":3,\"a\":1,\"b\":2}`",
         ),
         (json!({"type": "FeatureCollection", "features": [point]}), "Expected a Feature mapping, but got a `Point`"),
         (json!({"type": "FeatureCollection"}), "Expected a GeoJSON property for `features`, but got None"),
@@ -207,12 +208,25 @@ fn an_object_among_numbers_is_refused_although_it_makes_a_node_crash() {
 #[test]
 fn a_large_value_is_cut_and_many_flaws_are_not_kept() {
     let long = "x".repeat(1 << 20);
-    for value in [format!("\"{long}\""), format!("{{\"e\":\"{long}\"}}"), format!("{{\"e\":[\"{long}\"]}}")] {
+    for value in [
+        format!("\"{long}\""),
+        format!("{{\"e\":\"{long}\"}}"),
+        format!("{{\"e\":[\"{long}\"]}}"),
+        format!("{{\"e\":{{\"{long}\":1}}}}"),
+        format!("{{\"e\":{{\"regenerate\":\"{long}\"}}}}"),
+        format!("{{\"e\":{{\"regenerate\":true,\"embeddings\":\"{long}\"}}}}"),
+    ] {
         let (_, text) = refusal(&format!(r#"[{{"id":1,"_vectors":{value}}}]"#), &all(), false).unwrap();
         assert!(text.len() < 40_000, "{}", text.len());
     }
-    let (_, text) = refusal(&format!(r#"[{{"id":1,"_geo":{{"lat":"{long}","lng":1}}}}]"#), &all(), false).unwrap();
-    assert!(text.len() < 40_000);
+    for value in [format!(r#"{{"lat":"{long}","lng":1}}"#), format!(r#"{{"lat":1,"lng":1,"x":"{long}"}}"#)] {
+        let (_, text) = refusal(&format!(r#"[{{"id":1,"_geo":{value}}}]"#), &all(), false).unwrap();
+        assert!(text.len() < 40_000);
+    }
+    let numbers = format!("[{}1,2]", "[1,2],".repeat(100_000));
+    let fine = format!(r#"[{{"id":1,"_vectors":{{"f":{{"embeddings":{numbers},"regenerate":false}}}}}}]"#);
+    let end = "`._vectors.f.embeddings[100000]`: expected an array, but found a positive integer: `1`";
+    assert!(refusal(&fine, &all(), false).unwrap().1.ends_with(end));
     let many: String = (0..2_000).map(|n| format!("\"n{n}\":1,")).collect();
     let body = format!(r#"[{{"id":1,"_vectors":{{{many}"last":null}}}}]"#);
     let (_, text) = refusal(&body, &all(), false).unwrap();
@@ -253,7 +267,8 @@ proptest! {
         let judged = refusal(&body, &all(), false);
         // With good numbers there is a place, whatever else is in the document.
         let place = geo.is_null() || geo.as_object().is_some_and(|map| {
-            let number = |value: &Value| value.as_f64().or_else(|| value.as_str()?.parse().ok()).is_some_and(f64::is_finite);
+            let parsed = |value: &Value| value.as_f64().or_else(|| value.as_str()?.parse().ok());
+            let number = |value: &Value| parsed(value).is_some_and(f64::is_finite);
             map.len() == 2 && ["lat", "lng"].iter().all(|name| map.get(*name).is_some_and(number))
         });
         let only = json!([{"id": 1, "_geo": geo}]).to_string();

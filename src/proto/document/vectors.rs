@@ -1,8 +1,8 @@
 //! What a node accepts as the vectors that a document brings along: `_vectors`.
 //!
-//! The form is looked at whichever embedders there are; numbers only for embedders of the index. The rule: the same verdict and
-//! the same words as a node's, which shows what its JSON parser says: the parser is the same here, and driven alike. Must not
-//! know: settings, other fields.
+//! The form is looked at whichever embedders there are; numbers only for embedders of the index. The rule: the same
+//! verdict and the same words as a node's, which shows what its JSON parser says: the parser is the same here, and
+//! driven alike. Must not know: settings, other fields.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -88,6 +88,10 @@ fn no_map(raw: &[u8]) -> String {
             Ok(())
         }
     }
+    // The parser repeats a text, and more than once.
+    if raw.len() > SHOWN_MAX_BYTES && raw.first() == Some(&b'"') {
+        return format!("invalid type: string {}, expected a map", shown(raw));
+    }
     let said = serde_json::Deserializer::from_slice(raw).deserialize_map(Map);
     cut(&said.err().map_or_else(|| "expected a map".to_owned(), |e| e.to_string()))
 }
@@ -107,6 +111,11 @@ fn vectors<'a>(name: &str, raw: &'a [u8]) -> Result<Vectors<'a>, Problem> {
         Some(b'[') => return Ok(Vectors { raw: Some(raw), explicit: false }),
         _ => {}
     }
+    if raw.len() > SHOWN_MAX_BYTES
+        && let Some(long) = long_part(raw)
+    {
+        return Err(Problem::Form(format!("Could not parse `._vectors.{name}`: unexpected `{}`", shown(long))));
+    }
     let parsed = serde_json::Deserializer::from_slice(raw).deserialize_any(OfEmbedder { name });
     match parsed {
         Ok(Ok(embeddings)) => Ok(Vectors { raw: embeddings.map(|raw| raw.get().as_bytes()), explicit: true }),
@@ -115,8 +124,17 @@ fn vectors<'a>(name: &str, raw: &'a [u8]) -> Result<Vectors<'a>, Problem> {
     }
 }
 
-/// Reads a value of `_vectors` that is neither null nor an array. What is found wrong on the way ends it, and if the parser can't
-/// go on from there, that is what is told.
+/// A name or a value, other than of `embeddings`, that is too long to be right, and that the parser would repeat.
+fn long_part(raw: &[u8]) -> Option<&[u8]> {
+    let mut members = json::members(raw, 0).into_iter().flatten().flatten();
+    members.find_map(|member| {
+        let long = |part: &&[u8]| part.len() > SHOWN_MAX_BYTES;
+        Some(member.raw_key).filter(long).or(Some(member.value).filter(long).filter(|_| !member.is("embeddings")))
+    })
+}
+
+/// Reads a value of `_vectors` that is neither null nor an array. What is found wrong on the way ends it, and if the
+/// parser can't go on from there, that is what is told.
 struct OfEmbedder<'n> {
     name: &'n str,
 }
@@ -124,8 +142,8 @@ struct OfEmbedder<'n> {
 impl OfEmbedder<'_> {
     fn wrong<T>(&self, kind: &str, value: impl fmt::Display) -> Result<T, String> {
         Err(format!(
-            "Expected `._vectors.{}` to be an array of floats, an array of arrays of floats, or an object with at least \
-             the field `regenerate`, but got the {kind} `{value}`",
+            "Expected `._vectors.{}` to be an array of floats, an array of arrays of floats, or an object with at \
+             least the field `regenerate`, but got the {kind} `{value}`",
             self.name
         ))
     }
@@ -171,8 +189,8 @@ impl<'de> Visitor<'de> for OfEmbedder<'_> {
                 Ok(Some(other)) => {
                     let other = cut(other);
                     return Ok(Err(format!(
-                        "Unexpected field `._vectors.{name}.{other}`\n  - note: the allowed fields are `regenerate` and \
-                         `embeddings`"
+                        "Unexpected field `._vectors.{name}.{other}`\n  - note: the allowed fields are `regenerate` \
+                         and `embeddings`"
                     )));
                 }
                 Err(e) => return Ok(Err(format!("Could not parse a field at `._vectors.{name}`: {e}"))),
@@ -182,8 +200,8 @@ impl<'de> Visitor<'de> for OfEmbedder<'_> {
             return Ok(Ok(embeddings));
         }
         Ok(Err(format!(
-            "Missing field `._vectors.{name}.regenerate`\n  - note: `._vectors.{name}` must be an array of floats, an array \
-             of arrays of floats, or an object with field `regenerate`"
+            "Missing field `._vectors.{name}.regenerate`\n  - note: `._vectors.{name}` must be an array of floats, an \
+             array of arrays of floats, or an object with field `regenerate`"
         )))
     }
 }
@@ -224,8 +242,8 @@ impl Vectors<'_> {
         }
         match (lengths.other, wanted) {
             (Some((at, found)), Some(wanted)) => Err(Problem::Length(format!(
-                "Invalid vector dimensions in document with id `{id}` in `._vectors.{name}`.\n  - note: embedding #{at} \
-                 has dimensions {found}\n  - note: embedder `{name}` requires {wanted}"
+                "Invalid vector dimensions in document with id `{id}` in `._vectors.{name}`.\n  - note: embedding \
+                 #{at} has dimensions {found}\n  - note: embedder `{name}` requires {wanted}"
             ))),
             _ => Ok(()),
         }
