@@ -457,6 +457,65 @@ fn hybrid_searches_have_the_order_of_one_node() {
 }
 
 #[test]
+fn what_nodes_would_refuse_of_one_document_fails_the_whole_request() {
+    let engine = Engine::found();
+    let single = Single::start(&engine);
+    let mut mesh = Mesh::start(Plan::of(3, 2));
+    let settings = json!({
+        "filterableAttributes": ["_geo"], "embedders": {"e": {"source": "userProvided", "dimensions": 2}},
+    });
+    for client in [&single.client, &mesh.client(0)] {
+        client.done("POST", "/indexes", &json!({"uid": "i", "primaryKey": "id"}));
+        // Not waited for: documents that come after it are judged by it, at whichever member.
+        client.json("PATCH", "/indexes/i/settings", &settings).expect(202);
+    }
+    let documents = || -> Vec<Value> {
+        let document = |id| json!({"id": id, "_geo": {"lat": id, "lng": "1.5"}, "_vectors": {"e": [1, id]}});
+        (0..120).map(document).collect()
+    };
+    let path = "/indexes/i/documents";
+    for (i, (field, bad)) in [
+        ("_geo", json!("somewhere")),
+        ("_geo", json!({"lat": 1})),
+        ("_geo", json!({"lat": "north", "lng": 2})),
+        ("_vectors", json!({"e": [1]})),
+        ("_vectors", json!({"e": {"regenerate": false, "embeddings": [[1, 2], [3, "4"]]}})),
+        ("_vectors", json!({"e": "x"})),
+        ("_vectors", json!(5)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut list = documents();
+        list[i * 17][field] = bad;
+        let method = ["POST", "PUT"][i % 2];
+        let one = single.client.finished(&single.client.json(method, path, &json!(list)));
+        assert_eq!(one["status"], "failed", "{one}");
+        let answer = mesh.client(i % 3).json(method, path, &json!(list));
+        let all = mesh.client((i + 1) % 3).finished(&answer);
+        for key in ["status", "type", "details", "error", "indexUid"] {
+            assert_eq!(all[key], one[key], "{key} of {}", list[i * 17]);
+        }
+    }
+    mesh.wait_whole();
+    for i in 0..3 {
+        assert_eq!(mesh.client(i).get("/indexes/i/stats").expect(200)["numberOfDocuments"], 0);
+        let held = mesh.node_client(i).get("/stats").expect(200);
+        let counts: Vec<_> = held["indexes"].as_object().unwrap().values().map(|i| &i["numberOfDocuments"]).collect();
+        assert_eq!(counts, [&json!(0)], "what a node holds");
+    }
+    for client in [&single.client, &mesh.client(2)] {
+        client.done("POST", path, &json!(documents()));
+        assert_eq!(client.get("/indexes/i/stats").expect(200)["numberOfDocuments"], 120);
+    }
+    // What is no longer read is no longer looked at.
+    for client in [&single.client, &mesh.client(1)] {
+        client.done("DELETE", "/indexes/i/settings/filterable-attributes", &Value::Null);
+        client.done("PUT", path, &json!([{"id": 7, "_geo": 5}, {"id": 8}]));
+    }
+}
+
+#[test]
 fn the_primary_key_of_documents_that_wait_is_not_changed() {
     let mut mesh = Mesh::start(Plan::of(3, 1));
     let client = mesh.client(0);

@@ -22,8 +22,9 @@ use crate::types::SHARD_FIELD;
 
 /// The client's own values, by setting, as JSON texts; what is absent has Meilisearch's default.
 ///
-/// Keys: `displayedAttributes`, `distinctAttribute`, `faceting`, `pagination` as the client would read them, and
-/// `embedders`: for each embedder what decides whose document template it has.
+/// Keys: `displayedAttributes`, `distinctAttribute`, `faceting`, `pagination` as the client would read them,
+/// `embedders`: for each embedder what decides whose document template it has and how long its vectors are, and `geo`:
+/// which settings make nodes read places in documents.
 pub type ClientSettings = BTreeMap<String, String>;
 
 /// Meilisearch's default of `pagination.maxTotalHits`.
@@ -160,7 +161,7 @@ struct Faceting {
     sort_facet_values_by: BTreeMap<String, FacetOrder>,
 }
 
-/// What decides whose document template an embedder has.
+/// What decides whose document template an embedder has, and how long its vectors are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Embedder {
     source: String,
@@ -168,6 +169,21 @@ struct Embedder {
     templated: bool,
     /// The template is the client's.
     own: bool,
+    /// The length of its vectors, where the settings alone decide it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dimensions: Option<u64>,
+}
+
+/// Which settings name the fields of places.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Geo {
+    /// `_geo` is in `filterableAttributes`, not as a pattern.
+    filterable: bool,
+    /// `_geo` is in `sortableAttributes`.
+    sortable: bool,
+    /// `_geojson` is in `filterableAttributes`, not as a pattern.
+    json: bool,
 }
 
 impl Default for Faceting {
@@ -235,6 +251,31 @@ impl IndexView {
     }
 }
 
+/// What the client set on the index, as far as it decides which documents nodes refuse.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DocumentView {
+    /// Nodes read `_geo`.
+    pub geo: bool,
+    /// Nodes read `_geojson`.
+    pub geojson: bool,
+    /// The index's embedders, and how long the vectors of each are, where the settings alone decide it.
+    pub embedders: BTreeMap<String, Option<usize>>,
+}
+
+impl DocumentView {
+    /// What a record's `client_settings` come to.
+    pub fn of(client: &ClientSettings) -> Self {
+        let geo: Geo = kept(client, "geo").unwrap_or_default();
+        let embedders: BTreeMap<String, Embedder> = kept(client, "embedders").unwrap_or_default();
+        let dimensions = |e: Embedder| e.dimensions.and_then(|n| usize::try_from(n).ok());
+        Self {
+            geo: geo.filterable || geo.sortable,
+            geojson: geo.json,
+            embedders: embedders.into_iter().map(|(name, e)| (name, dimensions(e))).collect(),
+        }
+    }
+}
+
 /// Whether `attribute` is `outer`, or nested in it.
 pub fn is_within(attribute: &str, outer: &str) -> bool {
     attribute.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -275,6 +316,7 @@ pub fn to_node(
         if key.contains(SHARD_FIELD) || names_shard_field(value) {
             return Err(ReservedField { setting: key.clone() });
         }
+        keep_geo(key, value, &mut after);
         match key.as_str() {
             "filterableAttributes" => filterable_to_node(value),
             "displayedAttributes" => displayed_to_node(value, &mut after),
@@ -413,6 +455,24 @@ fn keep_pagination(value: &Value, after: &mut ClientSettings) {
     }
 }
 
+/// Keeps whether the client names the fields of places.
+fn keep_geo(key: &str, value: &Value, after: &mut ClientSettings) {
+    let names = |name: &str| match value {
+        Value::Null => Some(false),
+        Value::Array(list) => Some(list.iter().any(|item| item == name)),
+        _ => None,
+    };
+    let (Some(point), Some(json)) = (names("_geo"), names("_geojson")) else { return };
+    let mut geo: Geo = kept(after, "geo").unwrap_or_default();
+    match key {
+        "filterableAttributes" => (geo.filterable, geo.json) = (point, json),
+        "sortableAttributes" => geo.sortable = point,
+        _ => return,
+    }
+    let default = geo == Geo::default();
+    keep(after, "geo", (!default).then(|| json!(geo)));
+}
+
 /// Gives embedders that would get the default template ours, and notes whose template each has.
 fn embedders_to_node(value: &mut Value, after: &mut ClientSettings) {
     let mut own: BTreeMap<String, Embedder> = kept(after, "embedders").unwrap_or_default();
@@ -460,7 +520,13 @@ fn embedder_to_node(patch: &mut Map<String, Value>, before: Option<&Embedder>) -
     if templated && !own && (held.is_none() || patch.contains_key("documentTemplate")) {
         patch.insert("documentTemplate".to_owned(), NODE_TEMPLATE.into());
     }
-    Embedder { source, templated, own: templated && own }
+    // Other sources have a length of their own, which may stand in another setting or in none.
+    let decided = matches!(source.as_str(), "userProvided" | "ollama" | "rest");
+    let dimensions = match patch.get("dimensions") {
+        None => before.filter(|b| b.source == source).and_then(|b| b.dimensions),
+        Some(given) => given.as_u64(),
+    };
+    Embedder { source, templated, own: templated && own, dimensions: dimensions.filter(|_| decided) }
 }
 
 #[cfg(test)]
@@ -585,6 +651,46 @@ mod tests {
             let patch = object(wrong);
             assert_eq!(to_node(&patch, &before, 64).unwrap(), (patch.clone(), before.clone()));
         }
+    }
+
+    #[test]
+    fn what_makes_nodes_read_documents_is_kept() {
+        let mut mesh = Mesh::new(64);
+        let view = |mesh: &Mesh| DocumentView::of(&mesh.client);
+        assert_eq!(view(&mesh), DocumentView::default());
+        // A pattern does not turn it on.
+        mesh.patch(
+            json!({"filterableAttributes": [{"attributePatterns": ["_geo*"]}], "sortableAttributes": ["a"]}),
+            64,
+        );
+        assert_eq!((view(&mesh), mesh.client.len()), (DocumentView::default(), 0));
+        mesh.patch(
+            json!({"filterableAttributes": ["_geojson", "_geo"], "sortableAttributes": ["_geo", "_geojson"]}),
+            64,
+        );
+        assert!(view(&mesh).geo && view(&mesh).geojson);
+        mesh.patch(json!({"filterableAttributes": ["a"]}), 64);
+        assert!(view(&mesh).geo && !view(&mesh).geojson);
+        mesh.patch(json!({ "sortableAttributes": null }), 64);
+        assert_eq!((view(&mesh), mesh.client.len()), (DocumentView::default(), 0));
+
+        let lengths = |mesh: &Mesh| view(mesh).embedders.into_iter().collect::<Vec<_>>();
+        mesh.patch(
+            json!({"embedders": {"u": {"source": "userProvided", "dimensions": 3}, "o": {"dimensions": 4}}}),
+            64,
+        );
+        assert_eq!(lengths(&mesh), [("o".to_owned(), None), ("u".to_owned(), Some(3))]);
+        mesh.patch(
+            json!({"embedders": {"u": {"binaryQuantized": true}, "o": {"source": "rest", "dimensions": 4}}}),
+            64,
+        );
+        assert_eq!(lengths(&mesh), [("o".to_owned(), Some(4)), ("u".to_owned(), Some(3))]);
+        mesh.patch(json!({"embedders": {"u": {"source": "ollama"}, "o": {"dimensions": null}}}), 64);
+        assert_eq!(lengths(&mesh), [("o".to_owned(), None), ("u".to_owned(), None)]);
+        // Kept by a version that knew nothing of lengths.
+        let old = r#"{"u":{"source":"userProvided","templated":false,"own":false}}"#;
+        let old = ClientSettings::from([("embedders".to_owned(), old.to_owned())]);
+        assert_eq!(DocumentView::of(&old).embedders, BTreeMap::from([("u".to_owned(), None)]));
     }
 
     #[test]

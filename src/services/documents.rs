@@ -4,6 +4,7 @@
 //! parts travel.
 
 use std::borrow::Borrow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -18,6 +19,7 @@ use super::writes::Writes;
 use crate::proto::document::{self, Batch, DocumentError, Format, Function, IdList, Payload};
 use crate::proto::journal::Kind;
 use crate::proto::search::filter::names_shard_field;
+use crate::proto::settings::DocumentView;
 use crate::proto::tasks::Subject;
 use crate::types::SHARD_FIELD;
 use crate::types::TraceId;
@@ -107,7 +109,14 @@ impl Documents {
             Some(key) => {
                 let key = key.clone();
                 hold(Batch::size_of(received))?;
-                match blocking(move || payload.batch(&key, shards)).await? {
+                let (checked, merge) = (Arc::clone(&index), add.merge);
+                let batch = blocking(move || {
+                    let mut batch = payload.batch(&key, shards)?;
+                    let record = &checked.value;
+                    batch.check(record.uid.as_str(), &DocumentView::of(&record.client_settings), merge)?;
+                    Ok(batch)
+                });
+                match batch.await? {
                     Ok(batch) => Some(batch),
                     Err(e) => return self.refuse(&index, subject, add.with, &e, trace).await,
                 }

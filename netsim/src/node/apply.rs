@@ -14,9 +14,9 @@ use super::error::{ApiError, Result};
 use super::filter::{self, Wording};
 use super::index::{DocId, Index};
 use super::settings::Settings;
+use super::special;
 use super::storage::{StoredIndex, Write};
 use super::tasks::{Engine, Task, Work, now};
-use super::vector;
 
 /// A change of the indexes in memory, made after the commit.
 type Effect = Box<dyn FnOnce(&mut std::collections::BTreeMap<String, Index>) + Send>;
@@ -387,9 +387,8 @@ impl Overlay<'_> {
                 order.push(id.clone());
             }
         }
-        for (id, tree) in &next {
-            vector::check(&self.settings, &self.uid, id, tree.as_ref().unwrap_or(&Map::new()))?;
-        }
+        let checked: Vec<_> = order.iter().filter_map(|id| Some((id, next.get(id)?.as_ref()?))).collect();
+        special::check(&self.settings, &self.uid, &checked)?;
         for id in order {
             let Some(tree) = next.remove(&id) else { continue };
             let known = self.changed.get(&id).map(|(docid, _)| *docid);

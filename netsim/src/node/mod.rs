@@ -20,6 +20,7 @@ mod query;
 mod rank;
 mod search;
 mod settings;
+mod special;
 mod storage;
 mod tasks;
 mod text;

@@ -7,23 +7,57 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::error::{ApiError, Result};
+use super::error::{ApiError, Result as Checked};
 use super::index::Doc;
 use super::settings::Settings;
 
-fn vector(value: &Value) -> Option<Vec<f32>> {
-    value.as_array()?.iter().map(|number| number.as_f64().map(|number| number as f32)).collect()
+/// A refusal of the value at a place.
+fn wrong(place: &str, expected: &str, value: &Value) -> String {
+    let kind = match value {
+        Value::Null => return format!("Invalid value type at `{place}`: expected {expected}, but found null"),
+        Value::Bool(_) => "a boolean",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+        Value::Number(number) if number.is_u64() => "a positive integer",
+        Value::Number(number) if number.is_i64() => "a negative integer",
+        Value::Number(_) => "a number",
+    };
+    format!("Invalid value type at `{place}`: expected {expected}, but found {kind}: `{value}`")
 }
 
-/// One vector, or a list of them.
-fn vectors(value: &Value) -> Option<Vec<Vec<f32>>> {
+fn vector(place: &str, value: &Value) -> Result<Vec<f32>, String> {
+    let items = value.as_array().ok_or_else(|| wrong(place, "an array", value))?;
+    let number = |(at, item): (usize, &Value)| {
+        let number = item.as_f64().map(|number| number as f32);
+        number.ok_or_else(|| wrong(&format!("{place}[{at}]"), "a number", item))
+    };
+    items.iter().enumerate().map(number).collect()
+}
+
+/// One vector, or a list of them; else what is wrong.
+fn vectors(place: &str, value: &Value) -> Result<Vec<Vec<f32>>, String> {
     match value {
-        Value::Null => Some(Vec::new()),
-        Value::Array(items) if items.is_empty() => Some(Vec::new()),
-        Value::Array(items) if items[0].is_array() => items.iter().map(vector).collect(),
-        Value::Array(_) => Some(vec![vector(value)?]),
-        Value::Object(map) => vectors(map.get("embeddings")?),
-        _ => None,
+        Value::Null => Ok(Vec::new()),
+        Value::Array(items) => match items.first() {
+            None => Ok(Vec::new()),
+            Some(Value::Array(_)) => {
+                items.iter().enumerate().map(|(at, item)| vector(&format!("{place}[{at}]"), item)).collect()
+            }
+            Some(Value::Number(_)) => Ok(vec![vector(place, value)?]),
+            Some(other) => Err(wrong(&format!("{place}[0]"), "a number or an array", other)),
+        },
+        other => Err(wrong(place, "null or an array", other)),
+    }
+}
+
+/// The vectors of one embedder in a document.
+fn of_embedder(name: &str, value: &Value) -> Result<Vec<Vec<f32>>, String> {
+    match value {
+        Value::Object(map) => {
+            vectors(&format!("._vectors.{name}.embeddings"), map.get("embeddings").unwrap_or(&Value::Null))
+        }
+        value => vectors(&format!("._vectors.{name}"), value),
     }
 }
 
@@ -31,11 +65,11 @@ fn vectors(value: &Value) -> Option<Vec<Vec<f32>>> {
 pub fn embeddings(settings: &Settings, given: Option<&Value>) -> BTreeMap<String, Vec<Vec<f32>>> {
     let Some(Value::Object(given)) = given else { return BTreeMap::new() };
     let known = given.iter().filter(|(name, _)| settings.embedders.contains_key(*name));
-    known.filter_map(|(name, value)| Some((name.clone(), vectors(value)?))).collect()
+    known.filter_map(|(name, value)| Some((name.clone(), of_embedder(name, value).ok()?))).collect()
 }
 
 /// Checks that a document brings what each embedder of the index needs.
-pub fn check(settings: &Settings, uid: &str, id: &str, tree: &Map<String, Value>) -> Result<()> {
+pub fn check(settings: &Settings, uid: &str, id: &str, tree: &Map<String, Value>) -> Checked<()> {
     for (name, dimensions) in &settings.embedders {
         let Some(given) = tree.get("_vectors").and_then(|given| given.get(name)) else {
             let text = format!(
@@ -45,12 +79,10 @@ pub fn check(settings: &Settings, uid: &str, id: &str, tree: &Map<String, Value>
             );
             return Err(ApiError::new("vector_embedding_error", text));
         };
-        let Some(found) = vectors(given) else {
-            let text = format!(
-                "Index `{uid}`: Bad embedder configuration in the document with id: `{id}`. Invalid value type at `._vectors.{name}`"
-            );
-            return Err(ApiError::new("invalid_vectors_type", text));
-        };
+        let found = of_embedder(name, given).map_err(|why| {
+            let text = format!("Index `{uid}`: Bad embedder configuration in the document with id: `{id}`. {why}");
+            ApiError::new("invalid_vectors_type", text)
+        })?;
         let wanted = dimensions.unwrap_or(0);
         if let Some((at, bad)) = found.iter().enumerate().find(|(_, vector)| vector.len() != wanted) {
             let text = format!(

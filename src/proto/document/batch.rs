@@ -43,7 +43,10 @@ pub struct Batch {
     entries: Vec<Entry>,
     /// Ids written with escapes, by the position of their document.
     escaped: BTreeMap<u32, String>,
+    received: usize,
     distinct: usize,
+    /// The body is a JSON object, not a list.
+    one_object: bool,
 }
 
 /// One document of a [`Batch`].
@@ -77,13 +80,16 @@ impl Payload {
     /// # Panics
     /// If `shards` is 0.
     pub fn batch(self, primary_key: &str, shards: u16) -> Result<Batch, DocumentError> {
+        let one_object = self.format == Format::Json && self.text.get(json::skip_space(&self.text, 0)) == Some(&b'{');
         let mut batch = Batch {
             primary_key: primary_key.to_owned(),
             text: self.text,
             rewritten: Vec::new(),
             entries: Vec::with_capacity(self.spans.len()),
             escaped: BTreeMap::new(),
+            received: self.spans.len(),
             distinct: 0,
+            one_object,
         };
         let mut hashes = Vec::with_capacity(self.spans.len());
         for (start, end) in self.spans {
@@ -109,7 +115,7 @@ impl Batch {
 
     /// How many documents the request has.
     pub fn received(&self) -> usize {
-        self.entries.len()
+        self.received
     }
 
     /// How many different ids they have.
@@ -120,6 +126,39 @@ impl Batch {
     /// The documents in their order.
     pub fn documents(&self) -> impl Iterator<Item = Document<'_>> {
         self.entries.iter().map(|e| Document { text: self.slice(e.start, e.end), id: self.id(e), shard: e.shard })
+    }
+
+    /// The body that the documents came in.
+    pub(super) fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// Whether the body is a JSON object, not a list; a node spells such a document anew.
+    pub(super) fn is_one_object(&self) -> bool {
+        self.one_object
+    }
+
+    /// Of each document, whether a later one has the same id.
+    pub(super) fn replaced(&self) -> Vec<bool> {
+        let mut replaced = vec![false; self.entries.len()];
+        if self.distinct == self.received {
+            return replaced;
+        }
+        let mut order: Vec<usize> = (0..self.entries.len()).collect();
+        order.sort_unstable_by(|a, b| self.id(&self.entries[*a]).cmp(self.id(&self.entries[*b])).then(a.cmp(b)));
+        for pair in order.windows(2) {
+            replaced[pair[0]] = self.id(&self.entries[pair[0]]) == self.id(&self.entries[pair[1]]);
+        }
+        replaced
+    }
+
+    /// Takes out documents that later ones replace, by their positions in order. The counts stay those of the request.
+    pub(super) fn take_out(&mut self, positions: &[usize]) {
+        let (mut at, mut next) = (0, positions.iter().peekable());
+        self.entries.retain(|_| {
+            at += 1;
+            next.next_if(|position| **position == at - 1).is_none()
+        });
     }
 
     /// The shards that the documents belong to.

@@ -7,7 +7,7 @@ use crate::types::ErrorCode;
 use crate::types::SHARD_FIELD;
 
 /// The longest document or id that a message repeats, in bytes; longer ones are cut.
-const SHOWN_MAX_BYTES: usize = 16 << 10;
+pub(super) const SHOWN_MAX_BYTES: usize = 16 << 10;
 
 /// Why a document request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -139,6 +139,11 @@ impl DocumentError {
         Self::task(ErrorCode::MissingDocumentId, message)
     }
 
+    /// What a node finds only when it changes the index; then it names the index before the reason.
+    pub(super) fn in_index(uid: &str, code: ErrorCode, reason: &str) -> Self {
+        Self::task(code, format!("Index `{uid}`: {reason}"))
+    }
+
     pub(super) fn too_many_ids(key: &str, document: &[u8]) -> Self {
         let message = format!("Document have too many matching `{}` attribute: `{}`.", cut(key), shown(document));
         Self::task(ErrorCode::InvalidDocumentId, message)
@@ -170,7 +175,7 @@ pub fn size_text(bytes: usize) -> String {
 }
 
 /// A JSON value as a message repeats it: compact, as Meilisearch prints it; a large one is cut instead.
-fn shown(raw: &[u8]) -> String {
+pub(super) fn shown(raw: &[u8]) -> String {
     if raw.len() <= SHOWN_MAX_BYTES
         && let Ok(value) = serde_json::from_slice::<serde_json::Value>(raw)
     {

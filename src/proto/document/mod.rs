@@ -1,12 +1,13 @@
 //! A client's document payload, before anything of it is sent anywhere.
 //!
 //! The rule: a request is judged as a whole. [`Payload`] is taken apart and checked through and through
-//! ([`DocumentError::Sync`]), then the primary key is settled, then every id is ([`DocumentError::Task`]); only a
-//! [`Batch`], in which nothing is left that a node refuses for its form, is split. Texts and codes are Meilisearch's own.
-//! Documents are moved as the bytes they are: numbers keep their text, fields their order.
+//! ([`DocumentError::Sync`]), then the primary key is settled, then every id is, then the fields that nodes read
+//! themselves are ([`DocumentError::Task`]); only a [`Batch`], in which nothing is left that a node refuses for its
+//! form, is split. Texts and codes are Meilisearch's own. Documents are moved as the bytes they are: numbers keep their
+//! text, fields their order.
 //!
 //! ```text
-//! bytes ─▶ gunzip ─▶ Payload::parse ─▶ primary_key ─▶ batch ─▶ Batch::split ─▶ one NDJSON body a member
+//! bytes ─▶ gunzip ─▶ Payload::parse ─▶ primary_key ─▶ batch ─▶ Batch::check ─▶ Batch::split ─▶ a body for each member
 //! ```
 //!
 //! Must not know: who the members are, tasks, HTTP.
@@ -18,12 +19,18 @@ mod delete;
 mod error;
 mod error_text;
 mod function;
+mod geo;
+mod geojson;
 mod gzip;
 mod payload;
 mod primary_key;
+mod special;
+#[cfg(test)]
+mod special_tests;
 mod strip;
 #[cfg(test)]
 mod tests;
+mod vectors;
 
 pub use batch::{Batch, Document, Part, pieces};
 pub use delete::{IdList, IdPart};
