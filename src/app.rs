@@ -381,7 +381,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(founding);
     let (room_tx, room) = watch::channel(Room::default());
     let (dir, least) = (config.node.data_dir.clone(), config.journal.min_free_bytes);
-    essential.spawn("the look at the disk", disk::watch(dir, least, room_tx));
+    essential.spawn("the look at the disk", disk::watch(dir, journals.clone(), least, room_tx));
     let me = journal.me().clone();
     let picture = Picture {
         mesh: Arc::clone(&mesh),
@@ -849,8 +849,9 @@ async fn keep_gauges(metrics: Arc<Metrics>, watched: Watched) {
             metrics.gossip_members.with_label_values(&[state.as_str()]).set(count(members));
         }
         count_events(&metrics, &mesh);
-        let Room { free, low } = *room.borrow();
+        let Room { free, spare, low } = *room.borrow();
         metrics.disk_free.set(free.map_or(0, |free| i64::try_from(free).unwrap_or(i64::MAX)));
+        metrics.journal_spare.set(i64::try_from(spare).unwrap_or(i64::MAX));
         metrics.disk_full.set(i64::from(low));
         let until = mesh.certificate_valid_until();
         metrics.certificate_until.set(i64::try_from(until).unwrap_or(i64::MAX));

@@ -1,8 +1,9 @@
 //! How much room the disk of the store has left.
 //!
 //! Rule: a member leaves the journals before its disk is full, because a store that failed once is never written to again, and
-//! what keeps the member in the mesh and its node's searches going needs room as well. Must not know: what is stored, who
-//! takes over.
+//! what keeps the member in the mesh and its node's searches going needs room as well. What of the journals' file holds nothing
+//! is room for journals alone: the disk itself must have a quarter of the least all the same, for that file's log and for all
+//! else. Must not know: what is stored, who takes over.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,22 +11,27 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::store::JournalStore;
+
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// What was seen last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Room {
-    /// Bytes that the store may still take; `None`: not known yet.
+    /// Bytes that are free on the disk; `None`: not known yet.
     pub free: Option<u64>,
-    /// Fewer than there should be: nothing more is taken in until there are a quarter more than that again.
+    /// Bytes of the journals' file that hold nothing.
+    pub spare: u64,
+    /// Together fewer than there should be: nothing more is taken in until there are a quarter more than that again.
     pub low: bool,
 }
 
 impl Room {
-    fn next(self, free: u64, least: u64) -> Self {
+    fn next(self, free: u64, spare: u64, least: u64) -> Self {
         let enough = if self.low { least.saturating_add(least / 4) } else { least };
-        Self { free: Some(free), low: free < enough }
+        let low = free.saturating_add(spare) < enough || free < enough / 4;
+        Self { free: Some(free), spare, low }
     }
 }
 
@@ -35,9 +41,9 @@ fn free(dir: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Looks at the disk of `dir` until nobody listens any more; with fewer than `least` bytes it is low. A disk that can't be looked
-/// at is as it was.
-pub async fn watch(dir: PathBuf, least: u64, says: watch::Sender<Room>) {
+/// Looks at the disk of `dir`, on which the journals are, until nobody listens any more; with fewer than `least` bytes it is low. A
+/// disk, or a file, that can't be looked at is as it was.
+pub async fn watch(dir: PathBuf, journals: JournalStore, least: u64, says: watch::Sender<Room>) {
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut unseen = false;
@@ -47,16 +53,19 @@ pub async fn watch(dir: PathBuf, least: u64, says: watch::Sender<Room>) {
         match tokio::task::spawn_blocking(move || free(&of)).await {
             Ok(Ok(free)) => {
                 unseen = false;
-                let (before, now) = (*says.borrow(), says.borrow().next(free, least));
+                let before = *says.borrow();
+                let spare = journals.spare_bytes().await.unwrap_or(before.spare);
+                let now = before.next(free, spare, least);
                 if now.low && !before.low {
                     tracing::error!(
-                        free, least, dir = %dir.display(),
+                        free, spare, least, dir = %dir.display(),
                         "the disk of the store is almost full: this member orders and stores no more writes, others do; make room, and it \
                          comes back by itself"
                     );
                 } else if before.low && !now.low {
                     tracing::info!(
                         free,
+                        spare,
                         "the disk of the store has room again: this member takes part in writes again"
                     );
                 }
@@ -88,10 +97,21 @@ mod tests {
     fn a_disk_is_low_until_it_has_a_quarter_more_than_the_least() {
         let mut room = Room::default();
         for (free, low) in [(100, false), (99, true), (110, true), (124, true), (125, false), (101, false), (0, true)] {
-            room = room.next(free, 100);
-            assert_eq!(room, Room { free: Some(free), low }, "{free}");
+            room = room.next(free, 0, 100);
+            assert_eq!(room, Room { free: Some(free), spare: 0, low }, "{free}");
         }
-        assert!(!Room::default().next(0, 0).low, "with 0 it is never looked at as low");
+        assert!(!Room::default().next(0, 0, 0).low, "with 0 it is never looked at as low");
+    }
+
+    #[test]
+    fn what_holds_nothing_in_the_journals_file_is_room_while_the_disk_has_some_for_all_else() {
+        let mut room = Room::default();
+        let seen = [((60, 40), false), ((60, 39), true), ((60, 64), true), ((60, 65), false), ((25, 900), false)];
+        let then = [((24, 900), true), ((30, 900), true), ((31, 900), false), ((0, u64::MAX), true)];
+        for ((free, spare), low) in seen.into_iter().chain(then) {
+            room = room.next(free, spare, 100);
+            assert_eq!(room, Room { free: Some(free), spare, low }, "{free} and {spare}");
+        }
     }
 
     #[test]

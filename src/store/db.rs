@@ -35,6 +35,8 @@ pub(super) struct Schema {
     pub(super) migrations: &'static [&'static str],
     /// No other process may have it open.
     pub(super) exclusive: bool,
+    /// Pages that hold nothing can be given back to the disk. That is so from a file's first page on, or never.
+    pub(super) shrinks: bool,
 }
 
 /// Told how the transaction ended.
@@ -206,6 +208,10 @@ fn prepare(conn: Connection, path: &Path, schema: &Schema) -> Result<Connection,
             conn.busy_timeout(EXCLUSIVE_PATIENCE)?;
             conn.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
         }
+        if schema.shrinks {
+            // Before the log, which writes the first page. A file that is there stays as it was made.
+            conn.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        }
         conn.pragma_update(None, "journal_mode", "WAL")?;
         conn.pragma_update(None, "synchronous", "FULL")?;
         conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
@@ -286,6 +292,7 @@ mod tests {
         thread: "notes",
         migrations: &["CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;"],
         exclusive: false,
+        shrinks: false,
     };
 
     fn open(dir: &Path) -> Result<Db, StoreError> {

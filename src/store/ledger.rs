@@ -43,6 +43,7 @@ const SCHEMA: Schema = Schema {
         store BLOB PRIMARY KEY, seen TEXT NOT NULL
      ) STRICT;"],
     exclusive: true,
+    shrinks: false,
 };
 
 /// A handle of the ledger's file; cheap to clone.

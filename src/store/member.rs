@@ -35,6 +35,7 @@ const SCHEMA: Schema = Schema {
      CREATE INDEX mode_b_operations_scope ON mode_b_operations (scope);",
     ],
     exclusive: false,
+    shrinks: false,
 };
 
 /// A handle of the member's own file; cheap to clone.

@@ -96,8 +96,11 @@ metrics! {
         "Entries of which the own node made something else than the primary's", [], &[];
     node_healthy: IntGauge = "miroir_node_healthy", "1 while the own node answers its probes, otherwise 0", [], &[];
     disk_free: IntGauge = "miroir_disk_free_bytes", "Bytes free on the disk of the store", [], &[];
+    journal_spare: IntGauge = "miroir_journal_spare_bytes",
+        "Bytes of the file of journals that hold nothing: it does not grow before they are used again", [], &[];
     disk_full: IntGauge = "miroir_disk_full",
-        "1 while fewer bytes are free than journal.min_free_bytes says, so that this member takes part in no writes", [], &[];
+        "1 while fewer bytes are free, on the disk and in the file of journals together, than journal.min_free_bytes says, so that \
+         this member takes part in no writes", [], &[];
     shards_served: IntGauge = "miroir_shards_served",
         "Shards of all indexes that have a serving copy, as this member sees it", [], &[];
     shards_total: IntGauge = "miroir_shards_total", "Shards of all indexes", [], &[];

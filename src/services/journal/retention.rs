@@ -2,16 +2,21 @@
 //!
 //! What is beyond the retention is offered to its replica, which drops what nobody needs any more: what all in sync have
 //! applied, and learners have taken. A replica that was idle knows that only after it has heard of the others, so each round
-//! offers twice; a follower hears it with the next writes. Rule: nothing is dropped here but the memory of parts
-//! whose entries are gone, and the journals of an index that is gone. Must not know: who needs what.
+//! offers twice; a follower hears it with the next writes. Between two looks, what the file holds no more is given back to the
+//! disk in small steps. Rule: nothing is dropped here but the memory of parts whose entries are gone, and the journals of an
+//! index that is gone; no step holds up the appends behind it for long. Must not know: who needs what.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::handle::JournalHandle;
 use crate::rt::clock;
 use crate::store::StoreError;
 use crate::store::journal::Listed;
+
+/// How long appends may wait for one step of giving back, and the pause behind it.
+const STEP: Duration = Duration::from_millis(10);
+const STEP_PAUSE: Duration = Duration::from_millis(50);
 
 /// What is kept, whether anybody needs it or not.
 #[derive(Debug, Clone)]
@@ -53,13 +58,28 @@ impl Retention {
     pub async fn keep(self, journals: JournalHandle) -> Result<(), StoreError> {
         let mut gone = BTreeSet::new();
         loop {
-            tokio::time::sleep(self.every).await;
+            self.pause(&journals).await?;
             if self.offer(&journals).await? {
                 tokio::time::sleep(self.settle).await;
                 self.offer(&journals).await?;
             }
             self.forget_parts(&journals).await?;
             journals.delete_gone(&mut gone).await?;
+        }
+    }
+
+    /// Until the next look; what is more than needed of the file goes meanwhile.
+    async fn pause(&self, journals: &JournalHandle) -> Result<(), StoreError> {
+        let until = tokio::time::Instant::now() + self.every;
+        loop {
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            let began = Instant::now();
+            let more = !left.is_zero() && journals.store.give_back(move || began.elapsed() < STEP).await?;
+            if !more {
+                tokio::time::sleep_until(until).await;
+                return Ok(());
+            }
+            tokio::time::sleep(STEP_PAUSE.min(left)).await;
         }
     }
 

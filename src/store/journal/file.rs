@@ -61,6 +61,8 @@ const SCHEMA: Schema = Schema {
     ],
     // Readers could not open it either. The ledger's file beside it is had by one process alone, and that covers this one.
     exclusive: false,
+    // Entries come and go: whatever was kept once must not be the file's size for ever.
+    shrinks: true,
 };
 /// Connections that read.
 const READERS: usize = 4;

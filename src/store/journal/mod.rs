@@ -10,6 +10,7 @@
 //! | `repair` | what is left of a journal that is damaged |
 //! | `applier` | what appliers have noted, and what became of entries |
 //! | `keep` | which journals there are, how large and how old; deleting them |
+//! | `space` | pages of the file that hold nothing; giving them back |
 //! | `homes` | what homes of tasks have made of their journals |
 //!
 //! **Hashes.** Each entry carries a hash of its own row, its place in it; they are not chained. A chain would tell a missing
@@ -32,6 +33,7 @@ mod keep;
 mod read;
 mod repair;
 mod row;
+mod space;
 #[cfg(test)]
 mod tests;
 mod write;

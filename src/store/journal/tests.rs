@@ -229,6 +229,69 @@ async fn a_retention_finds_what_is_old_and_what_is_too_much() {
     assert_eq!(store.expired(&key(1), NOW, 9).await.unwrap(), None);
 }
 
+/// A journal with one entry of so many bytes each after the other, all but the last dropped again; the file's size before that.
+async fn fill_and_trim(dir: &Path, store: &JournalStore, entries: u64, bytes: usize) -> u64 {
+    for seq in 1..=entries {
+        let one = vec![entry(1, seq, &noise(bytes))];
+        put(store, Rows { epoch: epoch(1), entries: one, commit: seq, ..Rows::default() }).await;
+    }
+    store.set_applied(vec![(key(0), entries)]).await.unwrap();
+    checkpoint(dir);
+    let before = size(dir);
+    put(store, Rows { floor: Some(at(1, entries - 1)), ..Rows::default() }).await;
+    before
+}
+
+fn checkpoint(dir: &Path) {
+    raw(dir).query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+}
+
+fn size(dir: &Path) -> u64 {
+    std::fs::metadata(dir.join("journal.sqlite")).unwrap().len()
+}
+
+#[tokio::test]
+async fn what_holds_nothing_any_more_is_given_back_in_steps_but_for_what_will_soon_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let before = fill_and_trim(dir.path(), &store, 48, 1 << 20).await;
+    assert!(before > 48 << 20 && store.spare_bytes().await.unwrap() > 46 << 20);
+    // A step that is to end at once does something all the same.
+    let spare = store.spare_bytes().await.unwrap();
+    assert!(store.give_back(|| false).await.unwrap());
+    assert_eq!(store.spare_bytes().await.unwrap(), spare - 4_096);
+    let mut steps = 1;
+    while store.give_back(|| true).await.unwrap() {
+        steps += 1;
+        let now = store.spare_bytes().await.unwrap();
+        assert!(spare - now <= steps * (128 << 12), "no step is large");
+    }
+    assert!((50..99).contains(&steps), "{steps}");
+    checkpoint(dir.path());
+    assert!(size(dir.path()) < 20 << 20, "{}", size(dir.path()));
+    assert!((15 << 20..=16 << 20).contains(&store.spare_bytes().await.unwrap()));
+    assert_eq!(stored(&store, 0).await.log.tail.len(), 1);
+    drop(store);
+    assert_eq!(stored(&open(dir.path()), 0).await.log.last, 48);
+}
+
+#[tokio::test]
+async fn a_file_that_can_not_shrink_goes_on_with_what_holds_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path()).unwrap();
+    let made = "PRAGMA journal_mode = WAL; CREATE TABLE old (x); DROP TABLE old;";
+    raw(dir.path()).execute_batch(made).unwrap();
+    let store = open(dir.path());
+    let before = fill_and_trim(dir.path(), &store, 40, 1 << 20).await;
+    assert!(!store.give_back(|| true).await.unwrap());
+    let spare = store.spare_bytes().await.unwrap();
+    assert!(spare > 38 << 20);
+    put_in(&store, 1, Rows { entries: vec![entry(1, 1, &noise(30 << 20))], ..rows(1, 1, 0) }).await;
+    assert!(store.spare_bytes().await.unwrap() < spare - (30 << 20));
+    checkpoint(dir.path());
+    assert_eq!(size(dir.path()), before);
+}
+
 #[tokio::test]
 async fn a_deleted_journal_is_gone_at_once_and_its_rows_by_and_by() {
     let dir = tempfile::tempdir().unwrap();
