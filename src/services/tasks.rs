@@ -102,9 +102,11 @@ impl Tasks {
         let uid = self.homes.next_uid().await?;
         // Entered before anybody hears of it: who does not know an order will never carry it out.
         let held = self.homes.orders().hold(uid);
-        self.homes.take(uid, &head, Instant::now() + PATIENCE, trace).await?;
-        if !held.begin() {
-            let message = "The task was canceled before it was begun. Nothing was done.";
+        let until = Instant::now() + PATIENCE;
+        self.homes.take(uid, &head, until, trace).await?;
+        // Who stood still for longer than that may have been given up.
+        if Instant::now() > until + PATIENCE || !held.begin() {
+            let message = "The task was canceled, or given up, before it was begun. Nothing was done.";
             return Err(Failure::new(ErrorCode::MiroirNoQuorum, message));
         }
         Ok(Order { uid, head, held, homes: self.homes.clone(), trace })

@@ -298,6 +298,19 @@ async fn an_order_whose_process_ended_is_refused_and_one_that_is_carried_out_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_order_ends_also_while_the_member_that_had_it_stays_away() {
+    let mut world = world().await;
+    let order = Head { work: Work::Order, subject: Subject::IndexDeletion, ..head(&[0]) };
+    let uid = world.at(0).homes.next_uid().await.unwrap();
+    let held = world.at(0).homes.orders().hold(uid);
+    world.at(0).homes.take(uid, &order, soon(), TraceId::default()).await.unwrap();
+    assert!(held.begin());
+    world.kill(0).await;
+    let (status, outcome) = ends(&world, 2, uid).await;
+    assert_eq!((status, outcome.error.unwrap().code.as_str()), (Status::Failed, "miroir_incomplete"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_question_is_refused() {
     use crate::net::Call;
     use crate::wire::verbs::{Refusal, Reply, Request};
