@@ -26,6 +26,7 @@ fn planning(c: &mut Criterion) {
             primary_key: Some("id".into()),
             settings_version: 1,
             client_settings: BTreeMap::new(),
+            missed_settings: Default::default(),
             shards: placement::place(64, &groups, 1),
             created_at: String::new(),
             updated_at: String::new(),

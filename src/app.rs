@@ -606,7 +606,7 @@ fn services(
     control: Control,
     metrics: &Arc<Metrics>,
 ) -> api::routes::Parts {
-    let writes = Writes::new(cluster.clone(), members.clone(), tasks.clone(), Arc::clone(metrics));
+    let writes = Writes::new(cluster.clone(), members.clone(), records.clone(), tasks.clone(), Arc::clone(metrics));
     let indexes =
         Indexes::new(cluster.clone(), records.clone(), control.journal.clone(), tasks.clone(), writes.clone());
     let options = SearchOptions {

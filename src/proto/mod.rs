@@ -6,6 +6,7 @@
 //! | [`placement`] | a document's shard, a shard's members |
 //! | [`document`] | how a body splits into documents, which primary key, which ids are valid |
 //! | [`settings`] | what nodes are told instead of the client's settings, and back |
+//! | [`missed`] | which changes of settings a member that was away has yet to get |
 //! | [`alias`] | what an alias may be, and how it is pointed at another index |
 //! | [`jobs`] | which member works on which job of a queue |
 //! | [`operation`] | phases, each recorded before the next begins; resuming, pausing, undoing |
@@ -46,6 +47,7 @@ pub mod journal;
 pub mod json;
 pub mod lease;
 pub mod ledger;
+pub mod missed;
 pub mod operation;
 pub mod placement;
 pub mod register;

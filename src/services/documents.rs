@@ -94,7 +94,7 @@ impl Documents {
         let index = match self.indexes.find_for_write(uid)? {
             Some(index) => index,
             None => {
-                self.writes.require_serving(self.cluster.topology().holders())?;
+                self.writes.in_service(self.cluster.topology().holders())?;
                 self.indexes.find_or_create(uid, None, trace).await?.0
             }
         };

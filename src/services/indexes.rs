@@ -163,6 +163,7 @@ impl Indexes {
             primary_key: primary_key.map(str::to_owned),
             settings_version: 0,
             client_settings: Default::default(),
+            missed_settings: Default::default(),
             shards: placement::place(topology.shards, &topology.groups(), topology.rf),
             created_at: now.clone(),
             updated_at: now,
@@ -216,6 +217,7 @@ impl Indexes {
             // What stays of a deleted index is small: one shard tells how many copies there were.
             record.shards.truncate(1);
             record.client_settings.clear();
+            record.missed_settings.clear();
             Ok(())
         })
         .await?;
@@ -289,9 +291,8 @@ impl Indexes {
         if names.find(uid).is_some() || names.names().value.aliases.contains_key(uid) {
             return self.already_exists(uid, subject, trace).await;
         }
-        let topology = self.cluster.topology();
         // Looked at before the record is made, so that "nothing was done" is true.
-        self.writes.require_serving(topology.holders())?;
+        let here = self.writes.in_service(self.cluster.topology().holders())?;
         let task = self.writes.begin(uid, subject, trace).await?;
         let (index, ours) = match self.find_or_create(uid, primary_key.as_deref(), trace).await {
             Ok(found) => found,
@@ -305,7 +306,8 @@ impl Indexes {
             self.writes.failed(task, &Failure::new(ErrorCode::IndexAlreadyExists, self.exists_text(uid)));
             return Ok(summary);
         }
-        let orders = topology.holders().cloned().map(|m| Order::without_body(m, WriteKind::EnsureIndex)).collect();
+        // A member that is away makes the index from the record when it is back.
+        let orders = here.into_iter().map(|m| Order::without_body(m, WriteKind::EnsureIndex)).collect();
         self.writes.send_changed(&index, task, orders, Instant::now() + PATIENCE, trace).await
     }
 
@@ -340,7 +342,9 @@ impl Indexes {
         };
         let body = Bytes::from(serde_json::json!({ "primaryKey": key }).to_string());
         let order = |m| Order { body: body.clone(), ..Order::without_body(m, WriteKind::UpdateIndex) };
-        let orders: Vec<Order> = self.cluster.topology().holders().cloned().map(order).collect();
+        // A member that is away follows the record when it is back.
+        let here = self.writes.in_service(self.cluster.topology().holders())?;
+        let orders: Vec<Order> = here.into_iter().map(order).collect();
         self.writes.require_ready(index, subject.kind(), &orders)?;
         let task = self.writes.begin(uid, subject, trace).await?;
         let other = index.value.primary_key.as_deref().filter(|old| *old != key);

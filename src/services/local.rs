@@ -2,12 +2,14 @@
 //!
 //! Rules kept: a physical index is made from its record before the first document; requests that enqueue on one index go
 //! one at a time; a read is filtered by shard unless the shards asked for are all of which the node holds any document; an
-//! index is deleted only if this member made it. Must not know: who asked, plans, other members' nodes.
+//! index is deleted only if this member made it; settings that were changed while the member was away come before reads. Must
+//! not know: who asked, plans, other members' nodes.
 
 mod entries;
+mod missed;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -89,6 +91,8 @@ pub struct Local {
     // Copies that are made anew; said once the appliers stand.
     rebuilt: Arc<OnceLock<watch::Receiver<Lost>>>,
     look_again: Arc<Notify>,
+    // Indexes that get settings that were missed.
+    catching_up: Arc<Mutex<BTreeSet<PhysicalIndex>>>,
     timeout: Duration,
     metrics: Arc<Metrics>,
 }
@@ -122,6 +126,7 @@ impl Local {
         let slot = |local| Arc::new(Slot { local: Mutex::new(local), ..Slot::default() });
         let slots = store.local_indexes().await?.into_iter().map(|(p, l)| (p, slot(l))).collect();
         let (slots, lost, look_again) = (Arc::new(Mutex::new(slots)), watch::Sender::default(), Arc::default());
+        let catching_up = Arc::default();
         Ok(Self {
             node,
             store,
@@ -133,6 +138,7 @@ impl Local {
             unserved: None,
             rebuilt: Arc::default(),
             look_again,
+            catching_up,
             timeout,
             metrics,
         })
@@ -198,6 +204,10 @@ impl Local {
         Arc::clone(slots.entry(physical.clone()).or_default())
     }
 
+    fn catching_up(&self) -> MutexGuard<'_, BTreeSet<PhysicalIndex>> {
+        self.catching_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn node_down(&self) -> Option<Answer> {
         let health = self.health.borrow();
         if health.healthy {
@@ -224,6 +234,10 @@ impl Local {
         let not_served = read.shards.minus(&own);
         if !not_served.is_empty() {
             return Answer::of(Reply::NotServed(not_served, record.version));
+        }
+        // Also before those who watch what is served have seen the record.
+        if record.value.misses_settings(self.cluster.own()) {
+            return Answer::of(Reply::NotServed(read.shards.clone(), record.version));
         }
         let filtered = !matches!(read.kind, ReadKind::Words { .. });
         if filtered && let Some(unserved) = &self.unserved {
@@ -312,6 +326,10 @@ impl Local {
             && newest.value.primary_key.as_ref() != Some(primary_key)
         {
             return not_done("the index's primary key was changed meanwhile");
+        }
+        // It gets them in their order.
+        if write.kind == WriteKind::Settings && newest.value.misses_settings(self.cluster.own()) {
+            return not_done("it has yet to get earlier settings");
         }
         self.make_ready(record, &slot, &mut on_node, call.deadline).await?;
         if matches!(write.kind, WriteKind::AddDocuments { .. }) {
@@ -549,7 +567,10 @@ impl Local {
             return Ok(());
         }
         let mut on_node = slot.enqueue.lock().await;
-        self.make_ready(&record.value, &slot, &mut on_node, deadline).await
+        self.make_ready(&record.value, &slot, &mut on_node, deadline).await?;
+        drop(on_node);
+        self.catch_up(physical);
+        Ok(())
     }
 }
 

@@ -59,6 +59,8 @@ pub struct Parts {
 struct Held {
     version: Option<RecordVersion>,
     in_sync: BTreeSet<ShardId>,
+    /// The node has yet to get settings that others have.
+    misses_settings: bool,
     shards: BTreeMap<ShardId, Serving>,
     others: BTreeSet<MemberId>,
     asked: Option<Clock>,
@@ -140,6 +142,7 @@ impl Driver {
             }
             there.insert(physical.clone());
             let held = self.held.entry(physical.clone()).or_default();
+            held.misses_settings = index.value.misses_settings(&self.me.member);
             let version = copies.get(&JournalRecord::key(physical)).map(|copy| copy.version);
             if version.is_some() && version == held.version && held.shards.len() == own.len() {
                 continue;
@@ -179,7 +182,7 @@ impl Driver {
     async fn look_at(&mut self, physical: &PhysicalIndex) -> Result<(), StoreError> {
         let Some(held) = self.held.get_mut(physical) else { return Ok(()) };
         let at_rest = held.is_at_rest() && !self.parts.apply.runs(physical);
-        let whole = self.parts.health.borrow().healthy && self.parts.apply.trusted(physical);
+        let whole = self.parts.health.borrow().healthy && self.parts.apply.trusted(physical) && !held.misses_settings;
         if at_rest && whole && held.in_sync.len() == held.shards.len() {
             return Ok(());
         }

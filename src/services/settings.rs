@@ -1,7 +1,11 @@
 //! Settings: checked and widened for the nodes, sent to all of them, read back from one and narrowed for the client.
 //!
-//! Must not know: HTTP, which settings mean what (`proto::settings`).
+//! Members that are away get them when they are back (`proto::missed`). Rule: who is to get a change later is in the index's
+//! record before anybody else has it, or, who went away meanwhile, before the change's task has ended. Must not know: HTTP, which
+//! settings mean what (`proto::settings`).
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,16 +16,20 @@ use super::documents::reserved;
 use super::failure::Failure;
 use super::indexes::{Index, Indexes};
 use super::stats::Nodes;
-use super::writes::{Order, Writes};
-use crate::proto::settings;
+use super::writes::{Followed, Order, Taken, Writes};
 use crate::proto::tasks::Subject;
 use crate::proto::tasks::view::Summary;
+use crate::proto::{missed, settings};
 use crate::types::TraceId;
-use crate::types::{ErrorCode, IndexUid};
+use crate::types::{ErrorCode, IndexRecord, IndexUid, MemberId, TaskUid};
 use crate::wire::verbs::{NodeQuestion, WriteKind};
 
 /// How long the nodes may take to enqueue a change.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two attempts to have it in the record who misses a change; doubles up to the longest.
+const AGAIN: Duration = Duration::from_millis(500);
+const AGAIN_MAX: Duration = Duration::from_secs(10);
 
 /// The service; cheap to clone.
 #[derive(Debug, Clone)]
@@ -59,7 +67,7 @@ impl Settings {
     pub async fn patch(&self, uid: &IndexUid, patch: Map<String, Value>, trace: TraceId) -> Result<Summary, Failure> {
         // Refused before an index is made for it.
         settings::to_node(&patch, &Default::default(), 1).map_err(|e| reserved(&e.setting))?;
-        self.writes.require_serving(self.cluster.topology().holders())?;
+        self.writes.in_service(self.cluster.topology().holders())?;
         let index = self.indexes.find_or_create(uid, None, trace).await?.0;
         self.patch_index(&index, patch, trace).await
     }
@@ -68,32 +76,64 @@ impl Settings {
         let record = &index.value;
         let (node_patch, _) = settings::to_node(&patch, &record.client_settings, record.shard_count())
             .map_err(|e| reserved(&e.setting))?;
-        let body = Bytes::from(Value::Object(node_patch).to_string());
-        let order = |m| Order { body: body.clone(), ..Order::without_body(m, WriteKind::Settings) };
-        let orders = self.cluster.topology().holders().cloned().map(order).collect();
+        let body = Value::Object(node_patch).to_string();
+        let here = self.who_takes_part(index, body.len())?;
+        let away: BTreeSet<MemberId> =
+            self.cluster.topology().holders().filter(|m| !here.contains(m)).cloned().collect();
+        let sent = Bytes::from(body.clone());
+        let order = |m| Order { body: sent.clone(), ..Order::without_body(m, WriteKind::Settings) };
+        let orders: Vec<Order> = here.into_iter().map(order).collect();
         let subject = Subject::Settings(details(&patch).to_string());
-        let deadline = Instant::now() + PATIENCE;
-        let summary = self.writes.send(index, subject, orders, deadline, trace).await?;
-        // Only what every node has taken becomes the client's view.
-        let kept = self.indexes.update(&record.physical, trace, |r| {
+        self.writes.require_ready(index, subject.kind(), &orders)?;
+        let task = self.writes.begin(&record.uid, subject, trace).await?;
+        let change = Change { settings: self.clone(), index: Arc::clone(index), task: task.uid(), body, trace };
+        if !away.is_empty()
+            && let Err(failure) = change.is_missed_by(&away).await
+        {
+            self.writes.failed(task, &failure);
+            return Err(failure);
+        }
+        let taken = match self.writes.take(index, task, orders, Instant::now() + PATIENCE, trace).await {
+            Ok(taken) => taken,
+            Err(failure) => return Err(change.given_up(failure, !away.is_empty()).await),
+        };
+        // Only what every node that is there has taken becomes the client's view.
+        let kept = change.update(|r| {
             // Against what stands now: another change may have come in between.
             r.client_settings =
                 settings::to_node(&patch, &r.client_settings, r.shard_count()).map_err(|e| reserved(&e.setting))?.1;
             r.settings_version += 1;
+            change.miss(r, &taken.away);
             Ok(())
         });
-        match kept.await {
+        let (kept, summary) = (kept.await, taken.summary());
+        let task = change.task;
+        tokio::spawn(change.follow(taken));
+        match kept {
             Ok(_) => Ok(summary),
             Err(_) => {
                 let message = "The nodes have taken the settings, but the mesh's own record of them could not be changed; \
                                send the same settings again.";
-                Err(Failure::Mesh {
-                    code: ErrorCode::MiroirWriteUnknown,
-                    message: message.into(),
-                    task: Some(summary.task_uid),
-                })
+                Err(Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, message: message.into(), task: Some(task) })
             }
         }
+    }
+
+    /// Who is to take a change of so many bytes now: all that are there, but those that have yet to get an earlier one.
+    fn who_takes_part(&self, index: &Index, bytes: usize) -> Result<Vec<MemberId>, Failure> {
+        let (topology, record) = (self.cluster.topology(), &index.value);
+        let up_to_date = || topology.holders().filter(|m| !record.misses_settings(m));
+        if !missed::has_room(record, bytes) {
+            // What can't be kept for those who are away is not begun without them.
+            self.writes.require_serving(topology.holders())?;
+        }
+        let here = self.writes.in_service(up_to_date())?;
+        if here.is_empty() {
+            let message =
+                "Every member has yet to get earlier settings of this index. Nothing was done; send the request again.";
+            return Err(Failure::new(ErrorCode::MiroirNoQuorum, message));
+        }
+        Ok(here)
     }
 
     /// Puts all settings back to their defaults.
@@ -118,6 +158,80 @@ impl Settings {
             Some(index) => self.patch_index(&index, patch, trace).await,
             None => self.indexes.missing(uid, Subject::Settings(details(&patch).to_string()), None, trace).await,
         }
+    }
+}
+
+/// A change of settings on its way.
+struct Change {
+    settings: Settings,
+    index: Index,
+    task: TaskUid,
+    /// What the nodes are told.
+    body: String,
+    trace: TraceId,
+}
+
+impl Change {
+    async fn update(&self, edit: impl Fn(&mut IndexRecord) -> Result<(), Failure>) -> Result<Index, Failure> {
+        self.settings.indexes.update(&self.index.value.physical, self.trace, edit).await
+    }
+
+    fn miss(&self, record: &mut IndexRecord, members: &BTreeSet<MemberId>) {
+        let holders = self.settings.cluster.topology().holders().cloned().collect();
+        // Nobody gets settings of an index that is gone.
+        if !record.deleted {
+            missed::add(record, self.task, members, &self.body, &holders);
+        }
+    }
+
+    /// These members are to get it later.
+    async fn is_missed_by(&self, members: &BTreeSet<MemberId>) -> Result<Index, Failure> {
+        self.update(|record| {
+            self.miss(record, members);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Nobody is to get it any more.
+    async fn is_void(&self) -> Result<Index, Failure> {
+        self.update(|record| {
+            missed::withdraw(record, self.task);
+            Ok(())
+        })
+        .await
+    }
+
+    /// It was not taken: what the client hears.
+    async fn given_up(self, failure: Failure, noted: bool) -> Failure {
+        let nothing = !matches!(failure, Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, .. });
+        if !(noted && nothing) || self.is_void().await.is_ok() {
+            return failure;
+        }
+        let message = "No node has taken the settings, but members that are away may get them when they are back; send the same \
+                       settings again.";
+        Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, message: message.into(), task: Some(self.task) }
+    }
+
+    /// Brings the task to its end.
+    async fn follow(self, taken: Taken) {
+        let followed = self.settings.writes.follow(&taken).await;
+        let mut pause = AGAIN;
+        while self.note(&followed).await.is_err() {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(AGAIN_MAX);
+        }
+        self.settings.writes.end(taken, followed).await;
+    }
+
+    /// Puts into the record what is known only now.
+    async fn note(&self, followed: &Followed) -> Result<(), Failure> {
+        if followed.came_to_nothing() {
+            self.is_void().await?;
+        } else if !followed.away.is_empty() {
+            self.is_missed_by(&followed.away).await?;
+        }
+        Ok(())
     }
 }
 

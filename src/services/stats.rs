@@ -53,6 +53,9 @@ impl Nodes {
         let own = self.cluster.own();
         let topology = self.cluster.topology();
         let order = std::iter::once(own).chain(topology.others()).filter(|m| self.cluster.serving(m));
+        // One that lacks settings is asked last.
+        let (order, lacking): (Vec<_>, Vec<_>) = order.partition(|m| !index.value.misses_settings(m));
+        let order = order.into_iter().chain(lacking);
         let mut last = None;
         for member in order {
             match self.ask(member, question.clone(), Bytes::new(), PATIENCE, trace).await {

@@ -102,9 +102,14 @@ impl Tasks {
         let uid = self.homes.next_uid().await?;
         // Entered before anybody hears of it: who does not know an order will never carry it out.
         let held = self.homes.orders().hold(uid);
-        self.homes.take(uid, &head, Instant::now() + PATIENCE, trace).await?;
-        if !held.begin() {
-            let message = "The task was canceled before it was begun. Nothing was done.";
+        let until = Instant::now() + PATIENCE;
+        if !self.homes.has_room(&self.sender, uid, until).await {
+            return Err(not_done(NotDone::NoHome));
+        }
+        self.homes.take(uid, &head, until, trace).await?;
+        // Who stood still for longer than that may have been given up.
+        if Instant::now() > until + PATIENCE || !held.begin() {
+            let message = "The task was canceled, or given up, before it was begun. Nothing was done.";
             return Err(Failure::new(ErrorCode::MiroirNoQuorum, message));
         }
         Ok(Order { uid, head, held, homes: self.homes.clone(), trace })
@@ -173,7 +178,7 @@ fn not_done(why: NotDone) -> Failure {
         ),
         NotDone::NoHome => (
             ErrorCode::MiroirNoQuorum,
-            "The members that would keep the task can't be reached. Nothing was done; send the write again.",
+            "The members that would keep the task can't be reached, or have no room for it. Nothing was done; send the write again.",
         ),
     };
     Failure::new(code, message)

@@ -1,11 +1,12 @@
 //! Orders about a whole index (made, deleted, its settings, its primary key): sent to the sidecar of every member that is to
 //! carry them out, and followed until each node has.
 //!
-//! Nothing is sent before all of them are known to serve; success is told only when every one has taken its part. An order
-//! that nobody has taken is refused (`miroir_no_quorum`); one that some may have taken is `miroir_write_unknown`, with the
-//! task that names who has. Must not know: documents, HTTP.
+//! Members that are away are not waited for: whoever sends the order sees to it that they get it when they are back, before they
+//! serve. Of those that are there success is told only when every one has done its part. An order that nobody has taken is
+//! refused (`miroir_no_quorum`); one that some may have taken, and some who are there have not, is `miroir_write_unknown`, with
+//! the task that names who has. Must not know: documents, HTTP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use super::failure::Failure;
 use super::homes::wall;
 use super::indexes::Index;
 use super::members::Members;
+use super::records::Records;
 use super::tasks::{Order as Task, Tasks};
 use crate::net::{Answer, Call, CallError};
 use crate::proto::document::error_text_hiding;
@@ -38,6 +40,14 @@ const LOOK_FIRST: Duration = Duration::from_millis(20);
 const LOOK_MOST: Duration = Duration::from_secs(2);
 /// How long a member is asked for the state of its part.
 const ASK: Duration = Duration::from_secs(5);
+/// A member that does not answer for so long is not waited for any more.
+const AWAY: Duration = Duration::from_secs(5);
+/// The same for one that answers, while its node does not: that may only have much to do.
+const NODE_AWAY: Duration = Duration::from_secs(60);
+/// How long it may take until it is known of a member that did not answer that it is out of service.
+const FOUND_OUT: Duration = Duration::from_secs(3);
+/// Between two looks at that.
+const AWAY_LOOK: Duration = Duration::from_millis(100);
 
 /// One member's part of a write.
 #[derive(Debug, Clone)]
@@ -74,39 +84,71 @@ enum Fate {
     Unknown(String),
 }
 
+/// An order that nodes have taken. Its task is to be brought to an end by [`Writes::follow`].
+#[derive(Debug)]
+pub struct Taken {
+    index: Index,
+    task: Task,
+    parts: Vec<Part>,
+    /// Members that were to take it, and are away now.
+    pub away: BTreeSet<MemberId>,
+}
+
+impl Taken {
+    /// What the client hears.
+    pub fn summary(&self) -> Summary {
+        self.task.summary()
+    }
+}
+
+/// What became of an order on the nodes.
+#[derive(Debug)]
+pub struct Followed {
+    seen: BTreeMap<usize, Seen>,
+    /// Members that had taken it and went away before they told what became of it.
+    pub away: BTreeSet<MemberId>,
+}
+
+impl Followed {
+    /// Whether no node has carried it out, and all that told why say that they never will.
+    pub fn came_to_nothing(&self) -> bool {
+        let refused = |seen: &Seen| matches!(seen, Seen::Known(task) if task.status != Status::Succeeded);
+        !self.seen.is_empty() && self.seen.values().all(refused)
+    }
+}
+
 /// The service; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Writes {
     cluster: Cluster,
     members: Members,
+    records: Records,
     tasks: Tasks,
     metrics: Arc<Metrics>,
 }
 
 impl Writes {
     /// The service over its parts.
-    pub fn new(cluster: Cluster, members: Members, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
-        Self { cluster, members, tasks, metrics }
+    pub fn new(cluster: Cluster, members: Members, records: Records, tasks: Tasks, metrics: Arc<Metrics>) -> Self {
+        Self { cluster, members, records, tasks, metrics }
     }
 
-    /// Sends all parts and waits until every node has enqueued its own; what becomes of them is followed beside all else.
+    /// Sends the parts of a task that was begun, and waits until the node of every member that is there has enqueued its own.
     ///
     /// # Errors
     /// `miroir_no_quorum` if nothing was done, `miroir_write_unknown` (with the task) if something may have been, the node's own
     /// error if every node refused.
-    pub async fn send(
+    pub async fn take(
         &self,
         index: &Index,
-        subject: Subject,
+        task: Task,
         orders: Vec<Order>,
         deadline: Instant,
         trace: TraceId,
-    ) -> Result<Summary, Failure> {
-        let kind = subject.kind();
-        self.require_ready(index, kind, &orders)?;
-        let task = self.begin(&index.value.uid, subject, trace).await?;
-        let concluded = self.carry_out(index, task, orders, deadline, trace).await;
-        self.counted(kind, concluded)
+    ) -> Result<Taken, Failure> {
+        let kind = task.kind();
+        let taken = self.carry_out(index, task, orders, deadline, trace).await;
+        self.counted(kind, taken)
     }
 
     /// The task of an order that changes records first. From here on it must be brought to an end.
@@ -119,8 +161,9 @@ impl Writes {
         begun.inspect_err(|_| self.metrics.writes.with_label_values(&[kind.as_str(), "no_quorum"]).inc())
     }
 
-    /// As [`Writes::send`], for a task that was begun and after records were changed for it: of whatever goes wrong from here
-    /// on nobody says that nothing was done.
+    /// As [`Writes::take`], after records were changed that say all there is to do: members that are away follow them when they
+    /// are back. Of whatever goes wrong from here on nobody says that nothing was done. What becomes of the order is followed
+    /// beside all else.
     ///
     /// # Errors
     /// `miroir_write_unknown` (with the task), or the node's own error if every node refused.
@@ -133,8 +176,8 @@ impl Writes {
         trace: TraceId,
     ) -> Result<Summary, Failure> {
         let (kind, uid) = (task.kind(), task.uid());
-        let concluded = self.carry_out(index, task, orders, deadline, trace).await;
-        let concluded = concluded.map_err(|failure| match failure {
+        let taken = self.carry_out(index, task, orders, deadline, trace).await;
+        let taken = taken.map_err(|failure| match failure {
             Failure::Mesh { code: ErrorCode::MiroirNoQuorum, .. } => Failure::Mesh {
                 code: ErrorCode::MiroirWriteUnknown,
                 message:
@@ -145,7 +188,13 @@ impl Writes {
             },
             failure => failure,
         });
-        self.counted(kind, concluded)
+        let taken = self.counted(kind, taken)?;
+        let (writes, summary) = (self.clone(), taken.summary());
+        tokio::spawn(async move {
+            let followed = writes.follow(&taken).await;
+            writes.end(taken, followed).await;
+        });
+        Ok(summary)
     }
 
     /// Ends a task that was begun and came to nothing.
@@ -158,10 +207,10 @@ impl Writes {
         self.metrics.writes.with_label_values(&[kind.as_str(), outcome(failure)]).inc();
     }
 
-    fn counted(&self, kind: TaskKind, concluded: Result<Summary, Failure>) -> Result<Summary, Failure> {
-        let outcome = concluded.as_ref().map_or_else(outcome, |_| "accepted");
+    fn counted(&self, kind: TaskKind, taken: Result<Taken, Failure>) -> Result<Taken, Failure> {
+        let outcome = taken.as_ref().map_or_else(outcome, |_| "accepted");
         self.metrics.writes.with_label_values(&[kind.as_str(), outcome]).inc();
-        concluded
+        taken
     }
 
     /// Checks that all members of these orders serve, and that no node lacks what it held of the index.
@@ -181,7 +230,7 @@ impl Writes {
         orders: Vec<Order>,
         deadline: Instant,
         trace: TraceId,
-    ) -> Result<Summary, Failure> {
+    ) -> Result<Taken, Failure> {
         let mut by_member: BTreeMap<MemberId, Vec<Order>> = BTreeMap::new();
         for order in orders {
             by_member.entry(order.member.clone()).or_default().push(order);
@@ -190,10 +239,16 @@ impl Writes {
             let mut fates = Vec::with_capacity(orders.len());
             // A member's orders keep their order, and none goes on behind one that failed.
             for order in orders {
-                let fate = self.send_one(index, order, deadline, trace).await;
+                let fate = tokio::select! {
+                    fate = self.send_one(index, order, deadline, trace) => fate,
+                    () = self.is_away(&member) => Fate::Unknown("it is out of service".into()),
+                };
                 let goes_on = matches!(fate, Fate::Taken(_) | Fate::Nothing);
                 fates.push((member.clone(), fate));
                 if !goes_on {
+                    if matches!(fates.last(), Some((_, Fate::NotTaken(_) | Fate::Unknown(_)))) {
+                        self.find_out(&member).await;
+                    }
                     break;
                 }
             }
@@ -201,6 +256,45 @@ impl Writes {
         });
         let fates = futures_util::future::join_all(sends).await.into_iter().flatten().collect();
         self.conclude(index, task, fates)
+    }
+
+    /// Ends when the member has been out of service all the time for so long that nobody waits for it.
+    async fn is_away(&self, member: &MemberId) {
+        let mut since = None;
+        while !self.is_given_up(member, &mut since) {
+            tokio::time::sleep(AWAY_LOOK).await;
+        }
+    }
+
+    /// Whether a member has been out of service for so long, looked at again and again, that nobody waits for it; `since` is when
+    /// that began.
+    fn is_given_up(&self, member: &MemberId, since: &mut Option<Instant>) -> bool {
+        if self.cluster.serving(member) {
+            *since = None;
+            return false;
+        }
+        let patience = if self.cluster.alive(member) { NODE_AWAY } else { AWAY };
+        since.get_or_insert_with(Instant::now).elapsed() >= patience
+    }
+
+    /// Waits until it is known whether a member that did not answer is out of service.
+    async fn find_out(&self, member: &MemberId) {
+        let until = Instant::now() + FOUND_OUT;
+        while self.cluster.serving(member) && Instant::now() < until {
+            tokio::time::sleep(AWAY_LOOK).await;
+        }
+    }
+
+    /// Those of the members that are in service: an order goes to them, and the others get it when they are back.
+    ///
+    /// # Errors
+    /// `miroir_no_quorum` if there are none.
+    pub fn in_service<'a>(&self, members: impl Iterator<Item = &'a MemberId>) -> Result<Vec<MemberId>, Failure> {
+        let (here, away): (Vec<_>, Vec<_>) = members.partition(|m| self.cluster.serving(m));
+        if here.is_empty() {
+            self.require_serving(away.into_iter())?;
+        }
+        Ok(here.into_iter().cloned().collect())
     }
 
     /// Checks that all these members serve.
@@ -259,11 +353,15 @@ impl Writes {
         }
     }
 
-    fn conclude(&self, index: &Index, task: Task, fates: Vec<(MemberId, Fate)>) -> Result<Summary, Failure> {
-        let mut parts = Vec::new();
+    fn conclude(&self, index: &Index, task: Task, fates: Vec<(MemberId, Fate)>) -> Result<Taken, Failure> {
+        let (mut parts, mut away) = (Vec::new(), BTreeSet::new());
         let (mut not_taken, mut unknown, mut rejected) = (Vec::new(), Vec::new(), None);
+        let some = fates.iter().any(|(_, fate)| matches!(fate, Fate::Taken(_) | Fate::Nothing));
         for (member, fate) in fates {
             match fate {
+                Fate::NotTaken(_) | Fate::Unknown(_) if some && self.gets_it_later(index, &member) => {
+                    away.insert(member);
+                }
                 Fate::Taken(task) => parts.push(Part { member, task }),
                 Fate::Nothing => {}
                 Fate::Rejected(status, body) => {
@@ -275,9 +373,7 @@ impl Writes {
             }
         }
         if not_taken.is_empty() && unknown.is_empty() {
-            let summary = task.summary();
-            tokio::spawn(follow(self.members.clone(), Arc::clone(index), task, parts));
-            return Ok(summary);
+            return Ok(Taken { index: Arc::clone(index), task, parts, away });
         }
         let client = |text: &str| client_text(text, index);
         if parts.is_empty() && unknown.is_empty() {
@@ -302,6 +398,50 @@ impl Writes {
         let uid = task.uid();
         task.fail(ErrorCode::MiroirIncomplete, &message);
         Err(Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, message, task: Some(uid) })
+    }
+}
+
+impl Writes {
+    /// Whether a member that has not taken an order is brought to it when it is back: it is away, or still lacks what was ordered
+    /// before.
+    fn gets_it_later(&self, index: &Index, member: &MemberId) -> bool {
+        let newest = self.records.snapshot().index(&index.value.physical);
+        !self.cluster.serving(member) || newest.is_some_and(|record| record.value.misses_settings(member))
+    }
+
+    /// Looks at the nodes' tasks until all are over. A member that is slow is waited for; one that is away is not, unless all are.
+    pub async fn follow(&self, taken: &Taken) -> Followed {
+        let mut seen: BTreeMap<usize, Seen> = BTreeMap::new();
+        let mut since: BTreeMap<&MemberId, Option<Instant>> = BTreeMap::new();
+        let mut pause = LOOK_FIRST;
+        loop {
+            let open = || taken.parts.iter().enumerate().filter(|(i, _)| !seen.contains_key(i));
+            let asked = open().map(|(i, part)| async move { (i, look(&self.members, part).await) });
+            let found = futures_util::future::join_all(asked).await;
+            seen.extend(found.into_iter().filter_map(|(i, found)| Some((i, found.filter(Seen::is_over)?))));
+            let mut away = BTreeSet::new();
+            let mut waits = false;
+            for (_, part) in taken.parts.iter().enumerate().filter(|(i, _)| !seen.contains_key(i)) {
+                if self.is_given_up(&part.member, since.entry(&part.member).or_default()) {
+                    away.insert(part.member.clone());
+                } else {
+                    waits = true;
+                }
+            }
+            if !waits && (away.is_empty() || !seen.is_empty()) {
+                return Followed { seen, away };
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_MOST);
+        }
+    }
+
+    /// Tells the home what became of an order.
+    pub async fn end(&self, taken: Taken, followed: Followed) {
+        let Taken { index, task, parts, .. } = taken;
+        let copies = index.value.shards.first().map_or(1, |shard| shard.replicas.len());
+        let outcome = combine(task.kind(), &parts, &followed.seen, copies as u64, &|text| client_text(text, &index));
+        task.ended(outcome).await;
     }
 }
 
@@ -358,31 +498,6 @@ impl Seen {
     fn is_over(&self) -> bool {
         matches!(self, Self::Lost) || matches!(self, Self::Known(task) if task.status.is_final())
     }
-}
-
-/// Looks at the nodes' tasks until all are over, and tells the home. A member that is away is waited for.
-async fn follow(members: Members, index: Index, task: Task, parts: Vec<Part>) {
-    let mut seen: BTreeMap<usize, Seen> = BTreeMap::new();
-    let mut pause = LOOK_FIRST;
-    while seen.len() < parts.len() {
-        let open: Vec<(usize, &Part)> = parts.iter().enumerate().filter(|(i, _)| !seen.contains_key(i)).collect();
-        let asked = open.into_iter().map(|(i, part)| {
-            let members = &members;
-            async move { (i, look(members, part).await) }
-        });
-        for (i, found) in futures_util::future::join_all(asked).await {
-            if let Some(found) = found.filter(Seen::is_over) {
-                seen.insert(i, found);
-            }
-        }
-        if seen.len() < parts.len() {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LOOK_MOST);
-        }
-    }
-    let copies = index.value.shards.first().map_or(1, |shard| shard.replicas.len());
-    let outcome = combine(task.kind(), &parts, &seen, copies as u64, &|text| client_text(text, &index));
-    task.ended(outcome).await;
 }
 
 /// How a part stands; `None` if its member can't say.

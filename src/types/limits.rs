@@ -14,6 +14,8 @@ pub const SHARDS_DEFAULT: u16 = 64;
 pub const DOCUMENT_ID_MAX_BYTES: usize = 511;
 /// Largest replicated record, encoded.
 pub const RECORD_MAX_BYTES: usize = 1 << 20;
+/// Most bytes of settings that an index's record keeps for members that were away.
+pub const MISSED_SETTINGS_MAX_BYTES: usize = 256 << 10;
 /// Most index names that one mesh keeps.
 pub const NAMES_MAX: usize = 5_000;
 /// Most members of one mesh.
@@ -105,6 +107,7 @@ const _: () = assert!(LEDGER_STORES_MAX > MEMBERS_MAX && VOTERS_MAX <= MEMBERS_M
 const _: () = assert!(PHYSICAL_UID_PART_MAX_BYTES + 3 + 8 <= INDEX_UID_MAX_BYTES);
 const _: () = assert!(CALL_HEADER_MAX_BYTES > RECORD_MAX_BYTES, "a record travels in a call's header");
 const _: () = assert!(SHARDS_DEFAULT <= SHARDS_MAX);
+const _: () = assert!(MISSED_SETTINGS_MAX_BYTES * 2 < RECORD_MAX_BYTES, "also with each of their quotes escaped");
 const _: () = assert!(GOSSIP_OWN_MAX_BYTES < GOSSIP_MESSAGE_MAX_BYTES);
 const _: () = assert!(BODY_DEFAULT_MAX_BYTES < CALL_BODY_MAX_BYTES);
 const _: () = assert!(JOURNAL_ENCODED_MAX_BYTES < CALL_BODY_MAX_BYTES);

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{GroupId, IndexUid, MemberId, MeshId, PhysicalIndex};
+use super::ids::{GroupId, IndexUid, MemberId, MeshId, PhysicalIndex, TaskUid};
 use super::lease::Epoch;
 use super::ledger::{StoreId, VoterList};
 use super::shards::{ShardId, ShardSet};
@@ -76,6 +76,15 @@ pub struct ShardRecord {
     pub replicas: Vec<ShardReplica>,
 }
 
+/// A change of settings that some members have not got, because they were away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissedSettings {
+    /// Who has yet to get it.
+    pub members: BTreeSet<MemberId>,
+    /// What the nodes are told, as JSON.
+    pub patch: String,
+}
+
 /// What all members must agree on about one physical index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexRecord {
@@ -89,6 +98,9 @@ pub struct IndexRecord {
     pub settings_version: u64,
     /// The client's own values of those settings that nodes hold in another form (`proto::settings`), as JSON.
     pub client_settings: BTreeMap<String, String>,
+    /// Changes of settings that some members have yet to get, by task (`proto::missed`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub missed_settings: BTreeMap<TaskUid, MissedSettings>,
     /// One entry a shard; its length is the index's `S`.
     pub shards: Vec<ShardRecord>,
     /// RFC 3339, UTC.
@@ -109,6 +121,11 @@ impl IndexRecord {
     pub fn shards_of(&self, member: &MemberId) -> ShardSet {
         let held = |s: &ShardRecord| s.replicas.iter().any(|r| r.member == *member);
         (0_u16..).zip(&self.shards).filter(|(_, s)| held(s)).map(|(i, _)| ShardId(i)).collect()
+    }
+
+    /// Whether the member has yet to get settings that the others have.
+    pub fn misses_settings(&self, member: &MemberId) -> bool {
+        self.missed_settings.values().any(|missed| missed.members.contains(member))
     }
 
     /// Everybody who holds a copy of any shard.

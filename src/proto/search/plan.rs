@@ -251,6 +251,7 @@ pub(super) mod tests {
                 primary_key: Some("id".into()),
                 settings_version: 1,
                 client_settings: BTreeMap::new(),
+                missed_settings: Default::default(),
                 shards: placement::place(s, &groups, rf),
                 created_at: String::new(),
                 updated_at: String::new(),

@@ -331,6 +331,7 @@ fn index_record() -> IndexRecord {
         primary_key: Some("id".into()),
         settings_version: 0,
         client_settings: BTreeMap::new(),
+        missed_settings: Default::default(),
         shards: vec![shard; usize::from(SHARDS)],
         created_at: "2024-01-01T00:00:00Z".into(),
         updated_at: "2024-01-01T00:00:00Z".into(),

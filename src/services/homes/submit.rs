@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::client::{HomeError, Homes};
-use super::wall;
+use super::{home_of, wall};
 use crate::proto::journal::{Answer, Kind, Write};
 use crate::proto::tasks::home::body::{encode_head, join};
 use crate::proto::tasks::home::{PartRef, Parts, Work};
@@ -77,7 +77,7 @@ pub enum NotDone {
     NoQuorum,
     /// Too much is under way.
     Busy,
-    /// No task id, or no home, was to be had.
+    /// No task id was to be had, or nobody has room for the task.
     NoHome,
 }
 
@@ -145,6 +145,10 @@ impl Homes {
             Err(NotReady::NoQuorum) => return Submitted::NotDone(NotDone::NoQuorum),
             Err(NotReady::Pressed) => return Submitted::NotDone(NotDone::Busy),
         }
+        // What stands in shards while nobody can keep the task is done, and nobody may be told: it is not sent.
+        if !self.has_room(sender, uid, deadline).await {
+            return Submitted::NotDone(NotDone::NoHome);
+        }
         if let Some(key) = &write.key {
             match self.with_key(sender, key, &one, deadline, trace).await {
                 Ok(None) => {}
@@ -166,6 +170,12 @@ impl Homes {
         let take = self.take(uid, &one.head, deadline, trace);
         let (taken, answers) = tokio::join!(take, sender.send(&write.index, writes, deadline, trace));
         said(uid, one.head, &answers, taken)
+    }
+
+    /// Whether the home of a task has a primary and enough copies that have room, or gets them soon.
+    pub async fn has_room(&self, sender: &Sender, uid: TaskUid, deadline: Instant) -> bool {
+        let home = [ShardId(home_of(uid))].into();
+        !matches!(sender.ready(&PhysicalIndex::of_tasks(), &home, deadline).await, Err(NotReady::NoQuorum))
     }
 
     /// Settles the key. `None`: it stands for this task.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::found::found;
-use super::submit::{NewWrite, Submitted};
+use super::submit::{NewWrite, NotDone, Submitted};
 use super::*;
 use crate::proto::journal::{Answer, Kind, Write};
 use crate::proto::tasks::home::body::{encode_head, join};
@@ -295,6 +295,41 @@ async fn an_order_whose_process_ended_is_refused_and_one_that_is_carried_out_is_
     world.at(1).homes.ended(kept, done.clone(), soon(), trace).await.unwrap();
     world.at(2).homes.ended(kept, Outcome { status: Status::Failed, ..done }, soon(), trace).await.unwrap();
     assert_eq!(ends(&world, 0, kept).await.0, Status::Succeeded, "the first stands");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_task_nobody_can_keep_is_refused_before_anything_of_it_is_sent() {
+    let world = world().await;
+    // One copy alone goes on where three do not.
+    let alone = PhysicalIndex::new("alone__m00000002").unwrap();
+    let copies = vec![vec![world.at(0).journals.me().clone()]];
+    world.at(0).journals.create(&alone, copies, LONG).await.unwrap();
+    let write = || NewWrite { index: alone.clone(), ..new_write(&[0], None) };
+    let taken = submit(&world, 0, write()).await;
+    assert!(matches!(taken, Submitted::Taken { .. }), "{taken:?}");
+    // The disks of two of three are full, so that no home has enough copies; the one copy has.
+    for i in [1, 2] {
+        world.fill(i, true);
+        world.at(0).cluster.update(|seen| seen.get_mut(&member(i)).unwrap().disk_full = true);
+    }
+    let key = JournalKey { index: alone.clone(), shard: ShardId(0) };
+    let last = async || world.at(0).journals.status(&alone).await.unwrap()[&key.shard].last;
+    let before = last().await;
+    assert_eq!(submit(&world, 0, write()).await, Submitted::NotDone(NotDone::NoHome));
+    assert_eq!(last().await, before, "nothing was appended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_ends_also_while_the_member_that_had_it_stays_away() {
+    let mut world = world().await;
+    let order = Head { work: Work::Order, subject: Subject::IndexDeletion, ..head(&[0]) };
+    let uid = world.at(0).homes.next_uid().await.unwrap();
+    let held = world.at(0).homes.orders().hold(uid);
+    world.at(0).homes.take(uid, &order, soon(), TraceId::default()).await.unwrap();
+    assert!(held.begin());
+    world.kill(0).await;
+    let (status, outcome) = ends(&world, 2, uid).await;
+    assert_eq!((status, outcome.error.unwrap().code.as_str()), (Status::Failed, "miroir_incomplete"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -271,7 +271,7 @@ fn request_of(record: &IndexRecord, work: &Work, all: bool) -> Option<NodeReques
 }
 
 /// What an answer says of a request that enqueues.
-fn queued(answer: Result<NodeAnswer, NodeError>) -> Queued {
+pub(super) fn queued(answer: Result<NodeAnswer, NodeError>) -> Queued {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Summary {
@@ -319,6 +319,7 @@ mod tests {
             primary_key: Some("a.id".into()),
             settings_version: 0,
             client_settings: Default::default(),
+            missed_settings: Default::default(),
             shards: vec![ShardRecord::default(); 4],
             created_at: time.clone(),
             updated_at: time,

@@ -191,7 +191,12 @@ pub enum Effect {
         parts: Vec<PartRef>,
     },
     /// The same for a task that is an order; for [`super::Home::handle_order_refusal`].
-    RefuseOrder(TaskUid),
+    RefuseOrder {
+        /// Of which task.
+        uid: TaskUid,
+        /// It is waited for no longer for members that are away: whatever of it they had not begun by now they never will.
+        late: bool,
+    },
     /// A home is to sweep; for [`super::Home::handle_sweep`] there, and [`super::Home::handle_swept`] here.
     Sweep {
         /// Which home.

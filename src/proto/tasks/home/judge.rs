@@ -91,8 +91,8 @@ pub(super) fn judge(row: &Row, known: &Known<'_>, wall: When) -> Option<Outcome>
 
 /// What becomes of an order that nobody will carry out.
 pub(super) fn refused_order(row: &Row, wall: When) -> Outcome {
-    let text = "The member that took this request ended before it told what became of it. Look at what was to be changed, and send \
-                the request again where it is not.";
+    let text = "The member that took this request ended, or is cut off, and has not told what became of it. Look at what was to be \
+                changed, and send the request again where it is not.";
     let (status, error) = match row.cancel {
         Some(_) => (Status::Canceled, None),
         None => (Status::Failed, Some(TaskError::of(ErrorCode::MiroirIncomplete, text))),

@@ -154,7 +154,8 @@ impl Home {
         soft.put_off(now);
         self.due.insert((soft.due, uid));
         if let Some(row) = self.state.task(uid) {
-            let late = now >= soft.deadline && !row.given_up;
+            let overdue = now >= soft.deadline;
+            let late = overdue && !row.given_up;
             // Of an index that is gone nobody will say more.
             let gone = |index| !row.given_up && matches!(self.awaited.get(index), Some(None));
             let ends = row.given_up || row.cancel.is_some();
@@ -169,7 +170,7 @@ impl Home {
                         self.effects.push_back(Effect::Refuse { uid, index, parts: unknown });
                     }
                 }
-                Work::Order if ends => self.effects.push_back(Effect::RefuseOrder(uid)),
+                Work::Order if ends => self.effects.push_back(Effect::RefuseOrder { uid, late: overdue }),
                 Work::Order => give_up = late && soft.begun.is_none(),
                 Work::Sweep { action, filter } => self.ask_homes(uid, action, &filter, &soft),
                 Work::Nothing(_) => {}

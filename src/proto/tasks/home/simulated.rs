@@ -303,7 +303,7 @@ impl World {
                     self.messages.push(Message::Refusals(uid, vec![(part, refusal)]));
                 }
             }
-            Effect::RefuseOrder(uid) => {
+            Effect::RefuseOrder { uid, .. } => {
                 let refusal = *self.orders.entry(uid).or_insert(Refusal::Refused);
                 self.messages.push(Message::OrderRefusal(uid, refusal));
             }

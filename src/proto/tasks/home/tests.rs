@@ -398,7 +398,7 @@ fn canceling_takes_back_what_was_not_begun_and_nothing_else() {
         |t: &mut Lone| t.ask(|h, env, op| h.handle_sweep(env, op, TaskUid(64), Action::Cancel, Filter::default()));
     assert_eq!(sweep(&mut t), Answer::Swept(Swept { matched: 3, changed: 0, waiting: 3 }));
     t.wait(Duration::from_secs(1));
-    assert!(t.effects.contains(&Effect::RefuseOrder(order)));
+    assert!(t.effects.contains(&Effect::RefuseOrder { uid: order, late: false }));
     t.tell(|home, env| home.handle_order_refusal(env, When(100), order, Refusal::Refused));
     t.tell(|home, env| home.handle_order_refusal(env, When(100), begun, Refusal::There));
     t.tell(|home, env| home.handle_refusals(env, When(100), whole, &[(part(0), Refusal::There)]));

@@ -1,0 +1,138 @@
+//! Changes of settings that members have yet to get, because they were away when the others got them.
+//!
+//! Each change is kept under its task, in the index's record, until its members have it: settings are sent as they came, so the
+//! same changes in the same order give the same settings, and what a node hides when it is asked is not lost. Rule: a member
+//! that misses one serves nothing of the index, and gets no later one before it. Must not know: who is away, nodes, the ledger.
+
+use std::collections::BTreeSet;
+
+use crate::types::limits::MISSED_SETTINGS_MAX_BYTES;
+use crate::types::{IndexRecord, MemberId, MissedSettings, TaskUid};
+
+/// Whether a change of so many bytes may be kept beside those that are there.
+pub fn has_room(record: &IndexRecord, bytes: usize) -> bool {
+    let kept: usize = record.missed_settings.values().map(|missed| missed.patch.len()).sum();
+    kept.saturating_add(bytes) <= MISSED_SETTINGS_MAX_BYTES
+}
+
+/// These members miss the change of a task; of others than `holders` nothing is kept any more.
+pub fn add(
+    record: &mut IndexRecord,
+    task: TaskUid,
+    members: &BTreeSet<MemberId>,
+    patch: &str,
+    holders: &BTreeSet<MemberId>,
+) {
+    if !members.is_empty() {
+        let new = || MissedSettings { members: BTreeSet::new(), patch: patch.to_owned() };
+        record.missed_settings.entry(task).or_insert_with(new).members.extend(members.iter().cloned());
+    }
+    keep(record, |member| holders.contains(member));
+}
+
+/// The change that a member is to get next.
+pub fn next<'a>(record: &'a IndexRecord, member: &MemberId) -> Option<(TaskUid, &'a str)> {
+    let all = record.missed_settings.iter();
+    all.filter(|(_, missed)| missed.members.contains(member)).map(|(task, missed)| (*task, &*missed.patch)).next()
+}
+
+/// A member has got the change of a task.
+pub fn got(record: &mut IndexRecord, task: TaskUid, member: &MemberId) {
+    if let Some(missed) = record.missed_settings.get_mut(&task) {
+        missed.members.remove(member);
+    }
+    keep(record, |_| true);
+}
+
+/// Nobody gets the change of a task: all who were there have refused it.
+pub fn withdraw(record: &mut IndexRecord, task: TaskUid) {
+    record.missed_settings.remove(&task);
+}
+
+fn keep(record: &mut IndexRecord, stays: impl Fn(&MemberId) -> bool) {
+    record.missed_settings.retain(|_, missed| {
+        missed.members.retain(|member| stays(member));
+        !missed.members.is_empty()
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{IndexUid, PhysicalIndex};
+
+    fn record() -> IndexRecord {
+        IndexRecord {
+            uid: IndexUid::new("a").unwrap(),
+            physical: PhysicalIndex::new("a__m00000001").unwrap(),
+            primary_key: None,
+            settings_version: 0,
+            client_settings: Default::default(),
+            missed_settings: Default::default(),
+            shards: Vec::new(),
+            created_at: String::new(),
+            updated_at: String::new(),
+            deleted: false,
+        }
+    }
+
+    fn set(members: &[&str]) -> BTreeSet<MemberId> {
+        members.iter().map(|m| MemberId::new(*m).unwrap()).collect()
+    }
+
+    fn member(name: &str) -> MemberId {
+        MemberId::new(name).unwrap()
+    }
+
+    #[test]
+    fn a_member_gets_what_it_missed_in_the_order_of_the_tasks_and_then_misses_nothing() {
+        let (mut record, all) = (record(), set(&["a", "b", "c"]));
+        add(&mut record, TaskUid(9), &set(&["b", "c"]), "nine", &all);
+        add(&mut record, TaskUid(4), &set(&["b"]), "four", &all);
+        // Somebody who had taken it is found to be away.
+        add(&mut record, TaskUid(4), &set(&["a"]), "four", &all);
+        assert!(["a", "b", "c"].iter().all(|m| record.misses_settings(&member(m))));
+        assert_eq!(next(&record, &member("b")), Some((TaskUid(4), "four")));
+        got(&mut record, TaskUid(4), &member("b"));
+        assert_eq!(next(&record, &member("b")), Some((TaskUid(9), "nine")));
+        got(&mut record, TaskUid(9), &member("b"));
+        assert!(next(&record, &member("b")).is_none() && !record.misses_settings(&member("b")));
+        got(&mut record, TaskUid(4), &member("a"));
+        got(&mut record, TaskUid(9), &member("c"));
+        got(&mut record, TaskUid(9), &member("c"));
+        assert!(record.missed_settings.is_empty());
+    }
+
+    #[test]
+    fn what_nobody_is_to_get_any_more_is_not_kept() {
+        let (mut record, all) = (record(), set(&["a", "b", "c"]));
+        add(&mut record, TaskUid(1), &set(&[]), "one", &all);
+        assert!(record.missed_settings.is_empty());
+        add(&mut record, TaskUid(1), &set(&["b", "c"]), "one", &all);
+        add(&mut record, TaskUid(2), &set(&["b"]), "two", &all);
+        withdraw(&mut record, TaskUid(2));
+        assert_eq!(record.missed_settings.len(), 1);
+        add(&mut record, TaskUid(3), &set(&[]), "three", &set(&["a", "c"]));
+        assert_eq!(record.missed_settings[&TaskUid(1)].members, set(&["c"]));
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let (mut record, all) = (record(), set(&["a"]));
+        assert!(has_room(&record, MISSED_SETTINGS_MAX_BYTES) && !has_room(&record, usize::MAX));
+        add(&mut record, TaskUid(1), &all, &"x".repeat(100), &all);
+        assert!(has_room(&record, MISSED_SETTINGS_MAX_BYTES - 100));
+        assert!(!has_room(&record, MISSED_SETTINGS_MAX_BYTES - 99));
+    }
+
+    #[test]
+    fn a_record_of_before_reads_and_one_without_says_nothing_of_it() {
+        let text = serde_json::to_string(&record()).unwrap();
+        assert!(!text.contains("missed"), "{text}");
+        assert_eq!(serde_json::from_str::<IndexRecord>(&text).unwrap(), record());
+        let mut some = record();
+        add(&mut some, TaskUid(7), &set(&["b"]), "{\"a\":1}", &set(&["b"]));
+        let text = serde_json::to_string(&some).unwrap();
+        assert_eq!(serde_json::from_str::<IndexRecord>(&text).unwrap(), some);
+    }
+}
