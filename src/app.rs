@@ -61,10 +61,6 @@ use crate::types::{
 use crate::wire::frame::PROTOCOL_VERSION;
 use crate::wire::gossip::{MemberGossip, Unreached};
 
-/// How long a round of the ledger waits for a majority.
-const ROUND_TIMEOUT: Duration = Duration::from_millis(500);
-/// The first back-off between rivals.
-const RETRY_BASE: Duration = Duration::from_millis(20);
 /// The part of the time to drain in which leases are given back and the peers are told, half of it each. Never more than
 /// half of the whole.
 const CLOSING: Duration = Duration::from_millis(1_500);
@@ -120,8 +116,8 @@ fn ledger_config(config: &Config, bootstrap: Option<Bootstrap>) -> LedgerConfig 
         renew_interval: Duration::from_secs(config.leader_election.renew_interval_s),
         lease_ttl: Duration::from_secs(config.leader_election.lease_ttl_s),
         voter_replace_after: Duration::from_secs(config.mesh.voter_replace_after_s),
-        round_timeout: ROUND_TIMEOUT,
-        retry_base: RETRY_BASE,
+        round_timeout: LedgerConfig::ROUND_TIMEOUT,
+        retry_base: LedgerConfig::RETRY_BASE,
         bootstrap,
     }
 }
@@ -909,6 +905,20 @@ mod tests {
         assert_eq!(LastSteps::within(ms(10_000)), LastSteps { draining: ms(8_500), released: ms(9_250) });
         assert_eq!(LastSteps::within(ms(1_000)), LastSteps { draining: ms(500), released: ms(750) });
         assert_eq!(LastSteps::within(ms(0)), LastSteps { draining: ms(0), released: ms(0) });
+    }
+
+    #[test]
+    fn a_mesh_has_the_times_of_the_proof_of_its_failover_unless_it_is_configured_otherwise() {
+        let own = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        // Any file does that is there.
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let files = ["MIROIR_MESH__CA_FILE", "MIROIR_MESH__CERT_FILE", "MIROIR_MESH__KEY_FILE"].map(|key| (key, file));
+        let config = Config::load(None, files.into_iter().chain([("MIROIR_NODE__ID", "m0")]).map(own)).unwrap();
+        assert_eq!(Duration::from_millis(config.mesh.probe_interval_ms), crate::proto::probe::INTERVAL);
+        assert_eq!(format!("{:?}", journal_config(&config).core), format!("{:?}", CoreConfig::default()));
+        let ledger = ledger_config(&config, None);
+        let times = [ledger.renew_interval, ledger.lease_ttl, ledger.voter_replace_after];
+        assert_eq!(times, [3, 10, 600].map(Duration::from_secs));
     }
 
     #[test]

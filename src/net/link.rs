@@ -17,6 +17,7 @@ use super::client;
 use super::endpoint::{self, CloseCode};
 use super::peers::{LinkState, MeshCounters, Peer, Shared};
 use super::tls::TlsError;
+use crate::proto::probe::{PATIENCE, Probing};
 use crate::types::MemberId;
 use crate::wire::frame::{Hello, PROTOCOL_VERSION, WELCOME_BYTES, Welcome};
 
@@ -28,10 +29,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 const PROVEN_AFTER: Duration = Duration::from_secs(2);
 /// An attempt this old is begun anew when the peer is heard of: its first packet may have met nobody.
 const STALE_ATTEMPT: Duration = Duration::from_millis(250);
-/// Probes in a row without an answer that make a suspect.
-const PROBES_UNANSWERED_MAX: u32 = 3;
-/// How long an answer to a probe is waited for; a late one still clears the suspicion.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 const GOSSIP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Small differences between members, so that they do not all dial at once. No secret depends on them.
@@ -198,12 +195,11 @@ async fn say_hello(shared: &Shared, connection: &Connection) -> Result<Welcome, 
 /// What is known of a peer by its probes.
 #[derive(Debug, Default)]
 pub(super) struct ProbeState {
-    unanswered: u32,
+    probing: Probing,
     pub(super) rtt: Option<Duration>,
 }
 
-/// Probes a peer for ever. An unanswered probe is one without an answer when the next is due; behind one the next come twice as
-/// soon, for a peer that is gone keeps writes waiting.
+/// Probes a peer for ever.
 pub(super) async fn probe(shared: Arc<Shared>, peer: Arc<Peer>) {
     let every = shared.config.probe_interval;
     let mut pause = Duration::ZERO;
@@ -212,23 +208,18 @@ pub(super) async fn probe(shared: Arc<Shared>, peer: Arc<Peer>) {
         tokio::time::sleep(pause).await;
         pause = every;
         let LinkState::Up { connection, .. } = peer.control.borrow().clone() else { continue };
-        let unanswered = {
-            let mut state = peer.probe.lock().unwrap_or_else(PoisonError::into_inner);
-            let so_far = state.unanswered;
-            state.unanswered = so_far.saturating_add(1);
-            so_far
-        };
-        if unanswered > 0 {
-            pause = every / 2;
+        let due = peer.probe.lock().unwrap_or_else(PoisonError::into_inner).probing.due(every);
+        pause = due.pause;
+        if due.lost {
             MeshCounters::add(&shared.counters.probes_lost);
         }
-        if unanswered >= PROBES_UNANSWERED_MAX {
+        if due.suspect {
             suspect(&shared, &peer);
         }
         let (shared, peer) = (shared.clone(), peer.clone());
         tokio::spawn(async move {
             let sent = Instant::now();
-            if let Ok(Ok(unreached)) = timeout(PROBE_TIMEOUT, client::probe(&shared, &connection)).await {
+            if let Ok(Ok(unreached)) = timeout(PATIENCE, client::probe(&shared, &connection)).await {
                 shared
                     .unreached
                     .send_if_modified(|all| all.insert(peer.id.clone(), unreached.clone()) != Some(unreached));
@@ -248,7 +239,7 @@ fn suspect(shared: &Shared, peer: &Peer) {
 fn answered(shared: &Shared, peer: &Peer, rtt: Option<Duration>) {
     {
         let mut state = peer.probe.lock().unwrap_or_else(PoisonError::into_inner);
-        state.unanswered = 0;
+        state.probing.answered();
         state.rtt = rtt.or(state.rtt);
     }
     // The answer of a connection that has been lost since then says nothing of now.

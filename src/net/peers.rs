@@ -25,6 +25,7 @@ use super::memory::{ANSWER_MEMORY_DEFAULT_BYTES, Room, Share};
 use super::tls::{TlsError, TlsFiles, TlsStore};
 use super::{Answer, Call, CallError, Handler, Peers, client, link, server};
 use crate::names::{self, Names, ResolveError};
+use crate::proto::probe::INTERVAL;
 use crate::rt::{Essential, UnderWay};
 use crate::types::{MemberId, MeshId, limits};
 use crate::wire::gossip::Unreached;
@@ -87,7 +88,7 @@ impl MeshConfig {
             tls,
             reset_secret,
             start,
-            probe_interval: Duration::from_millis(300),
+            probe_interval: INTERVAL,
             tls_poll_interval: Duration::from_secs(3),
             call_memory_bytes: CALL_MEMORY_DEFAULT_BYTES,
             answer_memory_bytes: ANSWER_MEMORY_DEFAULT_BYTES,

@@ -14,6 +14,7 @@
 //! | [`search`] | which members for which shards, and one list out of many |
 //! | [`journal`] | the order of a shard's writes, who stores them, and who orders them next |
 //! | [`apply`] | what goes to the own node next, and what the node's tasks prove |
+//! | [`probe`] | when a peer is taken for gone |
 //! | [`serving`] | whether a replica may be asked by searches |
 //! | [`snapshot`] | how a copy is made anew from another while writes go on |
 //! | [`tasks`] | what a task is, who keeps it, when it is finished, how it is listed |
@@ -41,6 +42,8 @@ pub mod alias;
 pub mod apply;
 pub mod document;
 pub mod env;
+#[cfg(test)]
+mod failover;
 pub mod invariant;
 pub mod jobs;
 pub mod journal;
@@ -50,6 +53,7 @@ pub mod ledger;
 pub mod missed;
 pub mod operation;
 pub mod placement;
+pub mod probe;
 pub mod register;
 pub mod search;
 pub mod serving;

@@ -14,6 +14,7 @@ use super::simulated::{Faults, World};
 use super::{Answer, Applier, Config, Effect, Group, Head, Listed, Note, Page, Span, Status, Stored, Tag, TaskRef};
 use crate::proto::env::{Env, Instant};
 use crate::proto::journal::Kind;
+use crate::proto::snapshot::Source;
 use crate::types::ShardId;
 
 const KIND: Faults = Faults {
@@ -223,6 +224,18 @@ fn a_node_with_nothing_to_do_is_given_what_comes_within_a_moment_in_one_request(
     scripted.now = scripted.now.plus(Duration::from_millis(5));
     scripted.tell(Applier::handle_tick);
     assert_eq!(sent(&scripted), [2]);
+}
+
+#[test]
+fn a_copy_stands_where_its_node_is_and_not_where_its_journal_is() {
+    let row = LaneRow { applied: 3, ..LaneRow::default() };
+    let stored = Stored { lanes: [(SHARD, row)].into(), ..Stored::default() };
+    let mut scripted = Scripted::begin(stored, Page::default(), None);
+    scripted.pass(1);
+    scripted.tell(|core, env| core.handle_committed(env, SHARD, 9));
+    let standing = scripted.core.standing(SHARD).unwrap();
+    assert!(standing.sound, "{standing:?}");
+    assert_eq!((standing.applied, Source::position(&standing)), (3, Some(3)), "a read of it may begin there");
 }
 
 #[test]

@@ -15,6 +15,9 @@ use crate::types::{Holder, MemberId, ReplicaId, ShardState};
 /// How long the next in turn waits longer.
 pub const TURN: Duration = Duration::from_millis(300);
 
+/// When an election that was written, and did not come, is written again.
+pub const AGAIN: Duration = Duration::from_millis(1_000);
+
 /// Who reaches whom, as each member tells of itself. A way that only one side tells of is none.
 pub type Reach = BTreeMap<MemberId, BTreeSet<MemberId>>;
 
@@ -104,6 +107,50 @@ pub fn turn(shards: &[ShardState], me: &Holder, sight: &Sight, leads: bool) -> O
     }
     let rank = order.iter().position(|member| **member == me.member)?;
     Some(TURN * u32::try_from(rank + 1).unwrap_or(u32::MAX))
+}
+
+/// When this member writes the elections of an index that lacks a primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    since: Instant,
+    due: Option<Instant>,
+}
+
+impl Waiting {
+    /// It was told now that they are needed.
+    pub fn new(now: Instant) -> Self {
+        Self { since: now, due: None }
+    }
+
+    /// It has written what it could: whatever it sees next counts from here, and without that it looks again.
+    pub fn written(now: Instant) -> Self {
+        Self { since: now, due: Some(now.plus(AGAIN)) }
+    }
+
+    /// It was its turn, and nothing was to be written as it sees things: it writes as soon as it sees them otherwise, and looks again.
+    pub fn held_back(&mut self, now: Instant) {
+        self.due = Some(now.plus(AGAIN));
+    }
+
+    /// What is seen or recorded has changed; `turn` is what [`turn`] makes of it. One that has come nearer counts from the same
+    /// moment.
+    pub fn look(&mut self, now: Instant, turn: Option<Duration>) {
+        let new = turn.map(|wait| self.since.plus(wait));
+        self.due = match (self.due, new) {
+            (Some(due), Some(new)) => Some(due.min(new).max(now)),
+            (due, new) => new.or(due),
+        };
+    }
+
+    /// When it writes; `None`: never, as it stands.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Whether it writes now.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.due.is_some_and(|at| at <= now)
+    }
 }
 
 /// What a member that is about to stop writes: other primaries for all shards that it leads, and itself out of the sets.
@@ -268,6 +315,24 @@ mod tests {
         assert_eq!([turn(3, false), turn(2, false)], [Some(TURN), Some(2 * TURN)]);
         assert_eq!((turn(4, false), turn(4, true)), (None, Some(Duration::ZERO)));
         assert_eq!(super::turn(&shards, &holder(1, 6), &seen, false), Some(Duration::ZERO), "for itself");
+    }
+
+    #[test]
+    fn a_turn_that_was_held_back_comes_as_soon_as_things_are_seen_otherwise() {
+        let ms = |millis: u64| Instant(millis * 1_000);
+        let mut waiting = Waiting::new(ms(0));
+        waiting.look(ms(0), None);
+        assert_eq!(waiting.due(), None);
+        waiting.look(ms(100), Some(2 * TURN));
+        waiting.look(ms(200), Some(TURN));
+        assert_eq!(waiting.due(), Some(ms(300)), "it counts from when it was told first");
+        assert!(waiting.is_due(ms(300)) && !waiting.is_due(ms(299)));
+        let mut wrote = Waiting::written(ms(310));
+        waiting.held_back(ms(310));
+        assert_eq!((waiting.due(), wrote.due()), (Some(ms(1_310)), Some(ms(1_310))));
+        waiting.look(ms(400), Some(TURN));
+        wrote.look(ms(400), Some(TURN));
+        assert_eq!((waiting.due(), wrote.due()), (Some(ms(400)), Some(ms(610))));
     }
 
     #[test]

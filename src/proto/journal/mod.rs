@@ -13,6 +13,7 @@
 //! | `follower` | what it takes from a primary, and what it confirms |
 //! | `primary`, `peer` | places, what is committed, how each replica is kept up |
 //! | `in_sync` | who comes into the in-sync set and who leaves it |
+//! | [`sight`] | who is seen to live, and who reaches whom |
 //! | [`election`] | who becomes primary, and who writes it |
 //! | [`ordered`] | the primary that an operator orders, and what is given up with it |
 //! | [`membership`] | what follows when a member has another store, or belongs to the mesh no more |
@@ -37,6 +38,7 @@ mod peer;
 mod primary;
 pub mod record;
 pub mod replica;
+pub mod sight;
 #[cfg(test)]
 pub(crate) mod simulated;
 #[cfg(test)]

@@ -33,6 +33,13 @@ pub struct Config {
     pub bootstrap: Option<Bootstrap>,
 }
 
+impl Config {
+    /// How long a round waits in a mesh.
+    pub const ROUND_TIMEOUT: Duration = Duration::from_millis(500);
+    /// The first back-off between rivals in a mesh.
+    pub const RETRY_BASE: Duration = Duration::from_millis(20);
+}
+
 /// The same on all members that are named in it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Bootstrap {

@@ -173,7 +173,7 @@ impl Ledger {
         }
         let works = self.base.made() && self.base.stored.recovering.is_none();
         let always = works.then(|| self.copies.next_wake().min(self.settle.next_wake()));
-        let proposer = self.proposer.next_wake(self.base.config.round_timeout);
+        let proposer = self.proposer.next_wake(&self.base.config);
         let (forming, recovering) = (self.forming.next_wake(&self.base), self.recovering.next_wake(&self.base));
         [always, proposer, forming, recovering, self.showing.next_wake(&self.base)].into_iter().flatten().min()
     }
@@ -435,7 +435,9 @@ impl Ledger {
                 if key.is_mesh() {
                     self.mesh_changed(env);
                 }
-                if changed {
+                // A change that is a rival's was carried to its end here: the rival may not know that, nor anybody else.
+                let written = changed || matches!(answer, Answer::Conflict { .. });
+                if written && record.announced == record.version {
                     self.copies.push(&mut self.base, &key, old.as_ref(), &record);
                 }
             }

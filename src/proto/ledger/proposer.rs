@@ -10,10 +10,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::base::Base;
-use super::effect::{Answer, OpId, Refused};
+use super::effect::{Answer, Config, OpId, Refused};
 use super::message::{Item, RoundId};
 use super::round::{Accepted, Outcome, Round, Stage};
 use crate::proto::env::{Env, Instant};
@@ -149,7 +148,11 @@ impl Proposer {
         }
         let Some(key) = self.rounds.get(&id).cloned() else { return };
         let Some(round) = self.slots.get_mut(&key).and_then(|s| s.round.as_mut()) else { return };
-        match round.vote(voter, under, item) {
+        let outcome = round.vote(voter, under, item);
+        if !round.refused.is_empty() {
+            round.refused_at.get_or_insert(env.now);
+        }
+        match outcome {
             Outcome::Wait => {}
             Outcome::Same(found) => {
                 let current = found.map(|(_, record)| record);
@@ -186,12 +189,12 @@ impl Proposer {
 
     /// Deadlines, unanswered rounds, back-offs that are over.
     pub fn tick(&mut self, base: &mut Base, env: &mut Env) {
-        let due = |s: &Slot| next_of(s, base.config.round_timeout).is_some_and(|at| at <= env.now);
+        let due = |s: &Slot| next_of(s, &base.config).is_some_and(|at| at <= env.now);
         let keys: Vec<_> = self.slots.iter().filter(|(_, s)| due(s)).map(|(k, _)| k.clone()).collect();
         for key in keys {
             self.expire(&key, env.now);
             let Some(slot) = self.slots.get_mut(&key) else { continue };
-            if slot.round.as_ref().is_some_and(|r| r.began.plus(base.config.round_timeout) <= env.now) {
+            if slot.round.as_ref().is_some_and(|r| due_of(r, &base.config) <= env.now) {
                 self.again(base, env, &key);
             } else if slot.round.is_none() && slot.wait.is_none_or(|at| at <= env.now) {
                 slot.wait = None;
@@ -201,8 +204,8 @@ impl Proposer {
     }
 
     /// When [`Proposer::tick`] is due.
-    pub fn next_wake(&self, round_timeout: Duration) -> Option<Instant> {
-        self.slots.values().filter_map(|s| next_of(s, round_timeout)).min()
+    pub fn next_wake(&self, config: &Config) -> Option<Instant> {
+        self.slots.values().filter_map(|s| next_of(s, config)).min()
     }
 
     /// Ends everything: this member proposes no more.
@@ -424,10 +427,15 @@ impl Proposer {
     }
 }
 
+/// When a round is begun anew.
+fn due_of(round: &Round, config: &Config) -> Instant {
+    round.due(config.round_timeout, config.retry_base)
+}
+
 /// When a slot wants a tick.
-fn next_of(slot: &Slot, round_timeout: Duration) -> Option<Instant> {
+fn next_of(slot: &Slot, config: &Config) -> Option<Instant> {
     let deadline = slot.jobs.iter().map(|j| j.deadline).min();
-    let round = slot.round.as_ref().map(|r| r.began.plus(round_timeout));
+    let round = slot.round.as_ref().map(|r| due_of(r, config));
     [deadline, round, slot.wait].into_iter().flatten().min()
 }
 

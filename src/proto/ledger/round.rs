@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::message::{Item, RoundId};
 use crate::proto::env::Instant;
@@ -54,12 +55,21 @@ pub struct Round {
     pub stage: Stage,
     /// Who has refused: their promise is to another ballot.
     pub refused: BTreeSet<Voter>,
+    /// When the first of them did.
+    pub refused_at: Option<Instant>,
 }
 
 impl Round {
     /// A round without votes.
     pub fn new(id: RoundId, list: Arc<VoterList>, began: Instant, stage: Stage) -> Self {
-        Self { id, list, began, stage, refused: BTreeSet::new() }
+        Self { id, list, began, stage, refused: BTreeSet::new(), refused_at: None }
+    }
+
+    /// When it is begun anew, if it has come to nothing by then. Behind a refusal the others have as long again as that took, and
+    /// some `grace`: with a voter down nobody else may be there who could still make a majority.
+    pub fn due(&self, timeout: Duration, grace: Duration) -> Instant {
+        let whole = self.began.plus(timeout);
+        self.refused_at.map_or(whole, |at| whole.min(at.plus(at.since(self.began)).plus(grace)))
     }
 
     /// Counts the answer of `voter`, given under the list numbered `under`.
@@ -202,6 +212,17 @@ mod tests {
         let no = Item::Higher { round: ID, ballot: ballot(5), promise: ballot(6) };
         let votes: Vec<_> = (1..=3).map(|i| r.vote(&voter(i), 3, &no)).collect();
         assert_eq!(votes, [Outcome::Wait, Outcome::Lost, Outcome::Wait]);
+    }
+
+    #[test]
+    fn a_round_that_was_refused_does_not_wait_for_a_voter_that_may_be_down() {
+        let (ms, grace) = (Duration::from_millis, Duration::from_millis(20));
+        let mut r = prepare();
+        assert_eq!(r.due(ms(500), grace), Instant(500_000));
+        r.refused_at = Some(Instant(60_000));
+        assert_eq!(r.due(ms(500), grace), Instant(140_000));
+        r.refused_at = Some(Instant(400_000));
+        assert_eq!(r.due(ms(500), grace), Instant(500_000));
     }
 
     #[test]

@@ -444,6 +444,39 @@ fn of_rivals_one_succeeds_and_the_others_are_told_what_was_chosen() {
 }
 
 #[test]
+fn a_change_that_a_rival_carries_to_its_end_is_told_to_all() {
+    let step = Duration::from_millis(1);
+    for seed in 0..20 {
+        let mut world = made(seed, 3);
+        world.change(&id(0), &key(1), 0, None, false);
+        world.run(SECOND);
+        // It ends when one other voter has accepted what it asked for, which the third has not heard of.
+        world.cut.insert((id(0), id(2)));
+        world.change(&id(0), &key(1), 1, None, false);
+        let accepted = |world: &World| {
+            let register = world.nodes[&id(1)].disk.registers.get(&key(1));
+            register.and_then(|r| r.accepted.as_ref()).is_some_and(|(_, record)| record.version == 2)
+        };
+        while !accepted(&world) {
+            world.run(step);
+        }
+        world.crash(&id(0));
+        let op = world.change(&id(2), &key(1), 1, None, false);
+        while !world.answers.contains_key(&op) {
+            world.run(step);
+        }
+        let Answer::Conflict { current: Some(current), .. } = &world.answers[&op] else {
+            panic!("seed {seed}: {:?}", world.answers[&op])
+        };
+        assert_eq!(current.version, 2);
+        // Sooner than copies are compared.
+        world.run(20 * step);
+        let copies = [1, 2].map(|i| world.nodes[&id(i)].core.as_ref().and_then(|l| Some(l.copy(&key(1))?.version)));
+        assert_eq!(copies, [Some(2), Some(2)], "seed {seed}");
+    }
+}
+
+#[test]
 fn a_caller_does_not_change_the_voters() {
     let mut world = made(21, 3);
     let (version, mut record) = world.record().unwrap();

@@ -1,6 +1,7 @@
 //! Several members in one process, each with a small node over HTTP, real stores and real journals.
 
 mod fake;
+mod reads;
 mod rebuild;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -112,6 +113,7 @@ impl Peers for Between {
 /// The applier of one member.
 struct Running {
     handle: ApplyHandle,
+    local: Local,
     snapshots: SnapshotHandle,
     driver: JoinHandle<Result<(), StoreError>>,
     /// Makes copies anew, where the test wants that.
@@ -189,13 +191,13 @@ impl All {
             apply: handle.clone(),
             journals: me.journals.clone(),
             store: me.journal_store.clone(),
-            local,
+            local: local.clone(),
             peers,
             start: me.ledger.start(),
         });
         self.handles.lock().unwrap().insert(member(i), (handle.clone(), snapshots.clone()));
         let rebuilds = self.rebuilds.then(|| tokio::spawn(snapshot_driver.run()));
-        self.running[i] = Some(Running { handle, snapshots, driver: tokio::spawn(driver.run()), rebuilds });
+        self.running[i] = Some(Running { handle, local, snapshots, driver: tokio::spawn(driver.run()), rebuilds });
     }
 
     /// Ends the appliers of a member wherever they are.

@@ -9,13 +9,11 @@ use std::time::Duration;
 
 use super::driver::Driver;
 use crate::proto::env::Instant;
+use crate::proto::journal::election::Waiting;
 use crate::proto::journal::record::Change;
 use crate::proto::journal::{election, record};
 use crate::services::ledger::now;
 use crate::types::{Holder, JournalKey, MemberId, PhysicalIndex, Scope, ShardId};
-
-/// When an election that was written, and did not come, is written again.
-const AGAIN: Duration = Duration::from_millis(1_000);
 
 /// For how long a shard that was given to another is not given again, at first; it doubles.
 const LEND_MIN: Duration = Duration::from_secs(3);
@@ -33,8 +31,8 @@ const IDLE_LOOK: Duration = Duration::from_secs(1);
 /// What is known of elections.
 #[derive(Debug, Default)]
 pub(super) struct Elections {
-    /// Indexes that lack a primary, since when, and when this member writes one; `None`: never.
-    told: BTreeMap<PhysicalIndex, (Instant, Option<Instant>)>,
+    /// Indexes that lack a primary.
+    told: BTreeMap<PhysicalIndex, Waiting>,
     /// When a preferred primary was last given its shard back.
     gave_back: BTreeMap<PhysicalIndex, Instant>,
     look_again: Option<Instant>,
@@ -42,7 +40,7 @@ pub(super) struct Elections {
 
 impl Elections {
     pub(super) fn next_wake(&self) -> Option<Instant> {
-        self.told.values().filter_map(|(_, due)| *due).chain(self.look_again).min()
+        self.told.values().filter_map(Waiting::due).chain(self.look_again).min()
     }
 }
 
@@ -69,13 +67,7 @@ impl Driver {
         }
         let turn = election::turn(shards, &self.holder(), sight, self.leads() || own);
         let now = now();
-        let (since, due) = self.elections.told.entry(index.clone()).or_insert((now, None));
-        // A turn that has come nearer counts from the same moment.
-        let new = turn.map(|wait| since.plus(wait));
-        *due = match (*due, new) {
-            (Some(due), Some(new)) => Some(due.min(new).max(now)),
-            (due, new) => new.or(due),
-        };
+        self.elections.told.entry(index.clone()).or_insert_with(|| Waiting::new(now)).look(now, turn);
     }
 
     /// Shards that the record gives to this process, whose copies here are to be made anew: somebody else is to lead them.
@@ -177,9 +169,8 @@ impl Driver {
     pub(super) fn elect(&mut self) {
         let now = now();
         self.lend_all(now);
-        let due = |(_, due): &(Instant, Option<Instant>)| due.is_some_and(|at| at <= now);
-        let due: Vec<PhysicalIndex> =
-            self.elections.told.iter().filter(|(_, told)| due(told)).map(|(index, _)| index.clone()).collect();
+        let due = self.elections.told.iter().filter(|(_, waiting)| waiting.is_due(now));
+        let due: Vec<PhysicalIndex> = due.map(|(index, _)| index.clone()).collect();
         for index in due {
             let Some(known) = self.indexes.get(&index) else { continue };
             let (seen, min) = (&self.seen_now, self.config.core.min_in_sync);
@@ -190,8 +181,14 @@ impl Driver {
                 plan.chain(self.gives_up(&index)).chain(self.own_places(&index)).collect();
             let lent = self.lends(&index);
             let plan: Vec<(ShardId, Change)> = plan.into_iter().chain(lent).collect();
-            self.elections.told.insert(index.clone(), (now, Some(now.plus(AGAIN))));
-            if self.has_left_out(&index) {
+            let left_out = self.has_left_out(&index);
+            let waiting = self.elections.told.entry(index.clone()).or_insert_with(|| Waiting::new(now));
+            if plan.is_empty() && !left_out {
+                waiting.held_back(now);
+            } else {
+                *waiting = Waiting::written(now);
+            }
+            if left_out {
                 self.read_members();
             }
             for (shard, change) in plan {

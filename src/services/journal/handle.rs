@@ -14,11 +14,11 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::inbox::{Inbox, NotTaken};
 use super::records::{self, AskError, CreateError, RetireError};
-use super::sight::Seen;
 use crate::proto::env::Instant;
 use crate::proto::journal::election;
 use crate::proto::journal::entry::ENTRY_BODY_MAX_BYTES;
 use crate::proto::journal::record::Change;
+use crate::proto::journal::sight::Seen;
 use crate::proto::journal::{Answer, Body, Entry, Hint, Kind, Stands, Write};
 use crate::proto::tasks::home::{StoredRow, Touched};
 use crate::services::ledger::{LedgerHandle, now};

@@ -11,7 +11,6 @@
 //! | `records` | who holds what, and changes of that |
 //! | `elections` | who becomes primary, and who writes it |
 //! | `membership` | copies of members that have another store, or belong to the mesh no more |
-//! | [`sight`] | who is seen to live, and who reaches whom |
 //! | [`inbox`], [`outbox`] | messages of peers, bounded for each |
 //! | [`retention`] | how long entries are kept |
 //! | [`sender`] | parts of a request on their way to their primaries, until each is committed |
@@ -30,16 +29,15 @@ pub mod outbox;
 mod records;
 pub mod retention;
 pub mod sender;
-pub mod sight;
 mod slots;
 mod storing;
 #[cfg(test)]
 mod tests;
 
+pub use crate::proto::journal::sight::{self, Seen};
 pub use driver::{Config, Driver, Parts};
 pub use handle::{Event, JournalHandle, ShardStatus};
 pub use inbox::Envelope;
 pub use records::{AskError, CreateError, RetireError};
 pub use retention::Retention;
 pub use sender::{NotReady, Sender};
-pub use sight::Seen;

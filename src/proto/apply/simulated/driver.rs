@@ -188,6 +188,12 @@ impl World {
                 assert!(alone && self.node.waiting_entries(*shard) == 0, "seed {}: {shard}/{seq}", self.seed);
             }
         }
+        if !self.comes_late && !self.deceived {
+            for (shard, seq, _) in entries {
+                let behind = self.node.waits_for(*shard).filter(|waits| waits >= seq);
+                assert_eq!(behind, None, "seed {}: {shard}/{seq} comes behind what the node has not done", self.seed);
+            }
+        }
         let soon = self.rng.u64(100..1_500);
         let note = request.note;
         if entries.iter().any(|(_, _, e)| e.bad == Bad::AtOnce) {

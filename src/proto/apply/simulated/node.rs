@@ -96,6 +96,17 @@ impl Node {
         self.memory.tasks.values().map(of).sum()
     }
 
+    /// The last entry of a shard that waits.
+    pub fn waits_for(&self, shard: ShardId) -> Option<u64> {
+        let of = |task: &Task| match &task.work {
+            Work::Entries(entries) if task.status == Status::Waiting => {
+                entries.iter().filter(|(of, _, _)| *of == shard).map(|(_, seq, _)| *seq).max()
+            }
+            _ => None,
+        };
+        self.memory.tasks.values().filter_map(of).max()
+    }
+
     pub fn documents(&self, shard: ShardId) -> &Documents {
         static NONE: Documents = Documents::new();
         self.memory.docs.get(&shard).unwrap_or(&NONE)

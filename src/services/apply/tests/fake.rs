@@ -55,6 +55,8 @@ pub(super) struct State {
     pub(super) stands: bool,
     /// Bodies of more are refused.
     pub(super) largest: usize,
+    /// Behind each list of ids the first of them is deleted.
+    pub(super) shrinks: bool,
     rng: fastrand::Rng,
 }
 
@@ -79,6 +81,7 @@ impl Fake {
             refuses: vec!["bad"],
             stands: false,
             largest: 0,
+            shrinks: false,
             rng: fastrand::Rng::with_seed(seed),
         };
         let fake = Self { state: Arc::new(Mutex::new(state)), url };
@@ -208,17 +211,23 @@ impl State {
                 None => no_index(),
             },
             ("POST", ["indexes", uid, "documents", "fetch"]) => {
-                let Some(index) = self.indexes.get(*uid) else { return no_index() };
+                let Some(index) = self.indexes.get_mut(*uid) else { return no_index() };
                 let asked: Value = serde_json::from_slice(&body).unwrap();
                 let Some(ids) = asked["ids"].as_array() else {
                     let finds = filter(&body);
-                    let found = index.documents.values().filter(|document| finds(document));
-                    if asked["limit"] == 0 {
-                        return (200, json!({ "results": [], "total": found.count() }));
+                    let found: Vec<Value> =
+                        index.documents.values().filter(|document| finds(document)).map(|d| d["id"].clone()).collect();
+                    let size = |name: &str| usize::try_from(asked[name].as_u64().unwrap_or(0)).unwrap();
+                    let (offset, limit) = (size("offset"), size("limit"));
+                    if limit > 0 {
+                        assert_eq!(asked["fields"], json!(["id"]));
                     }
-                    assert_eq!(asked["fields"], json!(["id"]));
-                    let results: Vec<Value> = found.map(|document| json!({ "id": document["id"] })).collect();
-                    return (200, json!({ "results": results, "total": results.len() }));
+                    let results: Vec<Value> =
+                        found.iter().skip(offset).take(limit).map(|id| json!({ "id": id })).collect();
+                    if let Some(first) = found.first().and_then(Value::as_str).filter(|_| self.shrinks) {
+                        index.documents.remove(first);
+                    }
+                    return (200, json!({ "results": results, "total": found.len() }));
                 };
                 let ids = ids.iter().filter_map(|id| id.as_str());
                 let found = ids.filter_map(|id| index.documents.get(id));
@@ -228,6 +237,13 @@ impl State {
                 }
                 let results: Vec<&Value> = found.collect();
                 (200, json!({ "results": results }))
+            }
+            ("POST", ["indexes", uid, "search"]) => {
+                let Some(index) = self.indexes.get(*uid) else { return no_index() };
+                let asked: Value = serde_json::from_slice(&body).unwrap();
+                let finds = |document: &Value| asked.get("filter").is_none() || filter(&body)(document);
+                let hits: Vec<&Value> = index.documents.values().filter(|document| finds(document)).collect();
+                (200, json!({ "hits": hits }))
             }
             (_, ["indexes", uid, rest @ ..]) => {
                 self.largest = self.largest.max(body.len());

@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::proto::journal::election::Reach;
-use crate::proto::journal::{Alive, Sight};
+use super::effect::{Alive, Sight};
+use super::election::Reach;
 use crate::types::{JournalKey, MemberId, PhysicalIndex, ReplicaId, ShardSet, StoreId};
 use crate::wire::gossip::Unreached;
 
