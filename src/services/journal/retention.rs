@@ -24,10 +24,6 @@ const OFFER_PAUSE: Duration = Duration::from_millis(100);
 const TAIL: u64 = 64;
 const TAIL_BYTES: usize = 1 << 20;
 
-/// How long appends may wait for one step of giving back, and the pause behind it.
-const STEP: Duration = Duration::from_millis(10);
-const STEP_PAUSE: Duration = Duration::from_millis(50);
-
 /// What is kept, whether anybody needs it or not.
 #[derive(Debug, Clone)]
 pub struct Retention {
