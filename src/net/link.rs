@@ -205,7 +205,10 @@ pub(super) async fn probe(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut pause = Duration::ZERO;
     loop {
         // Behind a pause of the whole process no missed probes are made up for: nobody failed to answer them.
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = doubted(&peer, every / 2) => {}
+        }
         pause = every;
         let LinkState::Up { connection, .. } = peer.control.borrow().clone() else { continue };
         let due = peer.probe.lock().unwrap_or_else(PoisonError::into_inner).probing.due(every);
@@ -229,6 +232,12 @@ pub(super) async fn probe(shared: Arc<Shared>, peer: Arc<Peer>) {
     }
 }
 
+/// Appends that go unanswered bring the next probe nearer, never so near that several of them make a suspect by themselves.
+async fn doubted(peer: &Peer, least: Duration) {
+    tokio::time::sleep(least).await;
+    peer.doubted.notified().await;
+}
+
 fn suspect(shared: &Shared, peer: &Peer) {
     let new = shared.suspects.send_if_modified(|s| s.insert(peer.id.clone()));
     if new {
@@ -236,7 +245,8 @@ fn suspect(shared: &Shared, peer: &Peer) {
     }
 }
 
-fn answered(shared: &Shared, peer: &Peer, rtt: Option<Duration>) {
+/// The peer has shown that it lives, by a probe or by taking what is replicated.
+pub(super) fn answered(shared: &Shared, peer: &Peer, rtt: Option<Duration>) {
     {
         let mut state = peer.probe.lock().unwrap_or_else(PoisonError::into_inner);
         state.probing.answered();

@@ -29,6 +29,7 @@ use crate::proto::probe::INTERVAL;
 use crate::rt::{Essential, UnderWay};
 use crate::types::{MemberId, MeshId, limits};
 use crate::wire::gossip::Unreached;
+use crate::wire::verbs::Request;
 
 /// Bytes of all requests but control calls that are held at once. One peer may hold half of it, and that is the largest call.
 const CALL_MEMORY_DEFAULT_BYTES: usize = 2 * (limits::CALL_BODY_MAX_BYTES + limits::CALL_HEADER_MAX_BYTES);
@@ -179,6 +180,8 @@ pub(super) struct Peer {
     control_memory: Arc<Share>,
     call_memory: Arc<Share>,
     pub(super) probe: Mutex<link::ProbeState>,
+    /// Something else than a probe went unanswered: the next probe comes sooner.
+    pub(super) doubted: Notify,
     pub(super) gossip_out: mpsc::Sender<Bytes>,
     /// Where it was found when it was dialled last.
     pub(super) found_at: Mutex<Vec<IpAddr>>,
@@ -210,6 +213,7 @@ impl Peer {
             control_memory: Share::alone(CONTROL_MEMORY_BYTES),
             call_memory: Share::of(Arc::clone(memory)),
             probe: Mutex::default(),
+            doubted: Notify::new(),
             gossip_out,
             found_at: Mutex::default(),
             tasks: Mutex::default(),
@@ -629,7 +633,16 @@ fn check_members(own: &MemberId, members: Vec<PeerAddress>) -> Result<BTreeMap<M
 impl Peers for Mesh {
     async fn call(&self, to: &MemberId, call: Call) -> Result<Answer, CallError> {
         match self.shared.peer(to) {
-            Some(peer) => client::call(&self.shared, &peer, call).await,
+            Some(peer) => {
+                let replicates = matches!(call.request, Request::Journal);
+                let answer = client::call(&self.shared, &peer, call).await;
+                match &answer {
+                    Ok(_) if replicates => link::answered(&self.shared, &peer, None),
+                    Err(CallError::NoAnswer { .. }) if replicates => peer.doubted.notify_one(),
+                    _ => {}
+                }
+                answer
+            }
             None => {
                 Err(CallError::NotSent { member: to.clone(), reason: "it is no other member of the mesh".to_owned() })
             }
