@@ -76,6 +76,12 @@ impl Slot {
         }
     }
 
+    /// One that decides, and of which nothing is stored.
+    #[cfg(test)]
+    pub(super) fn reigning(epoch: Epoch, home: Home) -> Self {
+        Self { core: Core::Reigns(epoch, Box::new(home)), reading: false, ..Self::new(0) }
+    }
+
     fn state(&self) -> Option<&HomeState> {
         match &self.core {
             Core::Follows(state) => Some(state),

@@ -6,16 +6,23 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::call::{MemberQuestion, Told};
 use super::found::found;
+use super::slot::Slot;
 use super::submit::{NewWrite, Submitted};
 use super::*;
-use crate::proto::journal::{Answer, Kind, Write};
+use crate::proto::env::Env;
+use crate::proto::journal::{Answer, Body, Kind, Write};
 use crate::proto::tasks::home::body::{encode_head, join};
-use crate::proto::tasks::home::{PartRef, Work};
+use crate::proto::tasks::home::{Config as CoreConfig, Done, HomeEntry, HomeState, Report, Said, StoredRow};
+use crate::proto::tasks::home::{Home, PartRef, Work};
 use crate::proto::tasks::query::{Action, Listing, original_filter, parse_action};
 use crate::proto::tasks::{Head, Outcome, Query, Shown, Status, Subject};
+use crate::services::Failure;
+use crate::services::ledger::now;
+use crate::services::tasks::{Accepted, Tasks};
 use crate::services::testing::{LONG, World, member, within};
-use crate::types::{PhysicalIndex, ReplicaId, ShardId, TraceId};
+use crate::types::{Epoch, ErrorCode, IndexUid, MemberId, PhysicalIndex, ReplicaId, ShardId, TraceId};
 
 const MOVIES: &str = "movies__m00000001";
 const SHARDS: u16 = 2;
@@ -640,4 +647,51 @@ async fn a_damaged_copy_of_a_home_is_made_anew_and_can_lead() {
         assert_eq!(again, (settled(n), true));
     }
     assert_eq!(world.at(bad).homes.void(of_home[0], soon(), trace).await, Ok(false), "parts came with the copy");
+}
+
+/// A driver that does not run.
+fn still(world: &World) -> Driver {
+    let running = world.at(0);
+    let parts = Parts {
+        config: Config::default(),
+        journals: running.journals.clone(),
+        sender: running.sender.clone(),
+        ledger: running.ledger.clone(),
+        members: running.homes.members.clone(),
+        cluster: running.cluster.clone(),
+        ids: running.task_ids.clone(),
+        outcomes: std::sync::Arc::clone(&running.applied) as std::sync::Arc<dyn Outcomes>,
+        hook: None,
+        metrics: std::sync::Arc::default(),
+    };
+    Driver::new(parts).0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_who_is_awaited_that_one_home_notices_is_told_to_all() {
+    let world = world().await;
+    whole(&world, 0).await;
+    let mut driver = still(&world);
+    let (uid, part) = (TaskUid(17), PartRef { shard: 0, part: 0 });
+    let reign = |driver: &mut Driver, home: u16, uid: TaskUid| {
+        let mut state = HomeState::default();
+        state.apply(1, Some(HomeEntry::Head { uid, head: Box::new(head(&[0])) }));
+        let env = &mut Env { now: now(), rng: &mut driver.rng };
+        let core = Home::recover(env, wall(), CoreConfig::default(), state, false);
+        driver.slots.insert(home, Slot::reigning(Epoch::ZERO, core));
+        driver.drain(home);
+    };
+    reign(&mut driver, 1, uid);
+    // One member more was awaited, as far as this one knew.
+    let mut known = driver.awaiting[&index()].clone().unwrap();
+    known.as_mut().unwrap().get_mut(&0).unwrap().insert(MemberId::new("gone").unwrap());
+    driver.awaiting.insert(index(), Some(known));
+    driver.say_awaited(1, &index());
+    for i in 0..3 {
+        let done = Done { error: None, changed: 1, started: wall(), finished: wall() };
+        driver.report(1, &member(i), Report { parts: vec![(uid, part, Said::Done(done))], heads: Vec::new() });
+    }
+    assert_eq!(driver.done.len(), 0, "one is missing");
+    reign(&mut driver, 2, TaskUid(18));
+    assert_eq!(driver.done.len(), 1, "the end of the task is on its way");
 }
