@@ -75,14 +75,14 @@ pub enum MemberQuestion {
     Heads(BTreeSet<TaskUid>),
     /// Whether it carries out an order. If it does not, it never will.
     Order(TaskUid),
-    /// What the member's copy of a home has applied, row by row.
+    /// What the member's copy of a home has applied, page by page.
     Copy {
         /// Which home.
         home: u16,
-        /// Behind so many rows.
-        skip: usize,
-        /// As the first answer said; another position means that the copy has moved on, and is begun again.
-        at: Option<Position>,
+        /// As the first answer said; none: a copy is to be made.
+        token: Option<u64>,
+        /// Which page, from 0.
+        page: usize,
     },
 }
 
@@ -120,16 +120,18 @@ pub enum Said {
     Gone(BTreeSet<TaskUid>),
 }
 
-/// A part of a home's copy.
+/// A page of a home's copy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Copied {
-    /// As it is after this entry.
+    /// Under which the other pages are had.
+    pub token: u64,
+    /// All pages: as it is after this entry.
     pub at: Position,
     /// Some of its rows.
     pub rows: Vec<StoredRow>,
-    /// With the last rows: the parts that stand in its journal.
+    /// Some of the parts that stand in its journal.
     pub parts: Vec<(TaskPart, Stands)>,
-    /// How many rows follow.
+    /// How many pages follow.
     pub left: usize,
 }
 

@@ -695,3 +695,84 @@ async fn a_change_of_who_is_awaited_that_one_home_notices_is_told_to_all() {
     reign(&mut driver, 2, TaskUid(18));
     assert_eq!(driver.done.len(), 1, "the end of the task is on its way");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_many_pages_is_made_anew_while_the_home_goes_on() {
+    let world = world().await;
+    let trace = TraceId::default();
+    let home = 5;
+    let large = Head {
+        work: Work::Nothing(Outcome {
+            status: Status::Succeeded,
+            error: None,
+            changed: 0,
+            matched: 0,
+            started: wall(),
+            finished: wall(),
+        }),
+        custom_metadata: Some("x".repeat(200 << 10)),
+        ..head(&[0])
+    };
+    let uids: Vec<TaskUid> = (0..24).map(|n| TaskUid(16_000 + 16 * n + u32::from(home))).collect();
+    for uid in &uids {
+        world.at(0).homes.take(*uid, &large, soon(), trace).await.unwrap();
+    }
+    let is = journal_of(home);
+    let first = primary(&world, home).unwrap();
+    let bad = (first + 1) % 3;
+    let source = member(first);
+    let ended = |row: &StoredRow| matches!(row, StoredRow::Task(_, row) if row.outcome.is_some());
+    until("all of it is stored", async || {
+        world.at(first).journals.home(&is).await.unwrap().rows.iter().filter(|row| ended(row)).count() == uids.len()
+    })
+    .await;
+    // The pages of a copy are of one entry, whatever happens meanwhile, and nobody else's.
+    let homes = &world.at(bad).homes;
+    let ask = async |homes: &Homes, token, page| {
+        let question = MemberQuestion::Copy { home, token, page };
+        match within("a page", homes.ask_member(&source, question)).await {
+            Some(Told::Copy(copied)) => Some(*copied),
+            _ => None,
+        }
+    };
+    let mut keys = (0..).map(|n| format!("key {n}")).filter(|key| home_of_key(key) == home);
+    let mut all = ask(homes, None, 0).await.unwrap();
+    assert!(all.left >= 2, "{}", all.left);
+    for page in 1..=all.left {
+        let key = keys.next().unwrap();
+        homes
+            .settle((&key, [1; 32]), TaskUid(900_000 + u32::try_from(page).unwrap()), None, soon(), trace)
+            .await
+            .unwrap();
+        let more = ask(homes, Some(all.token), page).await.unwrap();
+        assert_eq!((more.at, more.left), (all.at, all.left - page));
+        all.rows.extend(more.rows);
+        all.parts.extend(more.parts);
+    }
+    let there = |uid: &TaskUid| all.rows.iter().any(|row| matches!(row, StoredRow::Task(of, _) if of == uid));
+    assert!(uids.iter().all(there) && all.parts.len() >= 2 * uids.len(), "{}", all.parts.len());
+    assert_eq!(ask(homes, Some(all.token), all.left + 1).await, None);
+    assert_eq!(ask(&world.at((first + 2) % 3).homes, Some(all.token), 0).await, None);
+    // Made anew while keys are settled one after the other.
+    let (writer, stop) =
+        (world.at(first).homes.clone(), std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let stopped = std::sync::Arc::clone(&stop);
+    let writing = tokio::spawn(async move {
+        let mut keys = (0..).map(|n| format!("busy {n}")).filter(|key| home_of_key(key) == home);
+        let mut settled = 0;
+        while !stopped.load(std::sync::atomic::Ordering::SeqCst) {
+            settled += 1;
+            let key = keys.next().unwrap();
+            writer.settle((&key, [1; 32]), TaskUid(1_000_000 + settled), None, soon(), trace).await.unwrap();
+        }
+        settled
+    });
+    world.at(bad).journals.repair(&is, "a test says so".into()).await;
+    until("it is known to be damaged, and is made anew", async || {
+        let stored = world.at(bad).journals.home(&is).await.unwrap();
+        !stored.rebuild && stored.floor > 0 && stored.rows.len() >= uids.len()
+    })
+    .await;
+    stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert!(writing.await.unwrap() > 0);
+}
