@@ -416,6 +416,25 @@ fn canceling_takes_back_what_was_not_begun_and_nothing_else() {
 }
 
 #[test]
+fn a_write_of_which_a_part_was_applied_is_not_canceled_but_incomplete() {
+    let mut t = Lone::new();
+    t.take(T, clear(&[0, 1]));
+    t.awaited(&[(0, &["m1"]), (1, &["m1"])]);
+    let by = TaskUid(64);
+    let sweep = |t: &mut Lone| t.ask(|h, env, op| h.handle_sweep(env, op, by, Action::Cancel, Filter::default()));
+    sweep(&mut t);
+    t.tell(|home, env| home.handle_refusals(env, When(100), T, &[(part(1), Refusal::Refused)]));
+    t.report("m1", vec![(T, part(0), done(3, None, 20))]);
+    let outcome = t.outcome(T).unwrap();
+    assert_eq!((outcome.status, outcome.changed), (Status::Failed, 3));
+    let error = outcome.error.unwrap();
+    assert_eq!(error.code, "miroir_incomplete");
+    assert!(error.message.starts_with("1 of the 2 parts of this write had not arrived when task 64"), "{error:?}");
+    assert!(error.message.ends_with("What belongs to these shards was applied: 0."), "{error:?}");
+    assert_eq!(sweep(&mut t), Answer::Swept(Swept { matched: 1, changed: 0, waiting: 0 }));
+}
+
+#[test]
 fn a_sweep_of_all_homes_sums_what_they_found() {
     let mut t = Lone::new();
     let sweep = Work::Sweep { action: Action::Delete, filter: Filter::default() };
