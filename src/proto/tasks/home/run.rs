@@ -99,14 +99,18 @@ impl Home {
             return;
         }
         let ends = row.given_up || row.cancel.is_some();
-        let mut refused = BTreeSet::new();
+        let (mut refused, mut stays) = (BTreeSet::new(), false);
         let outcome = match &row.head.work {
             Work::Nothing(outcome) => Some(outcome.clone()),
-            Work::Order => soft.order_refused.then(|| refused_order(row, wall)),
+            Work::Order => {
+                stays = row.cancel.is_some() && soft.order_there;
+                soft.order_refused.then(|| refused_order(row, wall))
+            }
             Work::Sweep { .. } => self.sum(soft, row.head.enqueued, wall),
             Work::Parts { index, parts } => {
                 if ends && row.refused.is_empty() && parts.iter().all(|part| soft.knows(part)) {
                     refused.clone_from(&soft.refused);
+                    stays = refused.is_empty() && row.cancel.is_some();
                 }
                 let known = self.awaited.get(index).map(|awaited| known(parts, soft, awaited));
                 known.filter(|_| refused.is_empty()).and_then(|known| judge(row, &known, wall))
@@ -117,6 +121,8 @@ impl Home {
         }
         if let Some(outcome) = outcome {
             self.finish(now, uid, outcome, None);
+        } else if stays {
+            self.append(now, HomeEntry::Stays { uid }, None);
         } else if ends {
             self.hurry(now, uid);
         }

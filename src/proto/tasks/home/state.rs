@@ -44,6 +44,9 @@ pub struct Row {
     pub outcome: Option<Outcome>,
     /// Webhooks are to be told.
     pub hook: bool,
+    /// It can't be canceled any more.
+    #[serde(default)]
+    pub stays: bool,
 }
 
 impl Row {
@@ -71,7 +74,7 @@ pub struct Swept {
     pub matched: u64,
     /// Deleted, or ended as canceled.
     pub changed: u64,
-    /// To be canceled and not ended.
+    /// To be canceled, neither ended nor known to take its course.
     pub waiting: u64,
 }
 
@@ -176,6 +179,7 @@ impl HomeState {
                 }
             }
             HomeEntry::GiveUp { uid } => self.change(uid, |row| row.given_up = true),
+            HomeEntry::Stays { uid } => self.stays(uid),
             HomeEntry::Refused { uid, parts } => self.change(uid, |row| {
                 if row.refused.is_empty() && (row.given_up || row.cancel.is_some()) {
                     row.refused = parts;
@@ -220,7 +224,15 @@ impl HomeState {
         if self.tasks.contains_key(&uid) || self.voids.contains(&uid) {
             return;
         }
-        let row = Row { head, cancel: None, given_up: false, refused: BTreeSet::new(), outcome: None, hook: false };
+        let row = Row {
+            head,
+            cancel: None,
+            given_up: false,
+            refused: BTreeSet::new(),
+            outcome: None,
+            hook: false,
+            stays: false,
+        };
         self.bytes += row.weight();
         self.tasks.insert(uid, row);
         self.open.insert(uid);
@@ -232,6 +244,17 @@ impl HomeState {
         if let Some(row) = self.tasks.get_mut(&uid).filter(|row| row.outcome.is_none()) {
             with(row);
             self.touched.insert(Touched::Task(uid));
+        }
+    }
+
+    fn stays(&mut self, uid: TaskUid) {
+        let row = self.tasks.get_mut(&uid).filter(|row| row.outcome.is_none() && row.refused.is_empty());
+        let Some((row, by)) = row.and_then(|row| row.cancel.take().map(|by| (row, by))) else { return };
+        row.stays = true;
+        self.touched.insert(Touched::Task(uid));
+        if let Some(sweep) = self.sweeps.get_mut(&by) {
+            sweep.waiting = sweep.waiting.saturating_sub(1);
+            self.touched.insert(Touched::Sweep(by));
         }
     }
 
@@ -375,7 +398,7 @@ impl HomeState {
 
 /// What an order of its own takes care of is never canceled.
 fn can_cancel(row: &Row) -> bool {
-    matches!(row.head.work, Work::Parts { .. } | Work::Order)
+    !row.stays && matches!(row.head.work, Work::Parts { .. } | Work::Order)
 }
 
 /// An open task is enqueued as well as processing: which of the two is only known to the primary.

@@ -403,7 +403,7 @@ fn canceling_takes_back_what_was_not_begun_and_nothing_else() {
     t.tell(|home, env| home.handle_order_refusal(env, When(100), begun, Refusal::There));
     t.tell(|home, env| home.handle_refusals(env, When(100), whole, &[(part(0), Refusal::There)]));
     t.report("m1", vec![(whole, part(0), done(1, None, 20))]);
-    assert_eq!(sweep(&mut t), Answer::Swept(Swept { matched: 3, changed: 1, waiting: 1 }));
+    assert_eq!(sweep(&mut t), Answer::Swept(Swept { matched: 3, changed: 1, waiting: 0 }));
     t.ask(|home, env, op| home.handle_outcome(env, op, begun, outcome(Status::Succeeded, 50)));
     assert_eq!(sweep(&mut t), Answer::Swept(Swept { matched: 3, changed: 1, waiting: 0 }));
     let status = |uid| t.home.status(uid).unwrap();
@@ -413,6 +413,33 @@ fn canceling_takes_back_what_was_not_begun_and_nothing_else() {
     assert_eq!(t.home.shown(order).unwrap().canceled_by, Some(64));
     assert_eq!(t.home.shown(whole).unwrap().canceled_by, None);
     assert!(t.home.state().task(late).unwrap().cancel.is_none());
+}
+
+#[test]
+fn a_cancelation_does_not_wait_for_what_it_can_not_cancel() {
+    let mut t = Lone::new();
+    let (write, order, by) = (TaskUid(16), TaskUid(32), TaskUid(64));
+    t.take(write, clear(&[0, 1]));
+    t.take(order, head(Subject::IndexDeletion, Work::Order));
+    t.awaited(&[(0, &["m1"]), (1, &["m1"])]);
+    let sweep = |t: &mut Lone, by| t.ask(|h, env, op| h.handle_sweep(env, op, by, Action::Cancel, Filter::default()));
+    let found = |waiting| Answer::Swept(Swept { matched: 2, changed: 0, waiting });
+    assert_eq!(sweep(&mut t, by), found(2));
+    t.report("m1", vec![(write, part(0), Said::There)]);
+    assert_eq!(sweep(&mut t, by), found(2), "the other part may be refused yet");
+    t.tell(|home, env| home.handle_refusals(env, When(100), write, &[(part(1), Refusal::There)]));
+    assert_eq!(sweep(&mut t, by), found(1));
+    t.tell(|home, env| home.handle_order_refusal(env, When(100), order, Refusal::There));
+    assert_eq!(sweep(&mut t, by), found(0));
+    // Nor does a later one, whoever leads by then.
+    let state = t.home.state().clone();
+    t.home = Home::recover(&mut Env { now: t.now, rng: &mut t.rng }, When(100), Config::default(), state, false);
+    assert_eq!(sweep(&mut t, TaskUid(80)), found(0));
+    t.awaited(&[(0, &["m1"]), (1, &["m1"])]);
+    t.report("m1", vec![(write, part(0), done(1, None, 20)), (write, part(1), done(1, None, 20))]);
+    t.ask(|home, env, op| home.handle_outcome(env, op, order, outcome(Status::Succeeded, 50)));
+    assert_eq!([write, order].map(|uid| t.home.status(uid)), [Some(Status::Succeeded); 2]);
+    assert_eq!(sweep(&mut t, by), found(0));
 }
 
 #[test]
@@ -578,6 +605,7 @@ fn entries() -> impl Strategy<Value = Vec<HomeEntry>> {
         uid().prop_map(|uid| HomeEntry::Head { uid, head: Box::new(clear(&[0, 1])) }),
         uid().prop_map(|uid| HomeEntry::Void { uid }),
         uid().prop_map(|uid| HomeEntry::GiveUp { uid }),
+        uid().prop_map(|uid| HomeEntry::Stays { uid }),
         (uid(), refused).prop_map(|(uid, parts)| HomeEntry::Refused { uid, parts }),
         (uid(), prop::sample::select(&[Status::Succeeded, Status::Canceled][..]), any::<bool>(), 0_i64..50).prop_map(
             |(uid, status, hook, at)| HomeEntry::Finished { uid, outcome: Box::new(outcome(status, at)), hook }
