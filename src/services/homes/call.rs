@@ -43,6 +43,8 @@ pub enum Question {
         /// A task that it stands for and that never was, or is forgotten.
         replaces: Option<TaskUid>,
     },
+    /// What a key stands for, if anything.
+    Known(String),
     /// An order has ended so.
     Outcome(TaskUid, Box<Outcome>),
     /// An order is being carried out since then.
@@ -118,6 +120,8 @@ pub enum Said {
     Task(Option<Box<Shown>>),
     /// These are not here.
     Gone(BTreeSet<TaskUid>),
+    /// The task that a key stands for, and the hash of the body that came with it.
+    Known(Option<(TaskUid, [u8; 32])>),
 }
 
 /// A page of a home's copy.
@@ -143,7 +147,7 @@ impl Question {
                 Self::Head(uid, _) | Self::Void(uid) | Self::Outcome(uid, _) | Self::Begun(uid, _) | Self::Get(uid) => {
                     home_of(*uid) == home
                 }
-                Self::Key { key, .. } => home_of_key(key) == home,
+                Self::Key { key, .. } | Self::Known(key) => home_of_key(key) == home,
                 Self::Report(report) => {
                     let parts = report.parts.iter().map(|(uid, ..)| *uid);
                     parts.chain(report.heads.iter().map(|(uid, _)| *uid)).all(|uid| home_of(uid) == home)

@@ -122,6 +122,25 @@ impl Homes {
         }
     }
 
+    /// What a key stands for, and the hash of the body that came with it; `None`: nothing, or it is not known yet to whoever
+    /// was asked.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`HomeError`].
+    pub(super) async fn known(
+        &self,
+        key: &str,
+        deadline: Instant,
+        trace: TraceId,
+    ) -> Result<Option<(TaskUid, [u8; 32])>, HomeError> {
+        match self.ask(super::home_of_key(key), Question::Known(key.to_owned()), deadline, trace).await? {
+            (_, Said::Known(known)) => Ok(known),
+            _ => Err(HomeError::NoAnswer),
+        }
+    }
+
     /// Makes sure that a number stands for no task, unless it does or did; says which.
     ///
     /// Dropping the future does not undo it.

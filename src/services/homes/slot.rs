@@ -369,6 +369,7 @@ impl Driver {
             Question::Gone(uids) => {
                 Said::Gone(uids.into_iter().filter(|uid| core.state().task(*uid).is_none()).collect())
             }
+            Question::Known(key) => Said::Known(core.state().key(&key).map(|row| (row.uid, row.hash))),
             Question::Report(report) => {
                 let (heard, wanted) = self.report(home, &from, report);
                 Said::Heard(heard, wanted)
@@ -391,6 +392,7 @@ impl Driver {
                     Question::Begun(..)
                     | Question::Report(_)
                     | Question::Page { .. }
+                    | Question::Known(_)
                     | Question::Get(_)
                     | Question::Gone(_) => {}
                 });

@@ -776,3 +776,71 @@ async fn a_copy_of_many_pages_is_made_anew_while_the_home_goes_on() {
     stop.store(true, std::sync::atomic::Ordering::SeqCst);
     assert!(writing.await.unwrap() > 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_counts_also_where_a_write_is_refused_or_could_not_be_done_now() {
+    let world = world().await;
+    let trace = TraceId::default();
+    let tasks = |i: usize| {
+        let running = world.at(i);
+        Tasks::new(running.homes.clone(), running.sender.clone(), std::sync::Arc::clone(&running.metrics))
+    };
+    let movies = IndexUid::new("movies").unwrap();
+    let key = |key: &str, hash: u8| Some((key.to_owned(), [hash; 32]));
+    let refuse = async |i: usize, with| {
+        let error = (ErrorCode::IndexNotFound, "Index `movies` not found.");
+        let tasks = tasks(i);
+        let refused = tasks.refused(&movies, Subject::Clear, error, None, with, trace);
+        within("a refusal", refused).await.map(|accepted| uid_of(&accepted)).map_err(code_of)
+    };
+    let before = async |i: usize, with: Option<(String, [u8; 32])>| {
+        let known = within("a key", tasks(i).before(&movies, Subject::Clear, with.as_ref(), trace)).await;
+        known.map(|known| known.map(|accepted| uid_of(&accepted))).map_err(code_of)
+    };
+    let reused: Result<Option<TaskUid>, _> = Err(Some(ErrorCode::MiroirIdempotencyKeyReused));
+    // A refused write is one task, however often it is sent, and its key is used up.
+    assert_eq!(before(0, key("bad", 1)).await, Ok(None));
+    let failed = refuse(0, key("bad", 1)).await.unwrap();
+    assert_eq!(refuse(1, key("bad", 1)).await, Ok(failed));
+    assert_eq!(before(2, key("bad", 1)).await, Ok(Some(failed)));
+    assert_eq!(refuse(1, key("bad", 2)).await.map(Some), reused);
+    assert_eq!(submit(&world, 2, new_write(&[0], Some(("bad", 2)))).await, Submitted::KeyReused);
+    let head = get(&world, 1, failed).await.unwrap().head;
+    assert_eq!(head.key, key("bad", 1));
+    assert_ne!(refuse(0, None).await, refuse(0, None).await);
+    // One that is done is known without its shards; one that is open is sent again, for its parts may be missing.
+    let first = submit(&world, 0, new_write(&[0, 1], Some(("k", 1)))).await;
+    let Submitted::Taken { uid, .. } = first else { panic!("{first:?}") };
+    assert_eq!(before(1, key("k", 1)).await, Ok(None));
+    until("it ends", async || {
+        apply_all(&world, &[0, 1, 2]).await;
+        get(&world, 0, uid).await.unwrap().outcome.is_some()
+    })
+    .await;
+    assert_eq!(before(1, key("k", 1)).await, Ok(Some(uid)));
+    assert_eq!(before(1, key("k", 2)).await, reused);
+    // Also when it is deleted.
+    let filter = parse_action(Action::Delete, &[("uids".to_owned(), uid.to_string())]).unwrap();
+    let query = original_filter(&format!("uids={uid}"));
+    world.at(0).homes.sweep(Action::Delete, filter, query, soon(), trace).await.unwrap();
+    until("it is deleted", async || get(&world, 0, uid).await.is_none()).await;
+    assert_eq!(before(2, key("k", 1)).await, Ok(Some(uid)));
+    assert_eq!(before(2, key("k", 2)).await, reused);
+    // Whoever had this key's number died before its task was kept: the write is new.
+    let lost = world.at(0).homes.next_uid().await.unwrap();
+    world.at(0).homes.settle(("l", [3; 32]), lost, None, soon(), trace).await.unwrap();
+    assert_eq!(before(1, key("l", 3)).await, Ok(None));
+    assert_ne!(refuse(1, key("l", 3)).await, Ok(lost));
+}
+
+fn code_of(failure: Failure) -> Option<ErrorCode> {
+    match failure {
+        Failure::Mesh { code, .. } => Some(code),
+        Failure::Node { .. } => None,
+    }
+}
+
+fn uid_of(accepted: &Accepted) -> TaskUid {
+    let uid = serde_json::to_value(&accepted.summary).unwrap()["taskUid"].as_u64().unwrap();
+    TaskUid(u32::try_from(uid).unwrap())
+}
