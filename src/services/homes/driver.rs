@@ -115,7 +115,7 @@ pub struct Driver {
     pub(super) sender: Sender,
     pub(super) cluster: Cluster,
     pub(super) hook: Option<Arc<dyn Hook>>,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) rng: fastrand::Rng,
     events: broadcast::Receiver<Event>,
     inputs: mpsc::Receiver<Input>,

@@ -249,6 +249,13 @@ impl Driver {
             Core::Nothing => BTreeSet::new(),
         };
         slot.dirty.extend(touched);
+        if let Core::Reigns(_, core) = &slot.core
+            && core.state().untold() > 0
+        {
+            let tasks = core.state().untold();
+            self.metrics.webhook_untold.inc_by(tasks);
+            tracing::warn!(home, tasks, "a home keeps too many tasks: a webhook will not be told of some that ended");
+        }
         self.drain(home);
         self.begin(home);
     }
@@ -366,9 +373,7 @@ impl Driver {
                 Said::Page(page)
             }
             Question::Get(uid) => Said::Task(core.shown(uid).map(Box::new)),
-            Question::Gone(uids) => {
-                Said::Gone(uids.into_iter().filter(|uid| core.state().task(*uid).is_none()).collect())
-            }
+            Question::Gone(uids) => Said::Gone(uids.into_iter().filter(|uid| !core.has(*uid)).collect()),
             Question::Known(key) => Said::Known(core.state().key(&key).map(|row| (row.uid, row.hash))),
             Question::Report(report) => {
                 let (heard, wanted) = self.report(home, &from, report);

@@ -220,7 +220,7 @@ impl Home {
         let new: Vec<TaskUid> = self.state.unhooked().iter().copied().take(HOOK_TASKS_MAX).collect();
         if !new.is_empty() {
             self.hooking.extend(&new);
-            let tasks = new.into_iter().filter_map(|uid| Some((uid, self.shown(uid)?))).collect();
+            let tasks = new.into_iter().filter_map(|uid| Some((uid, self.seen(uid)?))).collect();
             self.effects.push_back(Effect::Hook(tasks));
         }
     }
@@ -249,6 +249,16 @@ impl Home {
 
     /// A task as it is shown.
     pub fn shown(&self, uid: TaskUid) -> Option<Shown> {
+        self.has(uid).then(|| self.seen(uid)).flatten()
+    }
+
+    /// Whether there is a task, and it was not deleted.
+    pub fn has(&self, uid: TaskUid) -> bool {
+        self.state.task(uid).is_some_and(|row| !row.deleted)
+    }
+
+    /// The same of one that was deleted before webhooks were told of it.
+    fn seen(&self, uid: TaskUid) -> Option<Shown> {
         let row = self.state.task(uid)?;
         let (soft, outcome) = (self.soft.get(&uid), row.outcome.clone());
         let status = self.status(uid)?;
@@ -282,7 +292,7 @@ impl Home {
         let mut visit = |(uid, row): (TaskUid, &Row)| {
             let facts = self.facts(uid, row);
             let listed = query.listing == Listing::Tasks || facts.status != Status::Enqueued;
-            if !listed || !query.filter.matches(&facts) {
+            if row.deleted || !listed || !query.filter.matches(&facts) {
                 return;
             }
             total += 1;

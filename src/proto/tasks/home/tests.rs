@@ -462,6 +462,30 @@ fn a_write_of_which_a_part_was_applied_is_not_canceled_but_incomplete() {
 }
 
 #[test]
+fn what_is_deleted_before_a_webhook_was_told_is_not_found_and_told_all_the_same() {
+    let mut t = Lone::new();
+    t.home.set_hooks(true);
+    let uids = [TaskUid(16), TaskUid(32)];
+    for uid in uids {
+        let head = head(Subject::Clear, Work::Nothing(outcome(Status::Succeeded, 50)));
+        t.tell(|home, env| home.handle_head(env, OpId(1), uid, head));
+    }
+    // The first is being told; the second waits.
+    let sweep = |t: &mut Lone, by| t.tell(|h, env| h.handle_sweep(env, OpId(1), by, Action::Delete, Filter::default()));
+    let swept = |matched| Answer::Swept(Swept { matched, changed: matched, waiting: 0 });
+    assert!(sweep(&mut t, TaskUid(64)).contains(&Effect::Answer { op: OpId(1), answer: swept(2) }));
+    assert_eq!(uids.map(|uid| t.home.shown(uid).is_some() || t.home.has(uid)), [false; 2]);
+    assert_eq!(t.home.page(&Query::all(Listing::Tasks), None, 20).total, 0);
+    assert!(sweep(&mut t, TaskUid(80)).contains(&Effect::Answer { op: OpId(1), answer: swept(0) }));
+    let effects = t.tell(|home, env| home.handle_hooked(env, &[uids[0]].into()));
+    let [Effect::Hook(tasks)] = &effects[..] else { panic!("the second is told: {effects:?}") };
+    assert_eq!(tasks.iter().map(|(uid, _)| *uid).collect::<Vec<_>>(), [uids[1]]);
+    assert_eq!(uids.map(|uid| t.home.state().task(uid).is_some()), [false, true]);
+    t.tell(|home, env| home.handle_hooked(env, &[uids[1]].into()));
+    assert_eq!(t.home.state().tasks().count(), 0);
+}
+
+#[test]
 fn a_sweep_of_all_homes_sums_what_they_found() {
     let mut t = Lone::new();
     let sweep = Work::Sweep { action: Action::Delete, filter: Filter::default() };
@@ -594,8 +618,20 @@ fn beyond_the_bounds_what_ended_first_is_forgotten() {
             state.apply(seq, Some(HomeEntry::Finished { uid: TaskUid(i), outcome, hook: false }));
         }
     }
-    assert_eq!(state.tasks().count(), state::TASKS_MAX);
+    assert_eq!((state.tasks().count(), state.untold()), (state::TASKS_MAX, 0));
     assert!(state.task(TaskUid(1)).is_some() && state.task(TaskUid(2)).is_none() && state.task(TaskUid(4)).is_some());
+    // Who was to be told of one that goes is counted, once.
+    let mut next = state::TASKS_MAX as u32 + 2;
+    let mut seq = 2 * u64::from(next);
+    let mut put = |state: &mut HomeState, hook| {
+        (next, seq) = (next + 1, seq + 2);
+        state.apply(seq - 1, Some(HomeEntry::Head { uid: TaskUid(next), head: Box::new(clear(&[0])) }));
+        let untold = state.untold();
+        let outcome = Box::new(outcome(Status::Succeeded, if hook { 0 } else { i64::from(next) }));
+        state.apply(seq, Some(HomeEntry::Finished { uid: TaskUid(next), outcome, hook }));
+        (untold, state.untold())
+    };
+    assert_eq!([put(&mut state, true), put(&mut state, false)], [(0, 0), (1, 0)]);
 }
 
 fn entries() -> impl Strategy<Value = Vec<HomeEntry>> {
