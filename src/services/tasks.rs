@@ -15,7 +15,7 @@ use super::homes::{HomeError, Homes, wall};
 use super::journal::Sender;
 use crate::proto::tasks::home::Work;
 use crate::proto::tasks::view::{self, Summary};
-use crate::proto::tasks::{Head, Outcome, Status, Subject, TaskError, TaskKind};
+use crate::proto::tasks::{Head, Outcome, Status, Subject, TaskError, TaskKind, When};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{ErrorCode, IndexUid, TaskUid, TraceId};
 
@@ -247,6 +247,12 @@ impl Order {
     /// What the client hears.
     pub fn summary(&self) -> Summary {
         view::summary(self.uid, &self.head)
+    }
+
+    /// It is being carried out since then. Told to its home beside all else, once: only for those who look.
+    pub fn begun(&self, when: When) {
+        let (uid, homes, trace) = (self.uid, self.homes.clone(), self.trace);
+        tokio::spawn(async move { homes.begun(uid, when, Instant::now() + PATIENCE, trace).await });
     }
 
     /// What became of it. Told to its home beside all else, until that keeps it.

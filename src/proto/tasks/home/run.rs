@@ -176,7 +176,8 @@ impl Home {
                     }
                 }
                 Work::Order if ends => self.effects.push_back(Effect::RefuseOrder(uid)),
-                Work::Order => give_up = late && soft.begun.is_none(),
+                // Also one that was begun: whoever carries it out may have died since, and says so if not.
+                Work::Order => give_up = late,
                 Work::Sweep { action, filter } => self.ask_homes(uid, action, &filter, &soft),
                 Work::Nothing(_) => {}
             }

@@ -462,6 +462,21 @@ fn a_write_of_which_a_part_was_applied_is_not_canceled_but_incomplete() {
 }
 
 #[test]
+fn an_order_that_was_begun_is_asked_after_in_the_end_for_its_process_may_be_gone() {
+    let mut t = Lone::new();
+    t.take(T, head(Subject::IndexDeletion, Work::Order));
+    t.tell(|home, _| home.handle_begun(T, When(7)));
+    assert_eq!(t.home.status(T), Some(Status::Processing));
+    t.wait(Duration::from_secs(61));
+    let effects = t.wait(Duration::from_secs(61));
+    assert!(effects.contains(&Effect::RefuseOrder(T)), "{effects:?}");
+    t.tell(|home, env| home.handle_order_refusal(env, When(100), T, Refusal::There));
+    assert_eq!(t.outcome(T), None);
+    t.tell(|home, env| home.handle_order_refusal(env, When(100), T, Refusal::Refused));
+    assert_eq!(t.outcome(T).unwrap().status, Status::Failed);
+}
+
+#[test]
 fn what_is_deleted_before_a_webhook_was_told_is_not_found_and_told_all_the_same() {
     let mut t = Lone::new();
     t.home.set_hooks(true);
