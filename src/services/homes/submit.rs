@@ -236,6 +236,11 @@ impl Homes {
     ) -> Result<Option<Submitted>, HomeError> {
         let mut replaces = None;
         for _ in 0..KEY_TRIES {
+            if replaces.is_some() {
+                // What stands under the number before may have come too late to settle anything: that would be all that ever
+                // stands there.
+                one.uid = self.next_uid().await?;
+            }
             let (uid, same_body) = self.settle((key, *hash), one.uid, replaces, deadline, trace).await?;
             if uid == one.uid {
                 return Ok(None);

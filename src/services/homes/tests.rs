@@ -778,6 +778,28 @@ async fn a_copy_of_many_pages_is_made_anew_while_the_home_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_number_whose_key_came_too_late_does_not_keep_others_from_being_settled() {
+    let world = world().await;
+    let (homes, trace) = (&world.at(0).homes, TraceId::default());
+    let lost = homes.next_uid().await.unwrap();
+    homes.settle(("k", [1; 32]), lost, None, soon(), trace).await.unwrap();
+    // The next writer's key was on its way when that was settled: it stands in the journal, and says nothing.
+    let home = home_of_key("k");
+    let late = TaskUid(lost.0 + 1);
+    let entry = HomeEntry::Key { key: "k".into(), hash: [1; 32], uid: late, replaces: None, at: wall() };
+    let write = Write { part: entry.part().unwrap(), kind: Kind::Home, body: Body(entry.encode().unwrap().into()) };
+    let leads = &world.at(primary(&world, home).unwrap()).journals;
+    let stands =
+        within("an entry", leads.write(&PhysicalIndex::of_tasks(), vec![(ShardId(home), write)], soon())).await;
+    assert!(matches!(stands[..], [Answer::Committed { .. }]), "{stands:?}");
+    let taken = submit(&world, 0, new_write(&[0], Some(("k", 1)))).await;
+    let Submitted::Taken { uid, .. } = taken else { panic!("{taken:?}") };
+    assert_eq!(uid.0, late.0 + 1, "the one before was of no use");
+    let again = submit(&world, 1, new_write(&[0], Some(("k", 1)))).await;
+    assert!(matches!(again, Submitted::Before(same, _) if same == uid), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_counts_also_where_a_write_is_refused_or_could_not_be_done_now() {
     let world = world().await;
     let trace = TraceId::default();
