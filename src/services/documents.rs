@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::cluster::Cluster;
 use super::failure::Failure;
 use super::homes::submit::NewWrite;
-use super::indexes::{Index, Indexes};
+use super::indexes::{Index, Indexes, no_index};
 use super::stats::Nodes;
 use super::tasks::{Accepted, Tasks};
 use super::writes::Writes;
@@ -85,6 +85,10 @@ impl Documents {
         hold: impl Fn(usize) -> Result<(), Failure> + Clone + Send + 'static,
         trace: TraceId,
     ) -> Result<Accepted, Failure> {
+        let subject = Subject::Documents { received: 0, distinct: 0 };
+        if let Some(before) = self.before(uid, &subject, &add.with, trace).await? {
+            return Ok(before);
+        }
         let format = add.format;
         let parse_hold = hold.clone();
         let payload = blocking(move || Payload::parse_within(body, format, parse_hold)).await??;
@@ -161,8 +165,8 @@ impl Documents {
         trace: TraceId,
     ) -> Result<Accepted, Failure> {
         let DocumentError::Task { code, message } = error else { return Err(failure(error)) };
-        let error = Some((*code, message.as_str()));
-        Ok(self.tasks.over(Some(&index.value.uid), subject, error, with.custom_metadata, trace).await?.into())
+        let error = (*code, message.as_str());
+        self.tasks.refused(&index.value.uid, subject, error, with.custom_metadata, with.key, trace).await
     }
 
     async fn write(
@@ -186,7 +190,21 @@ impl Documents {
 
     /// A write to an index that is not there.
     async fn missing(&self, uid: &IndexUid, subject: Subject, with: With, trace: TraceId) -> Result<Accepted, Failure> {
-        Ok(self.indexes.missing(uid, subject, with.custom_metadata, trace).await?.into())
+        let message = no_index(uid);
+        let error = (ErrorCode::IndexNotFound, message.as_str());
+        self.tasks.refused(uid, subject, error, with.custom_metadata, with.key, trace).await
+    }
+
+    /// The task of the same write, if it was sent before with the same key: looked up before all else, for what could be done
+    /// now does not matter then.
+    async fn before(
+        &self,
+        uid: &IndexUid,
+        subject: &Subject,
+        with: &With,
+        trace: TraceId,
+    ) -> Result<Option<Accepted>, Failure> {
+        self.tasks.before(uid, subject.clone(), with.key.as_ref(), trace).await
     }
 
     /// Deletes documents by id.
@@ -201,6 +219,9 @@ impl Documents {
         trace: TraceId,
     ) -> Result<Accepted, Failure> {
         let subject = Subject::DeletionByIds { provided: list.provided() as u64 };
+        if let Some(before) = self.before(uid, &subject, &with, trace).await? {
+            return Ok(before);
+        }
         let Some(index) = self.indexes.find_for_write(uid)? else {
             return self.missing(uid, subject, with, trace).await;
         };
@@ -228,6 +249,9 @@ impl Documents {
             return Err(reserved("filter"));
         }
         let subject = Subject::DeletionByFilter(filter.to_string());
+        if let Some(before) = self.before(uid, &subject, &with, trace).await? {
+            return Ok(before);
+        }
         let Some(index) = self.indexes.find_for_write(uid)? else {
             return self.missing(uid, subject, with, trace).await;
         };
@@ -246,6 +270,10 @@ impl Documents {
         with: With,
         trace: TraceId,
     ) -> Result<Accepted, Failure> {
+        let any = Subject::Edition { original_filter: None, context: None, function: String::new() };
+        if let Some(before) = self.before(uid, &any, &with, trace).await? {
+            return Ok(before);
+        }
         let context = edition.shift_remove("context").filter(|context| !context.is_null());
         let no_context = self.nodes.check_edition(uid, encode(&edition), trace).await?;
         if context.as_ref().is_some_and(|context| !context.is_object()) {
@@ -284,6 +312,9 @@ impl Documents {
     /// # Errors
     /// As for every write.
     pub async fn delete_all(&self, uid: &IndexUid, with: With, trace: TraceId) -> Result<Accepted, Failure> {
+        if let Some(before) = self.before(uid, &Subject::Clear, &with, trace).await? {
+            return Ok(before);
+        }
         let Some(index) = self.indexes.find_for_write(uid)? else {
             return self.missing(uid, Subject::Clear, with, trace).await;
         };

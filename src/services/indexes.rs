@@ -415,7 +415,7 @@ impl Indexes {
         metadata: Option<String>,
         trace: TraceId,
     ) -> Result<Summary, Failure> {
-        let message = format!("Index `{uid}` not found.");
+        let message = no_index(uid);
         self.tasks.over(Some(uid), subject, Some((ErrorCode::IndexNotFound, &message)), metadata, trace).await
     }
 
@@ -538,6 +538,11 @@ fn without(names: &NamesRecord, uid: &IndexUid) -> Result<Option<(NamesRecord, P
     alias::check_delete_index(&names, uid).map_err(|e| names_refused(&e))?;
     names.leaving.insert(physical.clone());
     Ok(Some((names, physical)))
+}
+
+/// What a task about an index that is not there says.
+pub(super) fn no_index(uid: &IndexUid) -> String {
+    format!("Index `{uid}` not found.")
 }
 
 /// A change of names that is not allowed, as the client reads it.

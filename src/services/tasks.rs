@@ -15,7 +15,7 @@ use super::homes::{HomeError, Homes, wall};
 use super::journal::Sender;
 use crate::proto::tasks::home::Work;
 use crate::proto::tasks::view::{self, Summary};
-use crate::proto::tasks::{Head, Outcome, Status, Subject, TaskError, TaskKind};
+use crate::proto::tasks::{Head, Outcome, Status, Subject, TaskError, TaskKind, When};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{ErrorCode, IndexUid, TaskUid, TraceId};
 
@@ -124,15 +124,64 @@ impl Tasks {
     /// `miroir_idempotency_key_reused`, `miroir_incomplete` (with the task), `payload_too_large`.
     pub async fn write(&self, write: NewWrite, trace: TraceId) -> Result<Accepted, Failure> {
         let deadline = Instant::now() + WRITE_PATIENCE;
-        let kind = write.subject.kind().as_str();
+        let kind = write.subject.kind();
         let submitted = self.homes.submit(&self.sender, write, deadline, trace).await;
+        self.told(kind, submitted)
+    }
+
+    /// A write that is refused by a task that has failed as it is taken; sent again with its key it is the same task.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    pub async fn refused(
+        &self,
+        index: &IndexUid,
+        subject: Subject,
+        error: (ErrorCode, &str),
+        custom_metadata: Option<String>,
+        key: Option<(String, [u8; 32])>,
+        trace: TraceId,
+    ) -> Result<Accepted, Failure> {
+        if key.is_none() {
+            return Ok(self.over(Some(index), subject, Some(error), custom_metadata, trace).await?.into());
+        }
+        let (kind, outcome) = (subject.kind(), ended_now(Status::Failed, Some(TaskError::of(error.0, error.1))));
+        let head = Head { key, ..head(Some(index), subject, Work::Nothing(outcome), custom_metadata) };
+        let submitted = self.homes.submit_over(&self.sender, head, Instant::now() + WRITE_PATIENCE, trace).await;
+        self.told(kind, submitted)
+    }
+
+    /// The answer that an `Idempotency-Key` alone gives: the task of the same write, sent before and done. `None`: it is to be
+    /// written.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// `miroir_no_quorum` where nothing was done, `miroir_idempotency_key_reused`.
+    pub async fn before(
+        &self,
+        index: &IndexUid,
+        subject: Subject,
+        key: Option<&(String, [u8; 32])>,
+        trace: TraceId,
+    ) -> Result<Option<Accepted>, Failure> {
+        let Some(key) = key else { return Ok(None) };
+        let kind = subject.kind();
+        // Shown where the task itself is forgotten.
+        let head = head(Some(index), subject, Work::Nothing(ended_now(Status::Succeeded, None)), None);
+        let known = self.homes.before(key, head, Instant::now() + WRITE_PATIENCE, trace).await;
+        let known = known.unwrap_or(Some(Submitted::NotDone(NotDone::NoHome)));
+        known.map(|submitted| self.told(kind, submitted)).transpose()
+    }
+
+    fn told(&self, kind: TaskKind, submitted: Submitted) -> Result<Accepted, Failure> {
         let outcome = match &submitted {
             Submitted::Taken { .. } | Submitted::Before(..) => "accepted",
             Submitted::NotDone(NotDone::TooLarge) | Submitted::KeyReused | Submitted::Half(_) => "failed",
             Submitted::NotDone(NotDone::NoQuorum | NotDone::Busy | NotDone::NoHome) => "no_quorum",
             Submitted::Unknown(_) => "unknown",
         };
-        self.metrics.writes.with_label_values(&[kind, outcome]).inc();
+        self.metrics.writes.with_label_values(&[kind.as_str(), outcome]).inc();
         match submitted {
             Submitted::Taken { uid, head, in_sync, copies } => {
                 let copies = (copies > 0).then_some((in_sync, copies));
@@ -203,6 +252,12 @@ impl Order {
     /// What the client hears.
     pub fn summary(&self) -> Summary {
         view::summary(self.uid, &self.head)
+    }
+
+    /// It is being carried out since then. Told to its home beside all else, once: only for those who look.
+    pub fn begun(&self, when: When) {
+        let (uid, homes, trace) = (self.uid, self.homes.clone(), self.trace);
+        tokio::spawn(async move { homes.begun(uid, when, Instant::now() + PATIENCE, trace).await });
     }
 
     /// What became of it. Told to its home beside all else, until that keeps it.

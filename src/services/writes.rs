@@ -413,12 +413,18 @@ impl Writes {
     pub async fn follow(&self, taken: &Taken) -> Followed {
         let mut seen: BTreeMap<usize, Seen> = BTreeMap::new();
         let mut since: BTreeMap<&MemberId, Option<Instant>> = BTreeMap::new();
-        let mut pause = LOOK_FIRST;
+        let (mut pause, mut begun) = (LOOK_FIRST, false);
         loop {
             let open = || taken.parts.iter().enumerate().filter(|(i, _)| !seen.contains_key(i));
             let asked = open().map(|(i, part)| async move { (i, look(&self.members, part).await) });
             let found = futures_util::future::join_all(asked).await;
-            seen.extend(found.into_iter().filter_map(|(i, found)| Some((i, found.filter(Seen::is_over)?))));
+            for (i, found) in found {
+                if let Some(when) = found.as_ref().and_then(Seen::begun).filter(|_| !begun) {
+                    begun = true;
+                    taken.task.begun(when);
+                }
+                seen.extend(found.filter(Seen::is_over).map(|found| (i, found)));
+            }
             let mut away = BTreeSet::new();
             let mut waits = false;
             for (_, part) in taken.parts.iter().enumerate().filter(|(i, _)| !seen.contains_key(i)) {
@@ -495,6 +501,16 @@ enum Seen {
 }
 
 impl Seen {
+    /// Since when the node has been at it, while it is.
+    fn begun(&self) -> Option<When> {
+        match self {
+            Self::Known(task) if task.status == Status::Processing => {
+                Some(task.started_at.as_deref().and_then(When::parse).unwrap_or_else(wall))
+            }
+            _ => None,
+        }
+    }
+
     fn is_over(&self) -> bool {
         matches!(self, Self::Lost) || matches!(self, Self::Known(task) if task.status.is_final())
     }
@@ -586,4 +602,92 @@ pub fn node_failure(status: u16, body: &Bytes, index: &Index) -> Failure {
         error["message"] = Value::String(text);
     }
     Failure::Node { status, body: Bytes::from(error.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::net::Peers;
+    use crate::services::homes::found::found;
+    use crate::services::records::Versioned;
+    use crate::services::testing::{LONG, World, member, within};
+    use crate::types::{IndexRecord, PhysicalIndex, RecordVersion};
+
+    /// A node that is at a task until it has done it.
+    #[derive(Default)]
+    struct Node {
+        done: AtomicBool,
+    }
+
+    #[async_trait]
+    impl Peers for Node {
+        async fn call(&self, _: &MemberId, call: Call) -> Result<Answer, CallError> {
+            assert_eq!(call.request, Request::Node(NodeQuestion::Tasks(vec![7])));
+            let (status, finished) = match self.done.load(Ordering::SeqCst) {
+                true => ("succeeded", "\"2026-01-02T03:04:06Z\""),
+                false => ("processing", "null"),
+            };
+            let started = "\"startedAt\":\"2026-01-02T03:04:05Z\"";
+            let task = format!("{{\"uid\":7,\"status\":\"{status}\",{started},\"finishedAt\":{finished}}}");
+            Ok(Answer { reply: Reply::Node(200), body: format!("{{\"results\":[{task}]}}").into() })
+        }
+
+        fn is_suspect(&self, _: &MemberId) -> bool {
+            false
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_order_is_processing_as_soon_as_a_node_is_at_it() {
+        let world = World::start(3, |_, _| Vec::new()).await;
+        let founding = world
+            .alive()
+            .map(|(_, m)| found(m.journals.clone(), m.leases.clone(), m.cluster.clone(), m.seen.subscribe()));
+        within("homes", futures_util::future::join_all(founding)).await;
+        let (own, node) = (world.at(0), Arc::<Node>::default());
+        let tasks = Tasks::new(own.homes.clone(), own.sender.clone(), Arc::clone(&own.metrics));
+        let uid = IndexUid::new("movies").unwrap();
+        let order = tasks.order(Some(&uid), Subject::IndexDeletion, TraceId::default()).await.unwrap();
+        let task = order.uid();
+        let value = IndexRecord {
+            uid,
+            physical: PhysicalIndex::new("movies__m00000001").unwrap(),
+            primary_key: None,
+            settings_version: 1,
+            missed_settings: BTreeMap::new(),
+            client_settings: BTreeMap::new(),
+            shards: Vec::new(),
+            created_at: String::new(),
+            updated_at: String::new(),
+            deleted: false,
+        };
+        let members = Members::new(member(0), Arc::clone(&node) as Arc<dyn Peers>, Arc::default());
+        let records = Records::new(own.ledger.clone(), own.cluster.clone(), members.clone());
+        let writes = Writes::new(own.cluster.clone(), members, records, tasks, Arc::clone(&own.metrics));
+        let index = Arc::new(Versioned { version: RecordVersion::default(), value });
+        let parts = vec![Part { member: member(1), task: 7 }];
+        let taken = Taken { index, task: order, parts, away: BTreeSet::new() };
+        let following = tokio::spawn(async move {
+            let followed = writes.follow(&taken).await;
+            writes.end(taken, followed).await;
+        });
+        let status = async || {
+            let shown = own.homes.get(task, Instant::now() + LONG, TraceId::default()).await.unwrap().unwrap();
+            (shown.status, shown.started)
+        };
+        let began = When::parse("2026-01-02T03:04:05Z");
+        within("it is begun", async {
+            while status().await != (Status::Processing, began) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        node.done.store(true, Ordering::SeqCst);
+        within("it ends", following).await.unwrap();
+        assert_eq!(status().await, (Status::Succeeded, began));
+    }
 }

@@ -175,6 +175,8 @@ metrics! {
         "Tasks that have not ended, of the homes that this member leads", [], &[];
     webhook_failures: IntCounter = "miroir_webhook_failures_total",
         "Calls of the webhook that were not taken; the tasks in them are not told again", [], &[];
+    webhook_untold: IntCounter = "miroir_webhook_untold_total",
+        "Tasks that a home forgot, because it keeps only so many, before the webhook was told of them", [], &[];
     session_stale: IntCounter = "miroir_session_reads_stale_total",
         "Reads of which a task that they named had not ended in time, or was not there", [], &[];
     writes: IntCounterVec = "miroir_writes_total",

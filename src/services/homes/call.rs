@@ -43,6 +43,8 @@ pub enum Question {
         /// A task that it stands for and that never was, or is forgotten.
         replaces: Option<TaskUid>,
     },
+    /// What a key stands for, if anything.
+    Known(String),
     /// An order has ended so.
     Outcome(TaskUid, Box<Outcome>),
     /// An order is being carried out since then.
@@ -75,14 +77,14 @@ pub enum MemberQuestion {
     Heads(BTreeSet<TaskUid>),
     /// Whether it carries out an order. If it does not, it never will.
     Order(TaskUid),
-    /// What the member's copy of a home has applied, row by row.
+    /// What the member's copy of a home has applied, page by page.
     Copy {
         /// Which home.
         home: u16,
-        /// Behind so many rows.
-        skip: usize,
-        /// As the first answer said; another position means that the copy has moved on, and is begun again.
-        at: Option<Position>,
+        /// As the first answer said; none: a copy is to be made.
+        token: Option<u64>,
+        /// Which page, from 0.
+        page: usize,
     },
 }
 
@@ -118,18 +120,22 @@ pub enum Said {
     Task(Option<Box<Shown>>),
     /// These are not here.
     Gone(BTreeSet<TaskUid>),
+    /// The task that a key stands for, and the hash of the body that came with it.
+    Known(Option<(TaskUid, [u8; 32])>),
 }
 
-/// A part of a home's copy.
+/// A page of a home's copy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Copied {
-    /// As it is after this entry.
+    /// Under which the other pages are had.
+    pub token: u64,
+    /// All pages: as it is after this entry.
     pub at: Position,
     /// Some of its rows.
     pub rows: Vec<StoredRow>,
-    /// With the last rows: the parts that stand in its journal.
+    /// Some of the parts that stand in its journal.
     pub parts: Vec<(TaskPart, Stands)>,
-    /// How many rows follow.
+    /// How many pages follow.
     pub left: usize,
 }
 
@@ -141,7 +147,7 @@ impl Question {
                 Self::Head(uid, _) | Self::Void(uid) | Self::Outcome(uid, _) | Self::Begun(uid, _) | Self::Get(uid) => {
                     home_of(*uid) == home
                 }
-                Self::Key { key, .. } => home_of_key(key) == home,
+                Self::Key { key, .. } | Self::Known(key) => home_of_key(key) == home,
                 Self::Report(report) => {
                     let parts = report.parts.iter().map(|(uid, ..)| *uid);
                     parts.chain(report.heads.iter().map(|(uid, _)| *uid)).all(|uid| home_of(uid) == home)

@@ -122,6 +122,25 @@ impl Homes {
         }
     }
 
+    /// What a key stands for, and the hash of the body that came with it; `None`: nothing, or it is not known yet to whoever
+    /// was asked.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`HomeError`].
+    pub(super) async fn known(
+        &self,
+        key: &str,
+        deadline: Instant,
+        trace: TraceId,
+    ) -> Result<Option<(TaskUid, [u8; 32])>, HomeError> {
+        match self.ask(super::home_of_key(key), Question::Known(key.to_owned()), deadline, trace).await? {
+            (_, Said::Known(known)) => Ok(known),
+            _ => Err(HomeError::NoAnswer),
+        }
+    }
+
     /// Makes sure that a number stands for no task, unless it does or did; says which.
     ///
     /// Dropping the future does not undo it.
@@ -307,9 +326,19 @@ impl Homes {
 
     /// Asks a member, once.
     pub(super) async fn ask_member(&self, to: &MemberId, question: MemberQuestion) -> Option<Told> {
+        self.ask_member_for(to, question, ATTEMPT).await
+    }
+
+    /// The same of a question that takes longer.
+    pub(super) async fn ask_member_for(
+        &self,
+        to: &MemberId,
+        question: MemberQuestion,
+        patience: Duration,
+    ) -> Option<Told> {
         let asked = Asked::Member(question);
         let body = encode(&asked)?;
-        self.attempt(to, &asked, &body, Instant::now() + ATTEMPT, TraceId::default()).await
+        self.attempt(to, &asked, &body, Instant::now() + patience, TraceId::default()).await
     }
 
     /// What a member can say of parts of a task.
@@ -361,7 +390,9 @@ impl Homes {
             Asked::Member(MemberQuestion::Order(uid)) => Told::Order(self.orders.refuse(uid)),
             Asked::Member(MemberQuestion::Parts(uid, index, parts)) => self.teller.parts(uid, &index, parts).await,
             Asked::Member(MemberQuestion::Heads(uids)) => self.teller.heads(&uids).await,
-            Asked::Member(MemberQuestion::Copy { home, skip, at }) => self.teller.copy(home, skip, at).await,
+            Asked::Member(MemberQuestion::Copy { home, token, page }) => {
+                self.teller.copies.page(&self.journals, from, home, token, page).await
+            }
         }
     }
 

@@ -115,7 +115,7 @@ pub struct Driver {
     pub(super) sender: Sender,
     pub(super) cluster: Cluster,
     pub(super) hook: Option<Arc<dyn Hook>>,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) rng: fastrand::Rng,
     events: broadcast::Receiver<Event>,
     inputs: mpsc::Receiver<Input>,
@@ -254,14 +254,25 @@ impl Driver {
         self.awaiting.retain(|index, _| watched(slots, index));
         let indexes: Vec<PhysicalIndex> = self.awaiting.keys().cloned().collect();
         for index in indexes {
-            let is = awaited(&self.journals, &self.cluster, &index);
-            if is.is_some() && self.awaiting.get(&index) != Some(&is) {
-                self.awaiting.insert(index.clone(), is.clone());
-                let homes: Vec<u16> = self.slots.keys().copied().collect();
-                for home in homes {
-                    self.say_awaited(home, &index);
-                }
-            }
+            self.look_awaited(&index, None);
+        }
+    }
+
+    /// Tells homes who is to apply what of an index: all of them if that has changed, whoever noticed it, and in any case the
+    /// one that asks.
+    pub(super) fn look_awaited(&mut self, index: &PhysicalIndex, asks: Option<u16>) {
+        let is = awaited(&self.journals, &self.cluster, index);
+        let homes: Vec<u16> = match (self.awaiting.get(index), is.is_some()) {
+            (Some(known), true) if *known == is => asks.into_iter().collect(),
+            (_, true) => self.slots.keys().copied().collect(),
+            // Not known here says nothing new.
+            (_, false) => asks.into_iter().collect(),
+        };
+        if is.is_some() || !self.awaiting.contains_key(index) {
+            self.awaiting.insert(index.clone(), is);
+        }
+        for home in homes {
+            self.say_awaited(home, index);
         }
     }
 

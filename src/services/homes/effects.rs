@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
-use super::awaited::awaited;
 use super::call::{Said, Told};
 use super::driver::{Done, Driver, ForReign};
 use super::slot::Core;
@@ -120,11 +119,7 @@ impl Driver {
                     _ => None,
                 }
             }),
-            Effect::WantAwaited(index) => {
-                let is = awaited(&self.journals, &self.cluster, &index);
-                self.awaiting.insert(index.clone(), is);
-                self.say_awaited(home, &index);
-            }
+            Effect::WantAwaited(index) => self.look_awaited(&index, Some(home)),
             Effect::Refuse { uid, index, parts } => self.refuse(home, epoch, uid, index, parts),
             Effect::RefuseOrder { uid, late } => {
                 let members: Vec<MemberId> = self.cluster.topology().ids().cloned().collect();

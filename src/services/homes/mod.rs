@@ -16,6 +16,7 @@
 //! | [`orders`] | orders that this process carries out, and which of them will never be |
 //! | [`found`] | makes the reserved index whose shards the homes are |
 //! | `snapshot` | a copy of a home that must be made anew |
+//! | `copies` | what other members' copies are made of |
 //!
 //! A question may be lost, repeated and asked of the wrong member: each is safe to ask again, and is asked again until its
 //! deadline. Must not know: what a part's payload says, the node, HTTP routes.
@@ -23,6 +24,7 @@
 mod awaited;
 pub mod call;
 pub mod client;
+mod copies;
 pub mod driver;
 mod effects;
 pub mod found;

@@ -76,6 +76,12 @@ impl Slot {
         }
     }
 
+    /// One that decides, and of which nothing is stored.
+    #[cfg(test)]
+    pub(super) fn reigning(epoch: Epoch, home: Home) -> Self {
+        Self { core: Core::Reigns(epoch, Box::new(home)), reading: false, ..Self::new(0) }
+    }
+
     fn state(&self) -> Option<&HomeState> {
         match &self.core {
             Core::Follows(state) => Some(state),
@@ -243,6 +249,13 @@ impl Driver {
             Core::Nothing => BTreeSet::new(),
         };
         slot.dirty.extend(touched);
+        if let Core::Reigns(_, core) = &slot.core
+            && core.state().untold() > 0
+        {
+            let tasks = core.state().untold();
+            self.metrics.webhook_untold.inc_by(tasks);
+            tracing::warn!(home, tasks, "a home keeps too many tasks: a webhook will not be told of some that ended");
+        }
         self.drain(home);
         self.begin(home);
     }
@@ -360,9 +373,8 @@ impl Driver {
                 Said::Page(page)
             }
             Question::Get(uid) => Said::Task(core.shown(uid).map(Box::new)),
-            Question::Gone(uids) => {
-                Said::Gone(uids.into_iter().filter(|uid| core.state().task(*uid).is_none()).collect())
-            }
+            Question::Gone(uids) => Said::Gone(uids.into_iter().filter(|uid| !core.has(*uid)).collect()),
+            Question::Known(key) => Said::Known(core.state().key(&key).map(|row| (row.uid, row.hash))),
             Question::Report(report) => {
                 let (heard, wanted) = self.report(home, &from, report);
                 Said::Heard(heard, wanted)
@@ -385,6 +397,7 @@ impl Driver {
                     Question::Begun(..)
                     | Question::Report(_)
                     | Question::Page { .. }
+                    | Question::Known(_)
                     | Question::Get(_)
                     | Question::Gone(_) => {}
                 });

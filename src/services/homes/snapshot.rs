@@ -14,6 +14,13 @@ use crate::types::MemberId;
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long the source may take to make a copy of a large home, and to send a page of it.
+const MAKE: Duration = Duration::from_secs(30);
+const PAGE: Duration = Duration::from_secs(5);
+/// How often a page is asked for.
+const TRIES: usize = 5;
+/// More pages than any home has.
+const PAGES_MAX: usize = 4_096;
 
 impl Driver {
     /// Has the copy made anew, however long that takes.
@@ -48,34 +55,32 @@ impl Homes {
     async fn take_copy(&self, home: u16) -> Result<bool, StoreError> {
         let key = journal_of(home);
         let Told::NotPrimary(Some(source), _) = self.not_primary(home) else { return Ok(false) };
-        let Some(first) = self.copied(&source, home, 0, None).await else { return Ok(false) };
-        let (at, mut parts, mut left) = (first.at, first.parts, first.left);
-        let mut count = first.rows.len();
-        self.journals.stage_home(&key, true, first.rows).await?;
-        while left > 0 {
-            let Some(more) = self.copied(&source, home, count, Some(at)).await.filter(|more| more.at == at) else {
-                return Ok(false);
-            };
-            if more.rows.is_empty() && more.left > 0 {
-                return Ok(false);
-            }
-            (count, left) = (count + more.rows.len(), more.left);
-            parts = more.parts;
+        let Some(first) = self.copied(&source, home, None, 0).await else { return Ok(false) };
+        let Copied { token, at, rows, mut parts, mut left } = first;
+        self.journals.stage_home(&key, true, rows).await?;
+        if left > PAGES_MAX {
+            return Ok(false);
+        }
+        for page in 1..=left {
+            let fits = |more: &Copied| more.at == at && more.left + 1 == left;
+            let Some(more) = self.copied(&source, home, Some(token), page).await.filter(fits) else { return Ok(false) };
+            left = more.left;
+            parts.extend(more.parts);
             self.journals.stage_home(&key, false, more.rows).await?;
         }
         Ok(self.journals.snapshot(&key, at, parts).await)
     }
 
-    async fn copied(
-        &self,
-        source: &MemberId,
-        home: u16,
-        skip: usize,
-        at: Option<crate::types::Position>,
-    ) -> Option<Copied> {
-        match self.ask_member(source, MemberQuestion::Copy { home, skip, at }).await? {
-            Told::Copy(copied) => Some(*copied),
-            _ => None,
+    /// A page of the copy; asked for again where the answer was lost.
+    async fn copied(&self, source: &MemberId, home: u16, token: Option<u64>, page: usize) -> Option<Copied> {
+        let (tries, patience) = if token.is_some() { (TRIES, PAGE) } else { (1, MAKE) };
+        for _ in 0..tries {
+            match self.ask_member_for(source, MemberQuestion::Copy { home, token, page }, patience).await {
+                Some(Told::Copy(copied)) => return Some(*copied),
+                Some(_) => return None,
+                None => {}
+            }
         }
+        None
     }
 }

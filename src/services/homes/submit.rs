@@ -85,7 +85,6 @@ pub enum NotDone {
 struct Numbered<'a> {
     uid: TaskUid,
     head: Head,
-    index: &'a PhysicalIndex,
     parts: &'a [(ShardId, Kind, Bytes)],
 }
 
@@ -136,9 +135,8 @@ impl Homes {
     /// Dropping the future does not undo it.
     pub async fn submit(&self, sender: &Sender, write: NewWrite, deadline: Instant, trace: TraceId) -> Submitted {
         let Ok(uid) = self.next_uid().await else { return Submitted::NotDone(NotDone::NoHome) };
-        let head = write.head();
-        let one = Numbered { uid, head, index: &write.index, parts: &write.parts };
-        let Some(writes) = one.writes() else { return Submitted::NotDone(NotDone::TooLarge) };
+        let mut one = Numbered { uid, head: write.head(), parts: &write.parts };
+        let Some(mut writes) = one.writes() else { return Submitted::NotDone(NotDone::TooLarge) };
         let shards = write.parts.iter().map(|(shard, ..)| *shard).collect();
         match sender.ready(&write.index, &shards, deadline).await {
             Ok(()) => {}
@@ -150,22 +148,12 @@ impl Homes {
             return Submitted::NotDone(NotDone::NoHome);
         }
         if let Some(key) = &write.key {
-            match self.with_key(sender, key, &one, deadline, trace).await {
-                Ok(None) => {}
-                Ok(Some(submitted)) => return submitted,
-                // The key may be settled; no part was sent.
-                Err(_) => return Submitted::NotDone(NotDone::NoHome),
+            if let Some(submitted) = self.keep_with_key(sender, key, &mut one, deadline, trace).await {
+                return submitted;
             }
-            if let Err(error) = self.take(uid, &one.head, deadline, trace).await {
-                tracing::debug!(%uid, %error, "a task was not kept; nothing of it was sent");
-                // Somebody else with the key may have taken this one for dead, and made its number void.
-                if let Ok(Some(submitted)) = self.with_key(sender, key, &one, deadline, trace).await {
-                    return submitted;
-                }
-                return Submitted::NotDone(NotDone::NoHome);
-            }
+            writes.iter_mut().for_each(|(_, write)| write.part.task = one.uid);
             let answers = sender.send(&write.index, writes, deadline, trace).await;
-            return said(uid, one.head, &answers, Ok(()));
+            return said(one.uid, one.head, &answers, Ok(()));
         }
         let take = self.take(uid, &one.head, deadline, trace);
         let (taken, answers) = tokio::join!(take, sender.send(&write.index, writes, deadline, trace));
@@ -178,17 +166,91 @@ impl Homes {
         !matches!(sender.ready(&PhysicalIndex::of_tasks(), &home, deadline).await, Err(NotReady::NoQuorum))
     }
 
-    /// Settles the key. `None`: it stands for this task.
+    /// The same for a task of which nothing goes to any shard, because it is over as it is taken; it may have a key.
+    ///
+    /// Dropping the future does not undo it.
+    pub async fn submit_over(&self, sender: &Sender, head: Head, deadline: Instant, trace: TraceId) -> Submitted {
+        let Ok(uid) = self.next_uid().await else { return Submitted::NotDone(NotDone::NoHome) };
+        let key = head.key.clone();
+        let mut one = Numbered { uid, head, parts: &[] };
+        let taken = match &key {
+            Some(key) => match self.keep_with_key(sender, key, &mut one, deadline, trace).await {
+                Some(submitted) => return submitted,
+                None => Ok(()),
+            },
+            None => self.take(uid, &one.head, deadline, trace).await,
+        };
+        said(one.uid, one.head, &[], taken)
+    }
+
+    /// What a key stands for, where that alone says what is to be answered, whatever could be done now: a task that was done,
+    /// or is forgotten (then `head` is shown), or another body. `None`: the write is to be submitted, which settles the key.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`HomeError`]; nothing was done.
+    pub async fn before(
+        &self,
+        (key, hash): &(String, [u8; 32]),
+        head: Head,
+        deadline: Instant,
+        trace: TraceId,
+    ) -> Result<Option<Submitted>, HomeError> {
+        let Some((uid, known)) = self.known(key, deadline, trace).await? else { return Ok(None) };
+        let shown = match self.get_soon(uid, deadline, trace).await? {
+            // It never was, and never will be.
+            None if self.void(uid, deadline, trace).await? => return Ok(None),
+            None => self.get(uid, deadline, trace).await?,
+            shown => shown,
+        };
+        Ok(match shown {
+            _ if known != *hash => Some(Submitted::KeyReused),
+            Some(shown) => is_whole(&shown).then(|| Submitted::Before(uid, Box::new(shown.head))),
+            None => Some(Submitted::Before(uid, Box::new(head))),
+        })
+    }
+
+    /// Settles the key, and has the task kept under its number. `None`: both are so.
+    async fn keep_with_key(
+        &self,
+        sender: &Sender,
+        key: &(String, [u8; 32]),
+        one: &mut Numbered<'_>,
+        deadline: Instant,
+        trace: TraceId,
+    ) -> Option<Submitted> {
+        match self.with_key(sender, key, one, deadline, trace).await {
+            Ok(None) => {}
+            Ok(Some(submitted)) => return Some(submitted),
+            // The key may be settled; no part was sent.
+            Err(_) => return Some(Submitted::NotDone(NotDone::NoHome)),
+        }
+        let Err(error) = self.take(one.uid, &one.head, deadline, trace).await else { return None };
+        tracing::debug!(uid = %one.uid, %error, "a task was not kept; nothing of it was sent");
+        // Somebody else with the key may have taken this one for dead, and made its number void.
+        match self.with_key(sender, key, one, deadline, trace).await {
+            Ok(Some(submitted)) => Some(submitted),
+            _ => Some(Submitted::NotDone(NotDone::NoHome)),
+        }
+    }
+
+    /// Settles the key. `None`: it stands for this task, whose number may be another than before.
     async fn with_key(
         &self,
         sender: &Sender,
         (key, hash): &(String, [u8; 32]),
-        one: &Numbered<'_>,
+        one: &mut Numbered<'_>,
         deadline: Instant,
         trace: TraceId,
     ) -> Result<Option<Submitted>, HomeError> {
         let mut replaces = None;
         for _ in 0..KEY_TRIES {
+            if replaces.is_some() {
+                // What stands under the number before may have come too late to settle anything: that would be all that ever
+                // stands there.
+                one.uid = self.next_uid().await?;
+            }
             let (uid, same_body) = self.settle((key, *hash), one.uid, replaces, deadline, trace).await?;
             if uid == one.uid {
                 return Ok(None);
@@ -233,13 +295,14 @@ impl Homes {
         deadline: Instant,
         trace: TraceId,
     ) -> Submitted {
+        let Work::Parts { index, .. } = &shown.head.work else { return Submitted::Unknown(uid) };
         if shown.head.work != one.head.work {
             // It is split in another way by now: only its own end can tell.
             return Submitted::Unknown(uid);
         }
         let again = Numbered { uid, head: shown.head.clone(), ..*one };
         let Some(writes) = again.writes() else { return Submitted::Unknown(uid) };
-        let answers = sender.send(one.index, writes, deadline, trace).await;
+        let answers = sender.send(index, writes, deadline, trace).await;
         match said(uid, shown.head.clone(), &answers, Ok(())) {
             Submitted::Taken { .. } => Submitted::Before(uid, Box::new(shown.head)),
             // The task is kept, whatever became of this attempt.
@@ -259,13 +322,22 @@ enum End {
     Again,
 }
 
+/// Whether it was done, or refused by the nodes; or is as good as that, for nothing is left to be done.
+fn is_whole(shown: &Shown) -> bool {
+    let incomplete =
+        |outcome: &Outcome| outcome.error.as_ref().is_some_and(|e| e.code == ErrorCode::MiroirIncomplete.as_str());
+    match &shown.outcome {
+        Some(outcome) => !incomplete(outcome) && outcome.status != Status::Canceled,
+        None => matches!(shown.head.work, Work::Nothing(_)),
+    }
+}
+
 /// `None`: it has not ended.
 fn end(shown: &Shown, one: &Numbered<'_>) -> Option<End> {
-    let outcome = shown.outcome.as_ref()?;
-    let incomplete = outcome.error.as_ref().is_some_and(|e| e.code == ErrorCode::MiroirIncomplete.as_str());
-    if !incomplete && outcome.status != Status::Canceled {
+    if is_whole(shown) {
         return Some(End::Whole);
     }
+    shown.outcome.as_ref()?;
     let all = match &shown.head.work {
         Work::Parts { parts, .. } => parts.len(),
         _ => 0,

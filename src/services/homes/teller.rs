@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::broadcast;
 
-use super::call::{Copied, Told};
-use super::{journal_of, wall};
+use super::call::Told;
+use super::copies::Copies;
+use super::wall;
 use crate::proto::document::error_text;
 use crate::proto::journal::Entry;
 use crate::proto::tasks::Head;
@@ -20,8 +21,8 @@ use crate::proto::tasks::home::effect::REPORT_ITEMS_MAX;
 use crate::proto::tasks::home::{Done, PartRef, Report, Said};
 use crate::services::journal::JournalHandle;
 use crate::store::StoreError;
-use crate::types::limits::{HOME_CALL_MAX_BYTES, HOMES};
-use crate::types::{IndexUid, JournalKey, PhysicalIndex, Position, ShardId, TaskUid};
+use crate::types::limits::HOME_CALL_MAX_BYTES;
+use crate::types::{IndexUid, JournalKey, PhysicalIndex, ShardId, TaskUid};
 
 /// Bytes of an entry that are read beside others.
 const READ_BYTES: usize = 1 << 20;
@@ -52,6 +53,8 @@ pub struct Teller {
     pub(super) outcomes: Arc<dyn Outcomes>,
     // Where parts of tasks stand of which this member has reported.
     places: Arc<Mutex<BTreeMap<TaskUid, (JournalKey, u64)>>>,
+    /// For members whose copy of a home must be made anew.
+    pub(super) copies: Copies,
 }
 
 impl std::fmt::Debug for Teller {
@@ -63,7 +66,7 @@ impl std::fmt::Debug for Teller {
 impl Teller {
     /// Over journals and what is done with them.
     pub fn new(journals: JournalHandle, outcomes: Arc<dyn Outcomes>) -> Self {
-        Self { journals, outcomes, places: Arc::default() }
+        Self { journals, outcomes, places: Arc::default(), copies: Copies::default() }
     }
 
     /// What became of entries; `None` if it can't be read.
@@ -146,34 +149,6 @@ impl Teller {
         while places.len() > PLACES {
             places.pop_first();
         }
-    }
-
-    /// A part of the copy of a home.
-    pub(super) async fn copy(&self, home: u16, skip: usize, at: Option<Position>) -> Told {
-        if home >= HOMES {
-            return Told::Malformed;
-        }
-        let key = journal_of(home);
-        let Ok(stored) = self.journals.home(&key).await else { return Told::Busy };
-        let position = Position { epoch: stored.epoch, seq: stored.applied };
-        if stored.rebuild || stored.applied == 0 || stored.applied < stored.floor {
-            return Told::Busy;
-        }
-        // Moved on: the rows of two positions do not belong together.
-        let skip = if at.is_none_or(|at| at == position) { skip } else { 0 };
-        let (mut rows, mut bytes) = (Vec::new(), 0);
-        let all = stored.rows.len();
-        for row in stored.rows.into_iter().skip(skip) {
-            bytes += serde_json::to_vec(&row).map_or(0, |text| text.len());
-            if bytes > HOME_CALL_MAX_BYTES / 4 && !rows.is_empty() {
-                break;
-            }
-            rows.push(row);
-        }
-        let left = all.saturating_sub(skip + rows.len());
-        let parts = if left == 0 { self.journals.parts(&key, position.seq).await } else { Ok(Vec::new()) };
-        let Ok(parts) = parts else { return Told::Busy };
-        Told::Copy(Box::new(Copied { at: position, rows, parts, left }))
     }
 }
 

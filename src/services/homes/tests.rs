@@ -6,16 +6,23 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::call::{MemberQuestion, Told};
 use super::found::found;
+use super::slot::Slot;
 use super::submit::{NewWrite, NotDone, Submitted};
 use super::*;
-use crate::proto::journal::{Answer, Kind, Write};
+use crate::proto::env::Env;
+use crate::proto::journal::{Answer, Body, Kind, Write};
 use crate::proto::tasks::home::body::{encode_head, join};
-use crate::proto::tasks::home::{PartRef, Work};
+use crate::proto::tasks::home::{Config as CoreConfig, Done, HomeEntry, HomeState, Report, Said, StoredRow};
+use crate::proto::tasks::home::{Home, PartRef, Work};
 use crate::proto::tasks::query::{Action, Listing, original_filter, parse_action};
 use crate::proto::tasks::{Head, Outcome, Query, Shown, Status, Subject};
+use crate::services::Failure;
+use crate::services::ledger::now;
+use crate::services::tasks::{Accepted, Tasks};
 use crate::services::testing::{LONG, World, member, within};
-use crate::types::{PhysicalIndex, ReplicaId, ShardId, TraceId};
+use crate::types::{Epoch, ErrorCode, IndexUid, MemberId, PhysicalIndex, ReplicaId, ShardId, TraceId};
 
 const MOVIES: &str = "movies__m00000001";
 const SHARDS: u16 = 2;
@@ -675,4 +682,222 @@ async fn a_damaged_copy_of_a_home_is_made_anew_and_can_lead() {
         assert_eq!(again, (settled(n), true));
     }
     assert_eq!(world.at(bad).homes.void(of_home[0], soon(), trace).await, Ok(false), "parts came with the copy");
+}
+
+/// A driver that does not run.
+fn still(world: &World) -> Driver {
+    let running = world.at(0);
+    let parts = Parts {
+        config: Config::default(),
+        journals: running.journals.clone(),
+        sender: running.sender.clone(),
+        ledger: running.ledger.clone(),
+        members: running.homes.members.clone(),
+        cluster: running.cluster.clone(),
+        ids: running.task_ids.clone(),
+        outcomes: std::sync::Arc::clone(&running.applied) as std::sync::Arc<dyn Outcomes>,
+        hook: None,
+        metrics: std::sync::Arc::default(),
+    };
+    Driver::new(parts).0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_who_is_awaited_that_one_home_notices_is_told_to_all() {
+    let world = world().await;
+    whole(&world, 0).await;
+    let mut driver = still(&world);
+    let (uid, part) = (TaskUid(17), PartRef { shard: 0, part: 0 });
+    let reign = |driver: &mut Driver, home: u16, uid: TaskUid| {
+        let mut state = HomeState::default();
+        state.apply(1, Some(HomeEntry::Head { uid, head: Box::new(head(&[0])) }));
+        let env = &mut Env { now: now(), rng: &mut driver.rng };
+        let core = Home::recover(env, wall(), CoreConfig::default(), state, false);
+        driver.slots.insert(home, Slot::reigning(Epoch::ZERO, core));
+        driver.drain(home);
+    };
+    reign(&mut driver, 1, uid);
+    // One member more was awaited, as far as this one knew.
+    let mut known = driver.awaiting[&index()].clone().unwrap();
+    known.as_mut().unwrap().get_mut(&0).unwrap().insert(MemberId::new("gone").unwrap());
+    driver.awaiting.insert(index(), Some(known));
+    driver.say_awaited(1, &index());
+    for i in 0..3 {
+        let done = Done { error: None, changed: 1, started: wall(), finished: wall() };
+        driver.report(1, &member(i), Report { parts: vec![(uid, part, Said::Done(done))], heads: Vec::new() });
+    }
+    assert_eq!(driver.done.len(), 0, "one is missing");
+    reign(&mut driver, 2, TaskUid(18));
+    assert_eq!(driver.done.len(), 1, "the end of the task is on its way");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_many_pages_is_made_anew_while_the_home_goes_on() {
+    let world = world().await;
+    let trace = TraceId::default();
+    let home = 5;
+    let large = Head {
+        work: Work::Nothing(Outcome {
+            status: Status::Succeeded,
+            error: None,
+            changed: 0,
+            matched: 0,
+            started: wall(),
+            finished: wall(),
+        }),
+        custom_metadata: Some("x".repeat(200 << 10)),
+        ..head(&[0])
+    };
+    let uids: Vec<TaskUid> = (0..24).map(|n| TaskUid(16_000 + 16 * n + u32::from(home))).collect();
+    for uid in &uids {
+        world.at(0).homes.take(*uid, &large, soon(), trace).await.unwrap();
+    }
+    let is = journal_of(home);
+    let first = primary(&world, home).unwrap();
+    let bad = (first + 1) % 3;
+    let source = member(first);
+    let ended = |row: &StoredRow| matches!(row, StoredRow::Task(_, row) if row.outcome.is_some());
+    until("all of it is stored", async || {
+        world.at(first).journals.home(&is).await.unwrap().rows.iter().filter(|row| ended(row)).count() == uids.len()
+    })
+    .await;
+    // The pages of a copy are of one entry, whatever happens meanwhile, and nobody else's.
+    let homes = &world.at(bad).homes;
+    let ask = async |homes: &Homes, token, page| {
+        let question = MemberQuestion::Copy { home, token, page };
+        match within("a page", homes.ask_member(&source, question)).await {
+            Some(Told::Copy(copied)) => Some(*copied),
+            _ => None,
+        }
+    };
+    let mut keys = (0..).map(|n| format!("key {n}")).filter(|key| home_of_key(key) == home);
+    let mut all = ask(homes, None, 0).await.unwrap();
+    assert!(all.left >= 2, "{}", all.left);
+    for page in 1..=all.left {
+        let key = keys.next().unwrap();
+        homes
+            .settle((&key, [1; 32]), TaskUid(900_000 + u32::try_from(page).unwrap()), None, soon(), trace)
+            .await
+            .unwrap();
+        let more = ask(homes, Some(all.token), page).await.unwrap();
+        assert_eq!((more.at, more.left), (all.at, all.left - page));
+        all.rows.extend(more.rows);
+        all.parts.extend(more.parts);
+    }
+    let there = |uid: &TaskUid| all.rows.iter().any(|row| matches!(row, StoredRow::Task(of, _) if of == uid));
+    assert!(uids.iter().all(there) && all.parts.len() >= 2 * uids.len(), "{}", all.parts.len());
+    assert_eq!(ask(homes, Some(all.token), all.left + 1).await, None);
+    assert_eq!(ask(&world.at((first + 2) % 3).homes, Some(all.token), 0).await, None);
+    // Made anew while keys are settled one after the other.
+    let (writer, stop) =
+        (world.at(first).homes.clone(), std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let stopped = std::sync::Arc::clone(&stop);
+    let writing = tokio::spawn(async move {
+        let mut keys = (0..).map(|n| format!("busy {n}")).filter(|key| home_of_key(key) == home);
+        let mut settled = 0;
+        while !stopped.load(std::sync::atomic::Ordering::SeqCst) {
+            settled += 1;
+            let key = keys.next().unwrap();
+            writer.settle((&key, [1; 32]), TaskUid(1_000_000 + settled), None, soon(), trace).await.unwrap();
+        }
+        settled
+    });
+    world.at(bad).journals.repair(&is, "a test says so".into()).await;
+    until("it is known to be damaged, and is made anew", async || {
+        let stored = world.at(bad).journals.home(&is).await.unwrap();
+        !stored.rebuild && stored.floor > 0 && stored.rows.len() >= uids.len()
+    })
+    .await;
+    stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert!(writing.await.unwrap() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_whose_key_came_too_late_does_not_keep_others_from_being_settled() {
+    let world = world().await;
+    let (homes, trace) = (&world.at(0).homes, TraceId::default());
+    let lost = homes.next_uid().await.unwrap();
+    homes.settle(("k", [1; 32]), lost, None, soon(), trace).await.unwrap();
+    // The next writer's key was on its way when that was settled: it stands in the journal, and says nothing.
+    let home = home_of_key("k");
+    let late = TaskUid(lost.0 + 1);
+    let entry = HomeEntry::Key { key: "k".into(), hash: [1; 32], uid: late, replaces: None, at: wall() };
+    let write = Write { part: entry.part().unwrap(), kind: Kind::Home, body: Body(entry.encode().unwrap().into()) };
+    let leads = &world.at(primary(&world, home).unwrap()).journals;
+    let stands =
+        within("an entry", leads.write(&PhysicalIndex::of_tasks(), vec![(ShardId(home), write)], soon())).await;
+    assert!(matches!(stands[..], [Answer::Committed { .. }]), "{stands:?}");
+    let taken = submit(&world, 0, new_write(&[0], Some(("k", 1)))).await;
+    let Submitted::Taken { uid, .. } = taken else { panic!("{taken:?}") };
+    assert_eq!(uid.0, late.0 + 1, "the one before was of no use");
+    let again = submit(&world, 1, new_write(&[0], Some(("k", 1)))).await;
+    assert!(matches!(again, Submitted::Before(same, _) if same == uid), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_counts_also_where_a_write_is_refused_or_could_not_be_done_now() {
+    let world = world().await;
+    let trace = TraceId::default();
+    let tasks = |i: usize| {
+        let running = world.at(i);
+        Tasks::new(running.homes.clone(), running.sender.clone(), std::sync::Arc::clone(&running.metrics))
+    };
+    let movies = IndexUid::new("movies").unwrap();
+    let key = |key: &str, hash: u8| Some((key.to_owned(), [hash; 32]));
+    let refuse = async |i: usize, with| {
+        let error = (ErrorCode::IndexNotFound, "Index `movies` not found.");
+        let tasks = tasks(i);
+        let refused = tasks.refused(&movies, Subject::Clear, error, None, with, trace);
+        within("a refusal", refused).await.map(|accepted| uid_of(&accepted)).map_err(code_of)
+    };
+    let before = async |i: usize, with: Option<(String, [u8; 32])>| {
+        let known = within("a key", tasks(i).before(&movies, Subject::Clear, with.as_ref(), trace)).await;
+        known.map(|known| known.map(|accepted| uid_of(&accepted))).map_err(code_of)
+    };
+    let reused: Result<Option<TaskUid>, _> = Err(Some(ErrorCode::MiroirIdempotencyKeyReused));
+    // A refused write is one task, however often it is sent, and its key is used up.
+    assert_eq!(before(0, key("bad", 1)).await, Ok(None));
+    let failed = refuse(0, key("bad", 1)).await.unwrap();
+    assert_eq!(refuse(1, key("bad", 1)).await, Ok(failed));
+    assert_eq!(before(2, key("bad", 1)).await, Ok(Some(failed)));
+    assert_eq!(refuse(1, key("bad", 2)).await.map(Some), reused);
+    assert_eq!(submit(&world, 2, new_write(&[0], Some(("bad", 2)))).await, Submitted::KeyReused);
+    let head = get(&world, 1, failed).await.unwrap().head;
+    assert_eq!(head.key, key("bad", 1));
+    assert_ne!(refuse(0, None).await, refuse(0, None).await);
+    // One that is done is known without its shards; one that is open is sent again, for its parts may be missing.
+    let first = submit(&world, 0, new_write(&[0, 1], Some(("k", 1)))).await;
+    let Submitted::Taken { uid, .. } = first else { panic!("{first:?}") };
+    assert_eq!(before(1, key("k", 1)).await, Ok(None));
+    until("it ends", async || {
+        apply_all(&world, &[0, 1, 2]).await;
+        get(&world, 0, uid).await.unwrap().outcome.is_some()
+    })
+    .await;
+    assert_eq!(before(1, key("k", 1)).await, Ok(Some(uid)));
+    assert_eq!(before(1, key("k", 2)).await, reused);
+    // Also when it is deleted.
+    let filter = parse_action(Action::Delete, &[("uids".to_owned(), uid.to_string())]).unwrap();
+    let query = original_filter(&format!("uids={uid}"));
+    world.at(0).homes.sweep(Action::Delete, filter, query, soon(), trace).await.unwrap();
+    until("it is deleted", async || get(&world, 0, uid).await.is_none()).await;
+    assert_eq!(before(2, key("k", 1)).await, Ok(Some(uid)));
+    assert_eq!(before(2, key("k", 2)).await, reused);
+    // Whoever had this key's number died before its task was kept: the write is new.
+    let lost = world.at(0).homes.next_uid().await.unwrap();
+    world.at(0).homes.settle(("l", [3; 32]), lost, None, soon(), trace).await.unwrap();
+    assert_eq!(before(1, key("l", 3)).await, Ok(None));
+    assert_ne!(refuse(1, key("l", 3)).await, Ok(lost));
+}
+
+fn code_of(failure: Failure) -> Option<ErrorCode> {
+    match failure {
+        Failure::Mesh { code, .. } => Some(code),
+        Failure::Node { .. } => None,
+    }
+}
+
+fn uid_of(accepted: &Accepted) -> TaskUid {
+    let uid = serde_json::to_value(&accepted.summary).unwrap()["taskUid"].as_u64().unwrap();
+    TaskUid(u32::try_from(uid).unwrap())
 }

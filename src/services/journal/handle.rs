@@ -462,6 +462,18 @@ impl JournalHandle {
         home
     }
 
+    /// What is stored of a home of tasks, with the parts that stand in its journal, as they were at one instant.
+    ///
+    /// # Errors
+    /// As [`Self::read_committed`].
+    pub async fn home_with_parts(&self, key: &JournalKey) -> Result<(StoredHome, Vec<(TaskPart, Stands)>), StoreError> {
+        let home = self.store.home_with_parts(key).await;
+        if let Err(StoreError::Damaged { reason, .. }) = &home {
+            self.repair(key, reason.clone()).await;
+        }
+        home
+    }
+
     /// A home has taken in entries up to `to`, which changed these of its rows; all of it is durable when this returns.
     ///
     /// # Errors

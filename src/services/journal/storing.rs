@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::proto::journal::{Entry, Rows, Stands};
+use crate::proto::journal::{Rows, Stands};
 use crate::store::journal::Apply;
 use crate::types::{JournalKey, TaskPart};
 
@@ -48,9 +48,10 @@ pub(super) struct Storing {
 impl Storing {
     /// Puts rows behind all others; `token` is who hears of it.
     pub(super) fn push(&mut self, key: JournalKey, rows: Rows, parts: Vec<(TaskPart, Stands)>, token: Option<Token>) {
-        let weight = rows.entries.iter().map(Entry::weight).sum::<usize>() + 64;
+        let apply = Apply { key, rows, parts };
+        let weight = apply.weight() + 64;
         self.bytes += weight;
-        self.waiting.push_back(Waiting { apply: Apply { key, rows, parts }, token, weight });
+        self.waiting.push_back(Waiting { apply, token, weight });
     }
 
     /// Whether so much waits that no more should be taken in.
@@ -103,6 +104,15 @@ mod tests {
 
     fn key(shard: u16) -> JournalKey {
         JournalKey { index: PhysicalIndex::new("movies__m00000001").unwrap(), shard: ShardId(shard) }
+    }
+
+    #[test]
+    fn parts_that_come_with_a_snapshot_count() {
+        let mut storing = Storing::default();
+        let part = |n| (TaskPart { task: crate::types::TaskUid(n), part: 0 }, Stands { seq: 1, refused: false });
+        storing.push(key(1), Rows::default(), (0..200_000).map(part).collect(), Some((1, 1)));
+        storing.push(key(2), Rows::default(), Vec::new(), Some((1, 1)));
+        assert_eq!(storing.turn().unwrap().len(), 1, "it is a transaction of its own");
     }
 
     #[test]

@@ -11,9 +11,11 @@ use super::super::StoreError;
 use super::super::row::{Hash, malformed};
 use super::file::JournalStore;
 use super::head::Head;
+use super::read::read_parts;
 use super::write::epoch_at;
+use crate::proto::journal::Stands;
 use crate::proto::tasks::home::{StoredRow, Touched};
-use crate::types::{Epoch, JournalKey};
+use crate::types::{Epoch, JournalKey, TaskPart};
 
 /// A home as it is stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,6 +77,31 @@ pub(super) fn take_over(tx: &Transaction<'_>, old: i64, new: i64) -> Result<(), 
     Ok(())
 }
 
+fn read_home(tx: &Transaction<'_>, key: &JournalKey) -> Result<StoredHome, StoreError> {
+    let Some(head) = Head::find(tx, key)? else { return Ok(StoredHome::default()) };
+    let mut home = StoredHome {
+        applied: head.applied,
+        epoch: epoch_at(tx, &head, head.applied.max(head.floor.seq))?.epoch,
+        floor: head.floor.seq,
+        rebuild: head.rebuild,
+        ..StoredHome::default()
+    };
+    let mut found = tx.prepare_cached("SELECT kind, name, hash, body FROM home_rows WHERE journal = ?1")?;
+    let mut rows = found.query([head.id])?;
+    while let Some(row) = rows.next()? {
+        let (kind, name, hash): (i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let body: Vec<u8> = row.get(3)?;
+        let read = || {
+            let row = serde_json::from_slice::<StoredRow>(&body).ok()?;
+            (hash == hash_of(kind, &name, &body) && name_of(&touched_of(&row)) == (kind, name.clone())).then_some(row)
+        };
+        let reason = || format!("a row of its tasks ({kind}, {name})");
+        let damaged = || StoreError::Damaged { journal: key.clone(), reason: reason() };
+        home.rows.push(read().ok_or_else(damaged)?);
+    }
+    Ok(home)
+}
+
 impl JournalStore {
     /// All that is stored of a home; as good as nothing if there is no such journal.
     ///
@@ -84,30 +111,22 @@ impl JournalStore {
     /// [`StoreError::Damaged`]: the journal is to be repaired; others are fatal.
     pub async fn home(&self, key: &JournalKey) -> Result<StoredHome, StoreError> {
         let key = key.clone();
+        self.read(move |tx| read_home(tx, &key)).await
+    }
+
+    /// The same, with the parts that stood or stand in the journal up to the last entry applied: both as they were at one
+    /// instant.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Self::home`].
+    pub async fn home_with_parts(&self, key: &JournalKey) -> Result<(StoredHome, Vec<(TaskPart, Stands)>), StoreError> {
+        let key = key.clone();
         self.read(move |tx| {
-            let Some(head) = Head::find(tx, &key)? else { return Ok(StoredHome::default()) };
-            let mut home = StoredHome {
-                applied: head.applied,
-                epoch: epoch_at(tx, &head, head.applied.max(head.floor.seq))?.epoch,
-                floor: head.floor.seq,
-                rebuild: head.rebuild,
-                ..StoredHome::default()
-            };
-            let mut found = tx.prepare_cached("SELECT kind, name, hash, body FROM home_rows WHERE journal = ?1")?;
-            let mut rows = found.query([head.id])?;
-            while let Some(row) = rows.next()? {
-                let (kind, name, hash): (i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-                let body: Vec<u8> = row.get(3)?;
-                let read = || {
-                    let row = serde_json::from_slice::<StoredRow>(&body).ok()?;
-                    (hash == hash_of(kind, &name, &body) && name_of(&touched_of(&row)) == (kind, name.clone()))
-                        .then_some(row)
-                };
-                let reason = || format!("a row of its tasks ({kind}, {name})");
-                let damaged = || StoreError::Damaged { journal: key.clone(), reason: reason() };
-                home.rows.push(read().ok_or_else(damaged)?);
-            }
-            Ok(home)
+            let home = read_home(tx, &key)?;
+            let parts = read_parts(tx, &key, home.applied)?;
+            Ok((home, parts))
         })
         .await
     }

@@ -153,18 +153,23 @@ impl JournalStore {
     /// As [`Self::load`].
     pub async fn parts(&self, key: &JournalKey, to: u64) -> Result<Vec<(TaskPart, Stands)>, StoreError> {
         let key = key.clone();
-        self.read(move |tx| {
-            let Some(head) = Head::find(tx, &key)? else { return Ok(Vec::new()) };
-            let mut found = tx.prepare_cached(&format!("{PART} WHERE journal = ?1 AND seq <= ?2"))?;
-            let mut rows = found.query((head.id, to.min(SEQ_MAX).cast_signed()))?;
-            let mut parts = Vec::new();
-            while let Some(row) = rows.next()? {
-                parts.push(part_of(row)?.ok_or_else(|| damaged(&key, "the place of a part".into()))?);
-            }
-            Ok(parts)
-        })
-        .await
+        self.read(move |tx| read_parts(tx, &key, to)).await
     }
+}
+
+pub(super) fn read_parts(
+    tx: &Transaction<'_>,
+    key: &JournalKey,
+    to: u64,
+) -> Result<Vec<(TaskPart, Stands)>, StoreError> {
+    let Some(head) = Head::find(tx, key)? else { return Ok(Vec::new()) };
+    let mut found = tx.prepare_cached(&format!("{PART} WHERE journal = ?1 AND seq <= ?2"))?;
+    let mut rows = found.query((head.id, to.min(SEQ_MAX).cast_signed()))?;
+    let mut parts = Vec::new();
+    while let Some(row) = rows.next()? {
+        parts.push(part_of(row)?.ok_or_else(|| damaged(key, "the place of a part".into()))?);
+    }
+    Ok(parts)
 }
 
 fn damaged(key: &JournalKey, reason: String) -> StoreError {

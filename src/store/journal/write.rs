@@ -31,7 +31,8 @@ pub struct Apply {
 }
 
 impl Apply {
-    fn weight(&self) -> usize {
+    /// Bytes, roughly.
+    pub fn weight(&self) -> usize {
         self.rows.entries.iter().map(Entry::weight).sum::<usize>() + self.parts.len() * size_of::<(TaskPart, Stands)>()
     }
 }

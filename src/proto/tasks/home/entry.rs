@@ -45,6 +45,12 @@ pub enum HomeEntry {
         /// The task.
         uid: TaskUid,
     },
+    /// It was to be canceled, and all of it is there, or being carried out: it takes its course, and whoever cancels tasks
+    /// does not wait for it.
+    Stays {
+        /// The task.
+        uid: TaskUid,
+    },
     /// These parts were refused for ever, each by its shard; all others are there.
     Refused {
         /// The task.
@@ -114,6 +120,7 @@ impl HomeEntry {
             Self::Hooked { uids } => (*uids.last()?, 6),
             Self::Forget { uids } => (*uids.last()?, 7),
             Self::ForgetKeys { keys } => (keys.last()?.0, 8),
+            Self::Stays { uid } => (*uid, 9),
         };
         Some(TaskPart { task, part })
     }
@@ -128,7 +135,7 @@ impl HomeEntry {
             Self::Hooked { uids } | Self::Forget { uids } => some(uids.len()),
             Self::Key { key, .. } => (1..=KEY_MAX_BYTES).contains(&key.len()),
             Self::ForgetKeys { keys } => some(keys.len()),
-            Self::Void { .. } | Self::GiveUp { .. } | Self::Sweep { .. } => true,
+            Self::Void { .. } | Self::GiveUp { .. } | Self::Stays { .. } | Self::Sweep { .. } => true,
         }
     }
 

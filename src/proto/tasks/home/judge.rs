@@ -79,8 +79,8 @@ pub(super) fn judge(row: &Row, known: &Known<'_>, wall: When) -> Option<Outcome>
     let (status, error) = match (refused, row.cancel, error) {
         (false, _, None) => (Status::Succeeded, None),
         (_, _, Some(error)) => (Status::Failed, Some(error)),
-        (true, Some(_), None) => (Status::Canceled, None),
-        (true, None, None) => (Status::Failed, Some(incomplete(row, known.parts, &applied))),
+        (true, Some(_), None) if applied.is_empty() => (Status::Canceled, None),
+        (true, _, None) => (Status::Failed, Some(incomplete(row, known.parts, &applied))),
     };
     if status == Status::Succeeded {
         changed = row.head.subject.changes().unwrap_or(changed);
@@ -108,8 +108,11 @@ pub(super) fn ended_now(head: &Head, status: Status, error: Option<TaskError>, w
 
 fn incomplete(row: &Row, parts: &Parts, applied: &BTreeSet<u16>) -> TaskError {
     let (refused, all) = (row.refused.len(), parts.len());
-    let text =
-        format!("{refused} of the {all} parts of this write never arrived; it was not acknowledged. Send it again.");
+    let why = match row.cancel {
+        Some(by) => format!("had not arrived when task {by} canceled it"),
+        None => "never arrived".to_owned(),
+    };
+    let text = format!("{refused} of the {all} parts of this write {why}; it was not acknowledged. Send it again.");
     let text = if applied.is_empty() { format!("{text} Nothing of it was applied.") } else { partly(&text, applied) };
     TaskError::of(ErrorCode::MiroirIncomplete, &text)
 }

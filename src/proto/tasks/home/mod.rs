@@ -31,8 +31,9 @@
 //!    be refused is simply there, and a task all of whose parts are there takes its course. So no acknowledged task is ever
 //!    incomplete, and no incomplete one is ever whole.
 //! 5. **Canceling** marks older open tasks in the order of each home's journal, and then refuses as above: what is not
-//!    committed will never be done, what is committed runs. A write that was acknowledged therefore never ends as canceled;
-//!    an order (settings, indexes) does if it was not begun.
+//!    committed will never be done, what is committed runs. A write that was acknowledged therefore never ends as canceled, nor
+//!    does one of which anything was applied; an order (settings, indexes) does if it was not begun. What takes its course
+//!    all the same is said to ([`HomeEntry::Stays`]), and the task that cancels does not wait for it.
 //! 6. **Forgetting** is an entry too. The part under which a head stood is remembered by the journal, so a task can't come
 //!    back. A key is forgotten when it is as old as tasks get and its task's home does not have the task any more.
 //! 7. **Webhooks** are told at least once: the primary tells them of what has ended, and when they were told, or were given

@@ -249,8 +249,11 @@ impl Home {
 
     /// What [`Effect::RefuseOrder`] asked for.
     pub fn handle_order_refusal(&mut self, env: &mut Env<'_>, wall: When, uid: TaskUid, refusal: Refusal) {
-        if let Some(soft) = self.soft.get_mut(&uid).filter(|_| refusal == Refusal::Refused) {
-            soft.order_refused = true;
+        if let Some(soft) = self.soft.get_mut(&uid) {
+            match refusal {
+                Refusal::Refused => soft.order_refused = true,
+                Refusal::There => soft.order_there = true,
+            }
         }
         self.review(env.now, wall, uid);
     }

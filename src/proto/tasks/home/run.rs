@@ -99,14 +99,18 @@ impl Home {
             return;
         }
         let ends = row.given_up || row.cancel.is_some();
-        let mut refused = BTreeSet::new();
+        let (mut refused, mut stays) = (BTreeSet::new(), false);
         let outcome = match &row.head.work {
             Work::Nothing(outcome) => Some(outcome.clone()),
-            Work::Order => soft.order_refused.then(|| refused_order(row, wall)),
+            Work::Order => {
+                stays = row.cancel.is_some() && soft.order_there;
+                soft.order_refused.then(|| refused_order(row, wall))
+            }
             Work::Sweep { .. } => self.sum(soft, row.head.enqueued, wall),
             Work::Parts { index, parts } => {
                 if ends && row.refused.is_empty() && parts.iter().all(|part| soft.knows(part)) {
                     refused.clone_from(&soft.refused);
+                    stays = refused.is_empty() && row.cancel.is_some();
                 }
                 let known = self.awaited.get(index).map(|awaited| known(parts, soft, awaited));
                 known.filter(|_| refused.is_empty()).and_then(|known| judge(row, &known, wall))
@@ -117,6 +121,8 @@ impl Home {
         }
         if let Some(outcome) = outcome {
             self.finish(now, uid, outcome, None);
+        } else if stays {
+            self.append(now, HomeEntry::Stays { uid }, None);
         } else if ends {
             self.hurry(now, uid);
         }
@@ -171,7 +177,8 @@ impl Home {
                     }
                 }
                 Work::Order if ends => self.effects.push_back(Effect::RefuseOrder { uid, late: overdue }),
-                Work::Order => give_up = late && soft.begun.is_none(),
+                // Also one that was begun: whoever carries it out may have died since, and says so if not.
+                Work::Order => give_up = late,
                 Work::Sweep { action, filter } => self.ask_homes(uid, action, &filter, &soft),
                 Work::Nothing(_) => {}
             }
@@ -215,7 +222,7 @@ impl Home {
         let new: Vec<TaskUid> = self.state.unhooked().iter().copied().take(HOOK_TASKS_MAX).collect();
         if !new.is_empty() {
             self.hooking.extend(&new);
-            let tasks = new.into_iter().filter_map(|uid| Some((uid, self.shown(uid)?))).collect();
+            let tasks = new.into_iter().filter_map(|uid| Some((uid, self.seen(uid)?))).collect();
             self.effects.push_back(Effect::Hook(tasks));
         }
     }
@@ -244,6 +251,16 @@ impl Home {
 
     /// A task as it is shown.
     pub fn shown(&self, uid: TaskUid) -> Option<Shown> {
+        self.has(uid).then(|| self.seen(uid)).flatten()
+    }
+
+    /// Whether there is a task, and it was not deleted.
+    pub fn has(&self, uid: TaskUid) -> bool {
+        self.state.task(uid).is_some_and(|row| !row.deleted)
+    }
+
+    /// The same of one that was deleted before webhooks were told of it.
+    fn seen(&self, uid: TaskUid) -> Option<Shown> {
         let row = self.state.task(uid)?;
         let (soft, outcome) = (self.soft.get(&uid), row.outcome.clone());
         let status = self.status(uid)?;
@@ -277,7 +294,7 @@ impl Home {
         let mut visit = |(uid, row): (TaskUid, &Row)| {
             let facts = self.facts(uid, row);
             let listed = query.listing == Listing::Tasks || facts.status != Status::Enqueued;
-            if !listed || !query.filter.matches(&facts) {
+            if row.deleted || !listed || !query.filter.matches(&facts) {
                 return;
             }
             total += 1;

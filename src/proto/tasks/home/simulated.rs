@@ -455,8 +455,8 @@ impl World {
         let status = match (failed, there.len() as u64 == parts.len(), cancel) {
             (true, ..) => Status::Failed,
             (_, true, _) => Status::Succeeded,
-            (_, _, Some(_)) => Status::Canceled,
-            (_, _, None) => Status::Failed,
+            (_, _, Some(_)) if there.is_empty() => Status::Canceled,
+            _ => Status::Failed,
         };
         (status, changed)
     }

@@ -29,6 +29,8 @@ pub(super) struct Soft {
     pub(super) refused: BTreeSet<PartRef>,
     /// Its order was refused.
     pub(super) order_refused: bool,
+    /// Somebody carries its order out.
+    pub(super) order_there: bool,
     /// When it was begun.
     pub(super) begun: Option<When>,
     /// What homes found.
@@ -51,6 +53,7 @@ impl Soft {
             there: BTreeSet::new(),
             refused: BTreeSet::new(),
             order_refused: false,
+            order_there: false,
             begun: None,
             swept: BTreeMap::new(),
             deadline,

@@ -44,6 +44,12 @@ pub struct Row {
     pub outcome: Option<Outcome>,
     /// Webhooks are to be told.
     pub hook: bool,
+    /// It can't be canceled any more.
+    #[serde(default)]
+    pub stays: bool,
+    /// It was deleted before webhooks were told of it: nobody finds it, and it goes once they were.
+    #[serde(default)]
+    pub deleted: bool,
 }
 
 impl Row {
@@ -71,7 +77,7 @@ pub struct Swept {
     pub matched: u64,
     /// Deleted, or ended as canceled.
     pub changed: u64,
-    /// To be canceled and not ended.
+    /// To be canceled, neither ended nor known to take its course.
     pub waiting: u64,
 }
 
@@ -88,6 +94,8 @@ pub struct HomeState {
     ended: BTreeSet<(When, TaskUid)>,
     unhooked: BTreeSet<TaskUid>,
     bytes: usize,
+    /// Tasks that the entry at hand made forgotten, for the bounds, before webhooks were told.
+    untold: u64,
     /// What the entry at hand has changed; empty between entries.
     touched: BTreeSet<Touched>,
 }
@@ -159,7 +167,7 @@ impl HomeState {
         if seq <= self.applied {
             return BTreeSet::new();
         }
-        self.applied = seq;
+        (self.applied, self.untold) = (seq, 0);
         if let Some(entry) = entry.filter(HomeEntry::is_well_formed) {
             self.take(entry);
         }
@@ -176,6 +184,7 @@ impl HomeState {
                 }
             }
             HomeEntry::GiveUp { uid } => self.change(uid, |row| row.given_up = true),
+            HomeEntry::Stays { uid } => self.stays(uid),
             HomeEntry::Refused { uid, parts } => self.change(uid, |row| {
                 if row.refused.is_empty() && (row.given_up || row.cancel.is_some()) {
                     row.refused = parts;
@@ -220,7 +229,16 @@ impl HomeState {
         if self.tasks.contains_key(&uid) || self.voids.contains(&uid) {
             return;
         }
-        let row = Row { head, cancel: None, given_up: false, refused: BTreeSet::new(), outcome: None, hook: false };
+        let row = Row {
+            head,
+            cancel: None,
+            given_up: false,
+            refused: BTreeSet::new(),
+            outcome: None,
+            hook: false,
+            stays: false,
+            deleted: false,
+        };
         self.bytes += row.weight();
         self.tasks.insert(uid, row);
         self.open.insert(uid);
@@ -232,6 +250,17 @@ impl HomeState {
         if let Some(row) = self.tasks.get_mut(&uid).filter(|row| row.outcome.is_none()) {
             with(row);
             self.touched.insert(Touched::Task(uid));
+        }
+    }
+
+    fn stays(&mut self, uid: TaskUid) {
+        let row = self.tasks.get_mut(&uid).filter(|row| row.outcome.is_none() && row.refused.is_empty());
+        let Some((row, by)) = row.and_then(|row| row.cancel.take().map(|by| (row, by))) else { return };
+        row.stays = true;
+        self.touched.insert(Touched::Task(uid));
+        if let Some(sweep) = self.sweeps.get_mut(&by) {
+            sweep.waiting = sweep.waiting.saturating_sub(1);
+            self.touched.insert(Touched::Sweep(by));
         }
     }
 
@@ -258,6 +287,9 @@ impl HomeState {
         if let Some(row) = self.tasks.get_mut(&uid).filter(|_| self.unhooked.remove(&uid)) {
             row.hook = false;
             self.touched.insert(Touched::Task(uid));
+            if row.deleted {
+                self.forget(uid);
+            }
         }
     }
 
@@ -272,7 +304,12 @@ impl HomeState {
             let Some(row) = self.tasks.get_mut(&uid) else { continue };
             match action {
                 Action::Delete if row.outcome.is_some() => {
-                    self.forget(uid);
+                    if row.hook {
+                        row.deleted = true;
+                        self.touched.insert(Touched::Task(uid));
+                    } else {
+                        self.forget(uid);
+                    }
                     swept.changed += 1;
                 }
                 Action::Cancel if row.outcome.is_none() && row.cancel.is_none() && can_cancel(row) => {
@@ -301,6 +338,7 @@ impl HomeState {
         while (self.tasks.len() > TASKS_MAX || self.bytes > TASKS_MAX_BYTES)
             && let Some((_, uid)) = self.ended.first().copied()
         {
+            self.untold += u64::from(self.unhooked.contains(&uid));
             self.forget(uid);
         }
         while self.keys.len() > KEYS_MAX
@@ -321,7 +359,7 @@ impl HomeState {
         self.applied
     }
 
-    /// A task.
+    /// A task; also one that was deleted and of which webhooks are still to be told.
     pub fn task(&self, uid: TaskUid) -> Option<&Row> {
         self.tasks.get(&uid)
     }
@@ -339,6 +377,11 @@ impl HomeState {
     /// Tasks that ended and of which webhooks were perhaps not told.
     pub fn unhooked(&self) -> &BTreeSet<TaskUid> {
         &self.unhooked
+    }
+
+    /// How many tasks the last entry made forgotten, for the bounds, of which webhooks will never be told now.
+    pub fn untold(&self) -> u64 {
+        self.untold
     }
 
     /// Tasks that ended before `before`, those that ended first first.
@@ -375,11 +418,14 @@ impl HomeState {
 
 /// What an order of its own takes care of is never canceled.
 fn can_cancel(row: &Row) -> bool {
-    matches!(row.head.work, Work::Parts { .. } | Work::Order)
+    !row.stays && matches!(row.head.work, Work::Parts { .. } | Work::Order)
 }
 
 /// An open task is enqueued as well as processing: which of the two is only known to the primary.
 fn is_meant(filter: &Filter, uid: TaskUid, row: &Row) -> bool {
+    if row.deleted {
+        return false;
+    }
     let outcome = row.outcome.as_ref();
     let facts = |status| Facts {
         uid,

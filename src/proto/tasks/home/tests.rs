@@ -403,7 +403,7 @@ fn canceling_takes_back_what_was_not_begun_and_nothing_else() {
     t.tell(|home, env| home.handle_order_refusal(env, When(100), begun, Refusal::There));
     t.tell(|home, env| home.handle_refusals(env, When(100), whole, &[(part(0), Refusal::There)]));
     t.report("m1", vec![(whole, part(0), done(1, None, 20))]);
-    assert_eq!(sweep(&mut t), Answer::Swept(Swept { matched: 3, changed: 1, waiting: 1 }));
+    assert_eq!(sweep(&mut t), Answer::Swept(Swept { matched: 3, changed: 1, waiting: 0 }));
     t.ask(|home, env, op| home.handle_outcome(env, op, begun, outcome(Status::Succeeded, 50)));
     assert_eq!(sweep(&mut t), Answer::Swept(Swept { matched: 3, changed: 1, waiting: 0 }));
     let status = |uid| t.home.status(uid).unwrap();
@@ -413,6 +413,91 @@ fn canceling_takes_back_what_was_not_begun_and_nothing_else() {
     assert_eq!(t.home.shown(order).unwrap().canceled_by, Some(64));
     assert_eq!(t.home.shown(whole).unwrap().canceled_by, None);
     assert!(t.home.state().task(late).unwrap().cancel.is_none());
+}
+
+#[test]
+fn a_cancelation_does_not_wait_for_what_it_can_not_cancel() {
+    let mut t = Lone::new();
+    let (write, order, by) = (TaskUid(16), TaskUid(32), TaskUid(64));
+    t.take(write, clear(&[0, 1]));
+    t.take(order, head(Subject::IndexDeletion, Work::Order));
+    t.awaited(&[(0, &["m1"]), (1, &["m1"])]);
+    let sweep = |t: &mut Lone, by| t.ask(|h, env, op| h.handle_sweep(env, op, by, Action::Cancel, Filter::default()));
+    let found = |waiting| Answer::Swept(Swept { matched: 2, changed: 0, waiting });
+    assert_eq!(sweep(&mut t, by), found(2));
+    t.report("m1", vec![(write, part(0), Said::There)]);
+    assert_eq!(sweep(&mut t, by), found(2), "the other part may be refused yet");
+    t.tell(|home, env| home.handle_refusals(env, When(100), write, &[(part(1), Refusal::There)]));
+    assert_eq!(sweep(&mut t, by), found(1));
+    t.tell(|home, env| home.handle_order_refusal(env, When(100), order, Refusal::There));
+    assert_eq!(sweep(&mut t, by), found(0));
+    // Nor does a later one, whoever leads by then.
+    let state = t.home.state().clone();
+    t.home = Home::recover(&mut Env { now: t.now, rng: &mut t.rng }, When(100), Config::default(), state, false);
+    assert_eq!(sweep(&mut t, TaskUid(80)), found(0));
+    t.awaited(&[(0, &["m1"]), (1, &["m1"])]);
+    t.report("m1", vec![(write, part(0), done(1, None, 20)), (write, part(1), done(1, None, 20))]);
+    t.ask(|home, env, op| home.handle_outcome(env, op, order, outcome(Status::Succeeded, 50)));
+    assert_eq!([write, order].map(|uid| t.home.status(uid)), [Some(Status::Succeeded); 2]);
+    assert_eq!(sweep(&mut t, by), found(0));
+}
+
+#[test]
+fn a_write_of_which_a_part_was_applied_is_not_canceled_but_incomplete() {
+    let mut t = Lone::new();
+    t.take(T, clear(&[0, 1]));
+    t.awaited(&[(0, &["m1"]), (1, &["m1"])]);
+    let by = TaskUid(64);
+    let sweep = |t: &mut Lone| t.ask(|h, env, op| h.handle_sweep(env, op, by, Action::Cancel, Filter::default()));
+    sweep(&mut t);
+    t.tell(|home, env| home.handle_refusals(env, When(100), T, &[(part(1), Refusal::Refused)]));
+    t.report("m1", vec![(T, part(0), done(3, None, 20))]);
+    let outcome = t.outcome(T).unwrap();
+    assert_eq!((outcome.status, outcome.changed), (Status::Failed, 3));
+    let error = outcome.error.unwrap();
+    assert_eq!(error.code, "miroir_incomplete");
+    assert!(error.message.starts_with("1 of the 2 parts of this write had not arrived when task 64"), "{error:?}");
+    assert!(error.message.ends_with("What belongs to these shards was applied: 0."), "{error:?}");
+    assert_eq!(sweep(&mut t), Answer::Swept(Swept { matched: 1, changed: 0, waiting: 0 }));
+}
+
+#[test]
+fn an_order_that_was_begun_is_asked_after_in_the_end_for_its_process_may_be_gone() {
+    let mut t = Lone::new();
+    t.take(T, head(Subject::IndexDeletion, Work::Order));
+    t.tell(|home, _| home.handle_begun(T, When(7)));
+    assert_eq!(t.home.status(T), Some(Status::Processing));
+    t.wait(Duration::from_secs(61));
+    let effects = t.wait(Duration::from_secs(61));
+    assert!(effects.contains(&Effect::RefuseOrder { uid: T, late: true }), "{effects:?}");
+    t.tell(|home, env| home.handle_order_refusal(env, When(100), T, Refusal::There));
+    assert_eq!(t.outcome(T), None);
+    t.tell(|home, env| home.handle_order_refusal(env, When(100), T, Refusal::Refused));
+    assert_eq!(t.outcome(T).unwrap().status, Status::Failed);
+}
+
+#[test]
+fn what_is_deleted_before_a_webhook_was_told_is_not_found_and_told_all_the_same() {
+    let mut t = Lone::new();
+    t.home.set_hooks(true);
+    let uids = [TaskUid(16), TaskUid(32)];
+    for uid in uids {
+        let head = head(Subject::Clear, Work::Nothing(outcome(Status::Succeeded, 50)));
+        t.tell(|home, env| home.handle_head(env, OpId(1), uid, head));
+    }
+    // The first is being told; the second waits.
+    let sweep = |t: &mut Lone, by| t.tell(|h, env| h.handle_sweep(env, OpId(1), by, Action::Delete, Filter::default()));
+    let swept = |matched| Answer::Swept(Swept { matched, changed: matched, waiting: 0 });
+    assert!(sweep(&mut t, TaskUid(64)).contains(&Effect::Answer { op: OpId(1), answer: swept(2) }));
+    assert_eq!(uids.map(|uid| t.home.shown(uid).is_some() || t.home.has(uid)), [false; 2]);
+    assert_eq!(t.home.page(&Query::all(Listing::Tasks), None, 20).total, 0);
+    assert!(sweep(&mut t, TaskUid(80)).contains(&Effect::Answer { op: OpId(1), answer: swept(0) }));
+    let effects = t.tell(|home, env| home.handle_hooked(env, &[uids[0]].into()));
+    let [Effect::Hook(tasks)] = &effects[..] else { panic!("the second is told: {effects:?}") };
+    assert_eq!(tasks.iter().map(|(uid, _)| *uid).collect::<Vec<_>>(), [uids[1]]);
+    assert_eq!(uids.map(|uid| t.home.state().task(uid).is_some()), [false, true]);
+    t.tell(|home, env| home.handle_hooked(env, &[uids[1]].into()));
+    assert_eq!(t.home.state().tasks().count(), 0);
 }
 
 #[test]
@@ -548,8 +633,20 @@ fn beyond_the_bounds_what_ended_first_is_forgotten() {
             state.apply(seq, Some(HomeEntry::Finished { uid: TaskUid(i), outcome, hook: false }));
         }
     }
-    assert_eq!(state.tasks().count(), state::TASKS_MAX);
+    assert_eq!((state.tasks().count(), state.untold()), (state::TASKS_MAX, 0));
     assert!(state.task(TaskUid(1)).is_some() && state.task(TaskUid(2)).is_none() && state.task(TaskUid(4)).is_some());
+    // Who was to be told of one that goes is counted, once.
+    let mut next = state::TASKS_MAX as u32 + 2;
+    let mut seq = 2 * u64::from(next);
+    let mut put = |state: &mut HomeState, hook| {
+        (next, seq) = (next + 1, seq + 2);
+        state.apply(seq - 1, Some(HomeEntry::Head { uid: TaskUid(next), head: Box::new(clear(&[0])) }));
+        let untold = state.untold();
+        let outcome = Box::new(outcome(Status::Succeeded, if hook { 0 } else { i64::from(next) }));
+        state.apply(seq, Some(HomeEntry::Finished { uid: TaskUid(next), outcome, hook }));
+        (untold, state.untold())
+    };
+    assert_eq!([put(&mut state, true), put(&mut state, false)], [(0, 0), (1, 0)]);
 }
 
 fn entries() -> impl Strategy<Value = Vec<HomeEntry>> {
@@ -559,6 +656,7 @@ fn entries() -> impl Strategy<Value = Vec<HomeEntry>> {
         uid().prop_map(|uid| HomeEntry::Head { uid, head: Box::new(clear(&[0, 1])) }),
         uid().prop_map(|uid| HomeEntry::Void { uid }),
         uid().prop_map(|uid| HomeEntry::GiveUp { uid }),
+        uid().prop_map(|uid| HomeEntry::Stays { uid }),
         (uid(), refused).prop_map(|(uid, parts)| HomeEntry::Refused { uid, parts }),
         (uid(), prop::sample::select(&[Status::Succeeded, Status::Canceled][..]), any::<bool>(), 0_i64..50).prop_map(
             |(uid, status, hook, at)| HomeEntry::Finished { uid, outcome: Box::new(outcome(status, at)), hook }
