@@ -25,9 +25,6 @@ pub struct Config {
     pub suspect_lag: Duration,
     /// How long one that was too slow stays outside; doubles each time.
     pub quiet_time: Duration,
-    /// A member of the set whose node has applied nothing for so long, of what is beyond the retention, leaves the set: the others
-    /// keep entries for it no more. It stays outside for as long at first.
-    pub pin_patience: Duration,
     /// When an append without an answer is sent again; doubles up to 8 times itself.
     pub resend: Duration,
     /// When a change of the record that was asked for and did not come is asked for again.
@@ -47,7 +44,6 @@ impl Default for Config {
             in_sync_lag: Duration::from_millis(2_000),
             suspect_lag: Duration::from_millis(300),
             quiet_time: Duration::from_secs(10),
-            pin_patience: Duration::from_secs(120),
             resend: Duration::from_millis(200),
             ask_again: Duration::from_millis(1_000),
             tell_commit: Duration::from_millis(5),

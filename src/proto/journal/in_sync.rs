@@ -2,7 +2,7 @@
 //!
 //! Rule: a newcomer counts from before it is asked for, and has everything that is committed by then; it stops to count only
 //! when a record with a higher `set` than the request started from leaves it out, and a member only when the record does.
-//! One whose node applies nothing of what is beyond the retention is not kept for where the set can be without it. Must not know: how the record is written.
+//! Must not know: how the record is written.
 
 use std::collections::BTreeSet;
 
@@ -55,22 +55,17 @@ impl Primary {
     fn wanted(&self, base: &Base, record: &ShardState, now: Instant) -> BTreeSet<ReplicaId> {
         let peer = |id: &ReplicaId| self.peers.get(&id.member).filter(|p| p.store == id.store);
         let late = |id: &ReplicaId| *id != base.id && peer(id).is_none_or(|p| p.is_late(base, id, now) || p.snapshot);
-        let stuck = |id: &ReplicaId| *id != base.id && peer(id).is_some_and(|p| p.is_stuck(base, now));
-        let stays = record.in_sync.iter().filter(|id| !late(id) && !stuck(id));
+        let stays = record.in_sync.iter().filter(|id| !late(id));
         let asked_for = self.counted.keys().filter(|id| !late(id));
         // Before the reign is open nobody is let in but in the place of somebody who is late.
         let may = self.is_open() || record.in_sync.iter().any(late);
-        let full = || record.replicas.iter().filter(|c| !c.is_learner()).map(|c| &c.id);
-        let ready =
-            |id: &&ReplicaId| may && **id != base.id && peer(id).is_some_and(|p| self.is_ready(base, id, p, now));
-        let rested = |id: &&ReplicaId| !stuck(id) && peer(id).is_some_and(|p| now >= p.quiet.until);
-        let comes = full().filter(ready).filter(rested);
+        let full = record.replicas.iter().filter(|c| !c.is_learner()).map(|c| &c.id);
+        let comes =
+            full.filter(|id| may && **id != base.id && peer(id).is_some_and(|p| self.is_ready(base, id, p, now)));
         let mut want: BTreeSet<ReplicaId> = stays.chain(asked_for).chain(comes).cloned().collect();
-        // While the set would be too small, who is to be left out for what its node does stays, or comes back before its time; then
-        // who is late stays.
+        // Who is late stays while the set would be too small without it.
         let least = base.min_in_sync(record).min(record.in_sync.len());
-        let still = record.in_sync.iter().filter(|id| !late(id));
-        for id in still.chain(full().filter(ready)).chain(&record.in_sync) {
+        for id in &record.in_sync {
             if want.len() < least {
                 want.insert(id.clone());
             }
@@ -78,7 +73,7 @@ impl Primary {
         want
     }
 
-    /// Whether a replica outside the set can be asked for. Before the reign is open, when nobody knows what is committed, only one that
+    /// Whether a replica outside the set may be asked for. Before the reign is open, when nobody knows what is committed, only one that
     /// has everything that the primary has: otherwise a set that can spare nobody would wait for ever for a member that is gone.
     fn is_ready(&self, base: &Base, id: &ReplicaId, peer: &Peer, now: Instant) -> bool {
         let log = &base.log;
@@ -86,7 +81,7 @@ impl Primary {
             true => peer.acked >= log.commit() && peer.acked.saturating_add(CLOSE) >= log.last().seq,
             false => peer.acked >= log.last().seq,
         };
-        let may = peer.matched && !peer.snapshot;
+        let may = peer.matched && !peer.snapshot && now >= peer.quiet.until;
         may && near && base.lives(id) && !peer.is_late(base, id, now)
     }
 

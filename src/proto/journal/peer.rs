@@ -48,8 +48,6 @@ pub(super) struct Peer {
     pub(super) knows: u64,
     /// Up to here it has applied.
     pub(super) applied: u64,
-    /// It has not applied what is beyond the retention: what it had applied when that was seen first, and when.
-    pinned: Option<(u64, Instant)>,
     /// Since when it owes an answer and has given none that brought anything new.
     pub(super) since: Option<Instant>,
     /// When what it owes an answer to is sent again.
@@ -78,7 +76,6 @@ impl Peer {
             told: 0,
             knows: 0,
             applied: 0,
-            pinned: None,
             since: None,
             resend_at: None,
             tries: 0,
@@ -100,33 +97,6 @@ impl Peer {
     pub(super) fn is_late(&self, base: &Base, id: &ReplicaId, now: Instant) -> bool {
         let lag = if base.lives(id) { base.config.in_sync_lag } else { base.config.suspect_lag };
         self.since.is_some_and(|since| now.since(since) >= lag)
-    }
-
-    /// What is beyond the retention waits for it, or not. If it does, it is asked how far it is, should nothing else do so.
-    pub(super) fn pins(&mut self, base: &mut Base, now: Instant, id: &ReplicaId, pins: bool, told: (Option<u64>, u64)) {
-        let known = self.pinned.filter(|(applied, _)| *applied == self.applied);
-        self.pinned = pins.then(|| known.unwrap_or((self.applied, now)));
-        if pins
-            && self.rests(base)
-            && let Some(prev) = base.log.position(self.next - 1)
-        {
-            self.send(base, now, id, (prev, Vec::new()), told.0, told.1);
-        }
-    }
-
-    /// Whether it waits to be seen how far it is.
-    pub(super) fn is_pinning(&self) -> bool {
-        self.pinned.is_some_and(|(applied, _)| applied == self.applied)
-    }
-
-    /// Whether it has applied nothing for too long, though it must.
-    pub(super) fn is_stuck(&self, base: &Base, now: Instant) -> bool {
-        self.is_pinning() && self.stuck_at(base).is_some_and(|at| at <= now)
-    }
-
-    /// When it is too long.
-    pub(super) fn stuck_at(&self, base: &Base) -> Option<Instant> {
-        self.pinned.map(|(_, since)| since.plus(base.config.pin_patience))
     }
 
     /// Sends what can be sent. `commit` is what may be told as committed, `relied_on` whether commits wait for it, `free`

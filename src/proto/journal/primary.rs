@@ -111,10 +111,8 @@ impl Primary {
         let Some(record) = base.record.clone() else { return };
         self.counted.retain(|id, asked_at| !record.is_in_sync(id) && *asked_at >= record.set);
         for id in before.iter().flat_map(|b| &b.in_sync).filter(|id| !record.is_in_sync(id)) {
-            let Some(peer) = self.peers.get_mut(&id.member) else { continue };
-            if peer.is_stuck(base, now) {
-                peer.quiet.lapse(now, base.config.pin_patience);
-            } else if base.lives(id) && peer.is_late(base, id, now) {
+            let slow = base.lives(id) && self.peers.get(&id.member).is_some_and(|p| p.is_late(base, id, now));
+            if let Some(peer) = self.peers.get_mut(&id.member).filter(|_| slow) {
                 peer.quiet.lapse(now, base.config.quiet_time);
             }
         }
@@ -278,30 +276,12 @@ impl Primary {
         self.peers.iter().map(needs).chain([base.applied]).min().unwrap_or(0)
     }
 
-    /// Entries up to `to` are beyond the retention: who of the set has not applied them holds all journals up. That is borne as long
-    /// as it gets on, and where the set can't be without it.
-    pub(super) fn outlived(&mut self, base: &mut Base, now: Instant, to: u64) {
-        let (commit, free, to) = (self.told(base), self.free(base), to.min(base.applied));
-        let spare = base.record.as_ref().is_some_and(|r| r.in_sync.len() > base.min_in_sync(r));
-        let members: Vec<MemberId> = self.peers.keys().cloned().collect();
-        for member in members {
-            let Some(store) = self.peers.get(&member).map(|p| p.store) else { continue };
-            let id = ReplicaId { member, store };
-            let in_sync = base.record.as_ref().is_some_and(|r| r.is_in_sync(&id));
-            if let Some(peer) = self.peers.get_mut(&id.member) {
-                let pins = spare && in_sync && peer.matched && peer.applied < to;
-                peer.pins(base, now, &id, pins, (commit, free));
-            }
-        }
-    }
-
     pub(super) fn rests(&self, base: &Base) -> bool {
         let idle = self.is_open() && self.waiting.is_empty() && self.finding.is_empty();
         let settled = self.counted.is_empty() && self.asked.is_none() && base.log.commit() == base.log.last().seq;
         let rests = |(member, peer): (&MemberId, &Peer)| {
             let id = ReplicaId { member: member.clone(), store: peer.store };
-            (peer.rests(base) && !peer.is_pinning())
-                || (!self.relies_on(base, &id) && (!base.lives(&id) || peer.snapshot))
+            peer.rests(base) || (!self.relies_on(base, &id) && (!base.lives(&id) || peer.snapshot))
         };
         idle && settled && self.peers.iter().all(rests)
     }
@@ -351,8 +331,7 @@ impl Primary {
         let lags = [base.config.in_sync_lag, base.config.suspect_lag];
         let of_peer = |peer: &Peer| {
             let late = peer.since.into_iter().flat_map(move |since| lags.map(|lag| since.plus(lag)));
-            let stuck = peer.stuck_at(base).filter(|_| peer.is_pinning());
-            let fixed = peer.resend_at.into_iter().chain(peer.tell_at).chain([peer.quiet.until]).chain(stuck);
+            let fixed = peer.resend_at.into_iter().chain(peer.tell_at).chain([peer.quiet.until]);
             fixed.chain(late).collect::<Vec<_>>()
         };
         let after = |at: Option<Instant>, span: Duration| at.map(|at| at.plus(span));

@@ -247,9 +247,6 @@ impl Replica {
 
     /// Entries up to `to` are older than the retention: what nobody needs of them goes.
     pub fn handle_trim(&mut self, env: &mut Env, to: u64) {
-        if let Role::Primary(primary) = &mut self.role {
-            primary.outlived(&mut self.base, env.now, to);
-        }
         let to = to.min(self.free()).min(self.base.applied);
         if let Some(floor) = self.base.log.trim(to) {
             self.base.store(env.now, Rows { floor: Some(floor), ..Rows::default() });

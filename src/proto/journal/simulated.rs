@@ -132,7 +132,6 @@ pub fn config() -> Config {
         in_sync_lag: Duration::from_millis(600),
         suspect_lag: Duration::from_millis(100),
         quiet_time: Duration::from_millis(800),
-        pin_patience: Duration::from_millis(100),
         resend: Duration::from_millis(60),
         ask_again: Duration::from_millis(300),
         tell_commit: Duration::from_millis(5),

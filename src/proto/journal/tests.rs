@@ -142,8 +142,6 @@ fn a_shard_at_rest_says_nothing() {
     world.writing = false;
     world.run(2 * SECOND);
     assert!(world.is_idle());
-    // A retention asks once how far each is.
-    world.run(60 * SECOND);
     let before = world.counts["message"];
     world.run(60 * SECOND);
     assert_eq!(world.counts["message"], before);
@@ -166,7 +164,6 @@ fn a_follower_that_starts_again_when_writing_is_over_applies_all_that_is_committ
         world.run(8 * SECOND);
         world.check_rest();
         assert!(world.is_idle(), "seed {seed}");
-        world.run(60 * SECOND);
         let before = world.counts["message"];
         world.run(60 * SECOND);
         assert_eq!(world.counts["message"], before, "seed {seed}");
@@ -623,87 +620,6 @@ fn a_new_primary_lets_in_who_has_everything_for_who_is_gone() {
     assert!(!one.replica.is_open());
     let effects = one.step(|r, env| r.handle_record(env, state(&[0, 2], (0, 1), 1, 3)));
     assert_eq!(answers(&effects), [Answer::Committed { seq: 2, refused: false, in_sync: 2, copies: 3 }]);
-}
-
-/// A primary of the set with an entry that all have stored and, but for the last of the set, applied.
-fn held_up(in_sync: &[usize]) -> One {
-    let mut one = One::new(0, 1, Stored::default(), state(in_sync, (0, 1), 1, 2), None);
-    one.effects();
-    one.stored(1);
-    one.stored(2);
-    one.write(1, 7);
-    one.stored(3);
-    for (i, m) in in_sync.iter().enumerate().filter(|(_, m)| **m != 0) {
-        let applied = if i + 1 < in_sync.len() { 2 } else { 1 };
-        one.hears(*m, 0, 1, Said::Stored { to: 2, commit: 2, applied });
-    }
-    one.step(|r, _| r.handle_applied(2));
-    assert_eq!((one.replica.log().commit(), one.replica.free()), (2, 1));
-    one
-}
-
-fn leaves_out(effects: &[Effect], m: usize) -> bool {
-    effects.iter().any(|e| matches!(e, Effect::Ask(c) if !c.after.is_in_sync(&rid(m))))
-}
-
-#[test]
-fn who_applies_nothing_of_what_is_beyond_the_retention_leaves_and_holds_nothing_up() {
-    let mut one = held_up(&[0, 1, 2]);
-    let patience = config().pin_patience;
-    let offer = |one: &mut One| one.step(|r, env| r.handle_trim(env, 2));
-    let effects = offer(&mut one);
-    assert!(!leaves_out(&effects, 2), "it may be about to");
-    let asked = |e: &Effect| matches!(e, Effect::Send { to, message } if *to == id(2) && matches!(message.said, Said::Append { .. }));
-    assert!(effects.iter().any(asked), "how far it is");
-    assert!(!one.replica.is_idle());
-    one.hears(2, 0, 1, Said::Stored { to: 2, commit: 2, applied: 1 });
-    assert!(one.replica.next_wake().is_some_and(|at| at <= one.now.plus(patience)));
-    one.now = one.now.plus(patience);
-    let effects = one.step(|r, env| r.handle_tick(env));
-    assert!(leaves_out(&effects, 2) && !leaves_out(&effects, 1), "{effects:?}");
-    one.step(|r, env| r.handle_record(env, state(&[0, 1], (0, 1), 1, 3)));
-    let floors = |e: &Effect| matches!(e, Effect::Store { rows, .. } if rows.floor.is_some_and(|at| at.seq == 2));
-    assert!(offer(&mut one).iter().any(floors));
-    // It is let in again after a quiet time.
-    let comes = |e: &Effect| matches!(e, Effect::Ask(c) if c.after.is_in_sync(&rid(2)));
-    assert!(!one.hears(2, 0, 1, Said::Stored { to: 2, commit: 2, applied: 1 }).iter().any(comes));
-    one.now = one.now.plus(patience);
-    assert!(one.step(|r, env| r.handle_tick(env)).iter().any(comes));
-}
-
-#[test]
-fn who_gets_on_or_can_not_be_spared_stays_however_far_behind_its_node_is() {
-    let patience = config().pin_patience;
-    let mut one = held_up(&[0, 1, 2]);
-    one.step(|r, env| r.handle_trim(env, 2));
-    one.hears(2, 0, 1, Said::Stored { to: 2, commit: 2, applied: 2 });
-    one.now = one.now.plus(patience * 2);
-    let effects = one.step(|r, env| r.handle_trim(env, 2));
-    assert!(!leaves_out(&effects, 2), "{effects:?}");
-    let mut one = held_up(&[0, 2]);
-    for _ in 0..5 {
-        one.now = one.now.plus(patience);
-        let effects = one.step(|r, env| r.handle_trim(env, 2));
-        assert!(!leaves_out(&effects, 2) && one.replica.free() == 1, "{effects:?}");
-    }
-}
-
-#[test]
-fn who_was_left_out_for_its_node_comes_back_before_its_time_for_who_is_gone() {
-    let mut one = held_up(&[0, 1, 2]);
-    one.step(|r, env| r.handle_trim(env, 2));
-    one.now = one.now.plus(config().pin_patience);
-    assert!(leaves_out(&one.step(|r, env| r.handle_tick(env)), 2));
-    one.step(|r, env| r.handle_record(env, state(&[0, 1], (0, 1), 1, 3)));
-    one.write(2, 8);
-    one.stored(4);
-    one.hears(2, 0, 1, Said::Stored { to: 3, commit: 2, applied: 1 });
-    one.now = one.now.plus(config().in_sync_lag - config().pin_patience / 2);
-    let instead = |e: &Effect| matches!(e, Effect::Ask(c) if c.after.in_sync == [rid(0), rid(2)]);
-    let effects = one.step(|r, env| r.handle_tick(env));
-    one.now = one.now.plus(config().in_sync_lag);
-    let later = one.step(|r, env| r.handle_tick(env));
-    assert!(effects.iter().chain(&later).any(instead), "{effects:?} {later:?}");
 }
 
 #[test]

@@ -215,11 +215,10 @@ impl World {
     pub(super) fn apply_later(&mut self, member: &MemberId, shard: usize) {
         let node = self.nodes.get_mut(member).unwrap();
         let start = node.start;
-        let (from, to) = if node.slow { (300, 1_500) } else { (1, 40) };
         let Some(process) = node.process.as_mut() else { return };
         if !process.applying[shard] && node.disks[shard].applied_to() < process.committed[shard] {
             process.applying[shard] = true;
-            self.at_ms(from, to, Event::Apply { member: member.clone(), process: start, shard });
+            self.at_ms(1, 40, Event::Apply { member: member.clone(), process: start, shard });
         }
     }
 
