@@ -135,7 +135,7 @@ pub struct Copied {
 /// What of a shard waits although it could go to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// Everything from the first conditional entry on that has not gone.
+    /// Everything from the first conditional entry on that never went.
     Conditional,
     /// Everything that has not gone.
     Here,

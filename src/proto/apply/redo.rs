@@ -244,11 +244,11 @@ impl Applier {
         self.emit(Effect::Trouble { flaw: failure.flaw.clone(), alone });
     }
 
-    /// Care ends when everything that had failed is dealt with, or waits.
+    /// Care ends when everything that had failed is dealt with, or waits, be it because somebody has asked for that.
     pub(super) fn end_care(&mut self) {
         let Some(care) = &self.care else { return };
         let waits = |(shard, to): (&ShardId, &u64)| {
-            self.lanes.get(shard).is_some_and(|lane| lane.goes_on() && lane.row.applied < *to)
+            self.lanes.get(shard).is_some_and(|lane| lane.goes_on() && !lane.is_stopped() && lane.row.applied < *to)
         };
         if !care.until.iter().any(waits) {
             self.care = None;

@@ -11,7 +11,10 @@ use std::time::Duration;
 use super::effect::{LaneRow, Probed};
 use super::notes::State;
 use super::simulated::{Faults, World};
-use super::{Answer, Applier, Config, Effect, Group, Head, Listed, Note, Page, Span, Status, Stored, Tag, TaskRef};
+use super::{
+    Answer, Applier, Config, Copied, Effect, Flaw, Group, Head, Listed, Note, Page, Span, Status, Stop, Stored, Tag,
+    TaskRef,
+};
 use crate::proto::env::{Env, Instant};
 use crate::proto::journal::Kind;
 use crate::types::ShardId;
@@ -187,6 +190,64 @@ impl Scripted {
     fn saw(&self, effect: &Effect) -> bool {
         self.seen.contains(effect)
     }
+
+    /// The shards of each request, in order.
+    fn sent(&self) -> Vec<Vec<u16>> {
+        let shards = |effect: &Effect| match effect {
+            Effect::Enqueue(request) => Some(request.spans.iter().map(|span| span.shard.0).collect()),
+            _ => None,
+        };
+        self.seen.iter().filter_map(shards).collect()
+    }
+
+    /// With so many shards to which nothing was applied.
+    fn of(shards: u16, kind: Kind) -> Self {
+        let lanes = (0..shards).map(|shard| (ShardId(shard), LaneRow::default())).collect();
+        let mut scripted = Self::begin(Stored { lanes, ..Stored::default() }, Page::default(), None);
+        scripted.kind = kind;
+        scripted.pass(1);
+        scripted
+    }
+}
+
+/// What keeps conditional entries waiting would wait itself for one that has gone to the node and is not done.
+#[test]
+fn a_conditional_entry_that_did_not_get_through_goes_again_whatever_is_to_wait() {
+    let mut scripted = Scripted::of(1, Kind::Edit);
+    scripted.tell(|core, env| core.handle_committed(env, SHARD, 1));
+    scripted.tell(|core, env| core.handle_answered(env, 1, Answer::NotSent));
+    assert_eq!(scripted.core.standing(SHARD).map(|s| (s.conditional, s.applied)), Some((1, 0)));
+    let until = scripted.now.plus(Duration::from_secs(600));
+    scripted.tell(|core, env| core.handle_stop(env, SHARD, Some((Stop::Conditional, until))));
+    scripted.pass(2);
+    assert_eq!(scripted.sent(), [[0], [0]]);
+    // One that never went waits.
+    let mut scripted = Scripted::of(1, Kind::Edit);
+    let until = scripted.now.plus(Duration::from_secs(600));
+    scripted.tell(|core, env| core.handle_stop(env, SHARD, Some((Stop::Conditional, until))));
+    scripted.tell(|core, env| core.handle_committed(env, SHARD, 1));
+    scripted.pass(2);
+    assert!(scripted.sent().is_empty());
+}
+
+#[test]
+fn a_shard_that_is_to_wait_keeps_no_other_waiting_after_a_failure() {
+    let mut scripted = Scripted::of(3, Kind::Set { skip_creation: false });
+    let [one, two, other] = [0, 1, 2].map(ShardId);
+    scripted.core.config.gather = Duration::from_millis(5);
+    scripted.tell(|core, env| core.handle_committed(env, one, 1));
+    scripted.tell(|core, env| core.handle_committed(env, two, 1));
+    scripted.pass(1);
+    assert_eq!(scripted.sent(), [[0, 1]]);
+    let full = Answer::Refused(Flaw::new("no_space_left_on_device", "full"));
+    scripted.tell(|core, env| core.handle_answered(env, 1, full));
+    scripted.tell(|core, env| core.handle_unmade(env, one));
+    let copied = Copied { compare_at: Some(0), ..Copied::default() };
+    scripted.tell(|core, env| core.handle_copied(env, one, copied));
+    scripted.tell(|core, env| core.handle_shard_gone(env, two));
+    scripted.tell(|core, env| core.handle_committed(env, other, 1));
+    scripted.pass(2);
+    assert_eq!(scripted.sent(), [vec![0, 1], vec![2]], "the first waits to be compared");
 }
 
 #[test]

@@ -130,6 +130,13 @@ impl Source {
         self.reads.remove(&token)
     }
 
+    /// The read of a learner that knows of none is over, if there is one.
+    pub fn end_of(&mut self, learner: &MemberId, key: &JournalKey) -> Option<Read> {
+        let same = |(_, read): &(&u64, &Read)| read.key == *key && read.learner == *learner;
+        let token = self.reads.iter().find(same).map(|(token, _)| *token)?;
+        self.reads.remove(&token)
+    }
+
     /// Reads of which nothing was heard for too long are over.
     pub fn expire(&mut self, now: Instant) -> Vec<Read> {
         let idle = self.config.idle;

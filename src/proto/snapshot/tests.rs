@@ -373,6 +373,10 @@ fn a_source_forgets_who_is_not_heard_of_and_gives_nothing_of_use_no_more() {
     let (again, before) = source.begin(start, key(), member("a"), 12, false);
     assert!(before.is_some_and(|read| read.at == 9) && again != token && !source.is_held(&key()));
     assert_eq!(source.judge(token, Some(&standing)), Use::Never);
+    let (held, _) = source.begin(start, key(), member("b"), 12, true);
+    assert!(source.is_held(&key()) && source.end_of(&member("b"), &key()).is_some(), "it was never told of");
+    assert!(!source.is_held(&key()) && source.end_of(&member("b"), &key()).is_none());
+    assert_eq!(source.judge(held, Some(&standing)), Use::Never);
     let later = start.plus(Duration::from_secs(1));
     assert_eq!(source.next_wake(), Some(later));
     assert!(source.expire(start).is_empty());

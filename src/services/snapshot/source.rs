@@ -30,6 +30,8 @@ const IDS_MAX_BYTES: usize = 8 << 20;
 const FAILED_MAX: usize = 4_096;
 /// How long it may take until a copy is known to be sound.
 const SOUND: Duration = Duration::from_secs(3);
+/// How long it may take until a conditional entry that is with the node has ended, while no other follows.
+const ENDED: Duration = Duration::from_secs(20);
 /// Between two looks whether a shard has come to rest.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -140,21 +142,47 @@ impl SnapshotHandle {
             Some(until) => common.apply.stop(&key, Some((Stop::Conditional, until))).await,
             None => common.apply.standing(&key).await,
         };
-        let Some(standing) = standing else { return no("it does not hold the shard") };
-        if standing.rebuild {
-            return no("its own copy must be made anew");
+        let begun = self.begin_held(from, &key, standing, until.is_some()).await;
+        if !matches!(begun.reply, Reply::Snapshot(SnapshotSaid::Begun(..))) {
+            // The learner knows of no read, so nothing is to wait for it.
+            let read = self.common.reads().end_of(from, &key);
+            if read.is_some() {
+                self.common.journals.release(&key, from);
+            }
+            if until.is_some() {
+                self.let_go(&key).await;
+            }
         }
-        let Some(seq) = Source::position(&standing) else { return said(SnapshotSaid::Later) };
+        begun
+    }
+
+    /// A read begins, while conditional entries wait if they are to.
+    async fn begin_held(&self, from: &MemberId, key: &JournalKey, standing: Option<Standing>, holds: bool) -> Answer {
+        let (common, end) = (&self.common, Clock::now() + ENDED);
+        let mut standing = standing;
+        let seq = loop {
+            let Some(now) = standing else { return no("it does not hold the shard") };
+            if now.rebuild {
+                return no("its own copy must be made anew");
+            }
+            match Source::position(&now) {
+                Some(seq) => break seq,
+                // One is with the node, and comes to its end.
+                None if holds && now.sound && Clock::now() < end => tokio::time::sleep(LOOK).await,
+                None => return said(SnapshotSaid::Later),
+            }
+            standing = common.apply.standing(key).await;
+        };
         // What comes behind is kept before anything is read.
-        common.journals.hold(&key, from, seq, Clock::now() + common.config.source.idle);
-        let at = match common.journals.position(&key, seq).await {
+        common.journals.hold(key, from, seq, Clock::now() + common.config.source.idle);
+        let at = match common.journals.position(key, seq).await {
             Ok(Some(at)) => at,
             Ok(None) if seq == 0 => Position::default(),
             Ok(None) | Err(_) => return said(SnapshotSaid::Later),
         };
-        let (token, _) = common.reads().begin(now(), key.clone(), from.clone(), seq, until.is_some());
-        let ids = node::ids(&common.local, &key).await;
-        match (self.judge(token, &key).await, ids) {
+        let (token, _) = common.reads().begin(now(), key.clone(), from.clone(), seq, holds);
+        let ids = node::ids(&common.local, key).await;
+        match (self.judge(token, key).await, ids) {
             (Use::Yes, Some(ids)) => match serde_json::to_vec(&ids) {
                 Ok(body) => Answer { reply: Reply::Snapshot(SnapshotSaid::Begun(token, at)), body: body.into() },
                 Err(error) => no(&error.to_string()),
