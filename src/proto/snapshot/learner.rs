@@ -463,6 +463,11 @@ impl Learner {
         self.phase == Phase::Done
     }
 
+    /// It has nothing under way, and nothing to do before then: somebody else may have its turn.
+    pub fn rests(&self) -> Option<Instant> {
+        self.wait.filter(|_| self.phase == Phase::Choose && self.open == 0 && self.effects.is_empty())
+    }
+
     /// The read that is kept up, and behind which entry the own journal is needed.
     pub fn reads(&self) -> Option<(&MemberId, u64, u64)> {
         let begun = matches!(self.phase, Phase::Copy | Phase::Settle | Phase::Seal | Phase::Compare);

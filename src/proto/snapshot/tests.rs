@@ -345,6 +345,7 @@ fn nothing_is_deleted_before_somebody_can_give_it() {
             }
             Some(other) => panic!("{other:?}"),
             None => {
+                assert!(learner.rests().is_some_and(|until| Some(until) == learner.next_wake() && until > now));
                 now = now.plus(Duration::from_secs(60));
                 learner.handle_tick(&mut Env { now, rng: &mut rng });
             }
