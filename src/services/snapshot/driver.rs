@@ -35,7 +35,7 @@ pub struct Config {
     pub source: source::Config,
     /// Copies that are made at a time.
     pub at_once: usize,
-    /// How long entries may wait while two copies are compared.
+    /// How long documents may be read so that two copies are compared, while entries wait.
     pub settle: Duration,
     /// Of shards with more documents only the ids are compared: what they say would have to be read while entries wait.
     pub compared: usize,

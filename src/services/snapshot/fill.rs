@@ -29,8 +29,8 @@ use crate::store::journal::Listed;
 use crate::types::{JournalKey, MemberId, Position, ShardCopy, ShardState, TraceId};
 use crate::wire::verbs::{NodeQuestion, Reply, Request, SnapshotAct, SnapshotOf, SnapshotSaid};
 
-/// How long a source may take for one answer: all ids of a shard are one.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a source may take for one answer: all ids of a shard are one, and the shard may have to come to rest for another.
+const PATIENCE: Duration = Duration::from_secs(150);
 /// How long what is taken may take to be durable.
 const DURABLE: Duration = Duration::from_secs(10);
 /// Between two looks at something that changes by itself.

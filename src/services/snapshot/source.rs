@@ -16,7 +16,7 @@ use super::node;
 use crate::net::Answer;
 use crate::proto::apply::{Flaw, Standing, Stop};
 use crate::proto::journal::Stands;
-use crate::proto::snapshot::source::Use;
+use crate::proto::snapshot::source::{Patience, Use};
 use crate::proto::snapshot::{Source, Sum};
 use crate::services::ledger::now;
 use crate::types::{JournalKey, MemberId, Position, TaskPart};
@@ -238,7 +238,13 @@ impl SnapshotHandle {
         if self.common.reads().is_held(key) {
             return said(SnapshotSaid::Later);
         }
-        let sum = self.settled(key).await;
+        let patience = self.common.reads().settles(now(), key, from);
+        let span = match patience {
+            Patience::For(span) => span,
+            Patience::None => return no("the shard does not come to rest"),
+            Patience::Unknown => return no("no such read"),
+        };
+        let sum = self.settled(key, span).await;
         self.common.apply.stop(key, None).await;
         match sum {
             Ok(Some(sum)) => json(&sum),
@@ -247,8 +253,9 @@ impl SnapshotHandle {
         }
     }
 
-    async fn settled(&self, key: &JournalKey) -> Result<Option<Sum>, &'static str> {
-        let (common, span) = (&self.common, self.common.config.settle);
+    async fn settled(&self, key: &JournalKey, span: Duration) -> Result<Option<Sum>, &'static str> {
+        let common = &self.common;
+        // Ids are read while it rests, too.
         let mut standing = common.apply.stop(key, Some((Stop::Here, now().plus(span * 3)))).await;
         let end = Clock::now() + span;
         let at = loop {
@@ -262,7 +269,7 @@ impl SnapshotHandle {
             tokio::time::sleep(LOOK).await;
             standing = common.apply.standing(key).await;
         };
-        let sum = node::sum(&common.local, key, at, common.config.compared, Clock::now() + span).await;
+        let sum = node::sum(&common.local, key, at, common.config.compared, Clock::now() + common.config.settle).await;
         // If it went on meanwhile, nobody knows after which entry that was.
         let standing = common.apply.standing(key).await;
         let still = standing.is_some_and(|s| s.sound && s.quiet && s.stopped && s.applied == at);

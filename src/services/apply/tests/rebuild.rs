@@ -19,6 +19,7 @@ pub(super) fn config() -> snapshot::Config {
         },
         source: source::Config {
             hold: Duration::from_secs(2),
+            settle: Duration::from_millis(800),
             idle: Duration::from_secs(3),
             ..source::Config::default()
         },
