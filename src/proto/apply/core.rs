@@ -474,8 +474,9 @@ impl Applier {
 
     fn press(&mut self) {
         let behind = |lane: &Lane| lane.committed.saturating_sub(lane.row.applied);
-        // What waits for a copy that is being made waits in the journal alone.
-        let goes_on = |lane: &&Lane| lane.row.need != Need::Rebuild && !lane.row.unchecked;
+        // What waits for a copy that is being made waits in the journal alone. What others lead their nodes take, and of that, too, no
+        // more is in memory than some heads of each shard.
+        let goes_on = |lane: &&Lane| lane.primary && lane.row.need != Need::Rebuild && !lane.row.unchecked;
         // Nor does what waits for a node that is down: others lead its shards, and it applies all when it is back.
         let behind = match self.look.up {
             true => self.lanes.values().filter(goes_on).map(behind).fold(0, u64::saturating_add),

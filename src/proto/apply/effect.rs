@@ -44,7 +44,7 @@ pub struct Config {
     pub retry_min: Duration,
     /// The longest such pause.
     pub retry_max: Duration,
-    /// So many committed entries not applied are too many: see [`Effect::Pressure`].
+    /// So many committed entries not applied, of shards that this member leads, are too many: see [`Effect::Pressure`].
     pub behind: u64,
 }
 
@@ -423,6 +423,6 @@ pub enum Effect {
     },
     /// Whether what the node has is what was noted. While it is not, the index is not served.
     Trusted(bool),
-    /// Whether more waits than should; while it does, writes of the index are refused.
+    /// Whether more waits than should of the shards that this member leads; while it does, writes of the index are refused.
     Pressure(bool),
 }

@@ -231,6 +231,23 @@ fn a_conditional_entry_that_did_not_get_through_goes_again_whatever_is_to_wait()
 }
 
 #[test]
+fn only_what_waits_of_shards_that_the_member_leads_has_writes_refused() {
+    let mut scripted = Scripted::of(2, Kind::Set { skip_creation: false });
+    let (own, followed) = (ShardId(0), ShardId(1));
+    scripted.core.config.behind = 5;
+    scripted.tell(|core, env| core.handle_reign(env, own, true));
+    scripted.tell(|core, env| core.handle_committed(env, followed, 50));
+    scripted.tell(|core, env| core.handle_committed(env, own, 5));
+    assert!(!scripted.saw(&Effect::Pressure(true)), "its node may be the only one that takes nothing");
+    scripted.tell(|core, env| core.handle_committed(env, own, 6));
+    assert!(scripted.saw(&Effect::Pressure(true)));
+    scripted.tell(|core, env| core.handle_reign(env, own, false));
+    assert!(scripted.saw(&Effect::Pressure(false)), "somebody else leads it now");
+    scripted.tell(|core, env| core.handle_reign(env, followed, true));
+    assert_eq!(scripted.seen.last(), Some(&Effect::Pressure(true)));
+}
+
+#[test]
 fn a_shard_that_is_to_wait_keeps_no_other_waiting_after_a_failure() {
     let mut scripted = Scripted::of(3, Kind::Set { skip_creation: false });
     let [one, two, other] = [0, 1, 2].map(ShardId);
