@@ -106,11 +106,11 @@ impl Applier {
         let Copied { applied, by, failed, compare_at } = copied;
         self.notes.strip(shard);
         let made = by.map_or(0, |task| self.notes.add(Note::anchor(task)));
-        let primary = self.lanes.get(&shard).is_some_and(|lane| lane.primary);
+        let (primary, alone) = self.lanes.get(&shard).map_or((false, false), |lane| (lane.primary, lane.alone));
         let committed = self.lanes.get(&shard).map_or(applied, |lane| lane.committed.max(applied));
         let unchecked = compare_at.is_some();
         let row = LaneRow { applied, base: applied, made, unchecked, ..LaneRow::default() };
-        let mut lane = Lane { primary, committed, ..Lane::of(row) };
+        let mut lane = Lane { primary, alone, committed, ..Lane::of(row) };
         if let Some(seq) = compare_at {
             lane.stop_behind(seq);
         }
@@ -200,6 +200,14 @@ impl Applier {
         self.run(env);
     }
 
+    /// Whether no other copy of the shard is in sync, so that this one can't be made anew.
+    pub fn handle_alone(&mut self, env: &mut Env, shard: ShardId, alone: bool) {
+        if let Some(lane) = self.lanes.get_mut(&shard) {
+            lane.alone = alone;
+        }
+        self.run(env);
+    }
+
     /// What [`Effect::Load`] asked for, in order; none if the journal begins later.
     pub fn handle_heads(&mut self, env: &mut Env, shard: ShardId, ticket: u64, heads: Vec<Head>) {
         if self.lanes.get_mut(&shard).is_some_and(|lane| !lane.take_heads(heads, ticket)) {
@@ -249,6 +257,9 @@ impl Applier {
     pub(super) fn has_task(&mut self, id: u64, task: TaskRef) {
         self.look.saw(task.uid);
         self.notes.set(id, State::Task(task));
+        if self.look.doubted.remove(&id) {
+            self.may_be_done_twice(id);
+        }
         let spans = self.notes.get(id).map(|note| note.spans.clone()).unwrap_or_default();
         for span in spans {
             // It was meant for the copy before, and comes behind what made this one.
@@ -262,6 +273,7 @@ impl Applier {
     pub fn handle_node(&mut self, env: &mut Env, up: bool) {
         self.look.up = up;
         self.look.reading = None;
+        self.doubt_edits();
         if up {
             self.look.doubt = true;
             self.trust(false);
@@ -340,6 +352,7 @@ impl Applier {
     /// A request did not reach the queue: what it carried is to be sent again.
     pub(super) fn unsend(&mut self, id: u64) -> Option<Note> {
         let note = self.notes.remove(id)?;
+        self.look.doubted.remove(&id);
         for span in &note.spans {
             if let Some(lane) = self.lanes.get_mut(&span.shard) {
                 lane.next = lane.next.min(span.first).max(lane.row.applied + 1);

@@ -274,6 +274,8 @@ pub struct Listed {
     pub tag: Tag,
     /// How it stands.
     pub status: Status,
+    /// When the node began with it, in nanoseconds since 1970, if it says so: a node that dies at work begins anew.
+    pub began: Option<i64>,
     /// `deletedDocuments` or `editedDocuments` of its details.
     pub count: Option<u64>,
 }
@@ -387,6 +389,14 @@ pub enum Effect {
     /// The entry failed here: its primary is to be asked for its verdict, for [`super::Applier::handle_verdict`]. Asked again
     /// until it comes.
     AskVerdict {
+        /// Of which shard.
+        shard: ShardId,
+        /// Which entry.
+        seq: u64,
+    },
+    /// The node may have done this entry twice, and there is no other copy of the shard from which this one could be made anew: for
+    /// the log.
+    Doubtful {
         /// Of which shard.
         shard: ShardId,
         /// Which entry.

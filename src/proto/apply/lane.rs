@@ -80,6 +80,8 @@ pub(super) struct Lane {
     /// Heads that are being read.
     pub(super) loading: Option<Loading>,
     pub(super) primary: bool,
+    /// No other copy of the shard is in sync.
+    pub(super) alone: bool,
     pub(super) hold: Option<Hold>,
     /// How often its next entry has failed by itself.
     pub(super) attempts: u32,

@@ -34,6 +34,8 @@ pub struct Faults {
     /// The node restarts, at each of its batches; of these, `put_back` go back to an earlier time.
     pub restart: u32,
     pub put_back: u32,
+    /// Of restarts: the node dies when it has done a batch and not noted it.
+    pub repeat: u32,
     /// Nobody tells of a restart.
     pub unseen: u32,
     /// The node's own trouble, at each batch.

@@ -25,6 +25,7 @@ const KIND: Faults = Faults {
     crash: 0,
     restart: 0,
     put_back: 0,
+    repeat: 0,
     unseen: 0,
     trouble: 0,
     cancel: 0,
@@ -92,6 +93,12 @@ fn a_node_that_was_put_back_is_brought_up_again() {
 }
 
 #[test]
+fn what_a_node_does_again_after_it_died_is_done_once() {
+    let counts = run(60, |seed| Faults { restart: 150, repeat: 900, lost: 20, crash: seed as u32 % 2 * 4, ..KIND });
+    assert_seen(counts, &[("repeated", 10), ("rebuilt", 20)]);
+}
+
+#[test]
 fn an_operator_at_the_node_does_no_harm() {
     let counts = run(40, |_| Faults { cancel: 40, prune: 40, lost: 20, crash: 4, ..KIND });
     assert_seen(counts, &[("canceled", 50), ("pruned", 50), ("probes", 10)]);
@@ -111,6 +118,7 @@ fn everything_at_once_is_survived() {
         crash: 5,
         restart: 20,
         put_back: 200,
+        repeat: 100,
         unseen: 100,
         trouble: 20,
         cancel: 10,
@@ -140,7 +148,7 @@ fn task(uid: u32, stamp: &str) -> TaskRef {
 
 fn listed(uid: u32, stamp: &str) -> Listed {
     let (task, tag) = (task(uid, stamp), Tag::None);
-    Listed { task, batch: Some(uid), group: Group::Addition, tag, status: Status::Succeeded, count: None }
+    Listed { task, batch: Some(uid), group: Group::Addition, tag, status: Status::Succeeded, began: None, count: None }
 }
 
 fn done(seq: u64, kind: Kind, task: TaskRef) -> Note {
@@ -301,6 +309,40 @@ fn a_node_with_nothing_to_do_is_given_what_comes_within_a_moment_in_one_request(
     scripted.now = scripted.now.plus(Duration::from_millis(5));
     scripted.tell(Applier::handle_tick);
     assert_eq!(sent(&scripted), [2]);
+}
+
+/// An edit is under way; then the node says `began` of it twice, or is told to come again, and then that it is done.
+fn edited(alone: bool, began: [i64; 2], comes: bool) -> Vec<Effect> {
+    let mut scripted = Scripted::of(1, Kind::Edit);
+    scripted.tell(|core, env| core.handle_alone(env, SHARD, alone));
+    scripted.tell(|core, env| core.handle_committed(env, SHARD, 1));
+    scripted.tell(|core, env| core.handle_answered(env, 1, Answer::Taken(task(7, "a"))));
+    let now = |status, began| {
+        let listed = Listed { group: Group::Edition, tag: Tag::Note(1), status, began: Some(began), ..listed(7, "a") };
+        Page { tasks: vec![listed], newest: Some(7), next: None }
+    };
+    scripted.page = now(Status::Waiting, began[0]);
+    scripted.pass(1);
+    if comes {
+        scripted.tell(|core, env| core.handle_node(env, true));
+    }
+    scripted.page = now(Status::Succeeded, began[1]);
+    scripted.pass(1);
+    assert_eq!(scripted.core.standing(SHARD).map(|s| s.idle), Some(true));
+    scripted.seen
+}
+
+#[test]
+fn an_edit_that_may_have_been_done_twice_leads_to_a_new_copy_where_there_is_another() {
+    let (rebuild, doubtful) = (Effect::Rebuild { shard: SHARD }, Effect::Doubtful { shard: SHARD, seq: 1 });
+    let applied = Effect::Applied { shard: SHARD, to: 1 };
+    for (began, comes, twice) in [([5, 5], false, false), ([5, 6], false, true), ([5, 5], true, true)] {
+        let seen = edited(false, began, comes);
+        assert_eq!((seen.contains(&rebuild), seen.contains(&doubtful)), (twice, false), "{began:?} {comes}");
+        let seen = edited(true, began, comes);
+        assert_eq!((seen.contains(&rebuild), seen.contains(&doubtful)), (false, twice), "{began:?} {comes}");
+        assert!(seen.contains(&applied), "it must go on");
+    }
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(super) struct Level {
     pub(super) learner: bool,
     /// This process orders its writes.
     pub(super) primary: bool,
+    /// No other copy is in sync.
+    pub(super) alone: bool,
     /// Up to here entries are known to be committed.
     pub(super) committed: u64,
 }

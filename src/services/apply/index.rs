@@ -211,6 +211,9 @@ impl Task {
             if before.is_none_or(|before| before.primary != level.primary) {
                 self.call(|core, env| core.handle_reign(env, shard, level.primary));
             }
+            if before.is_none_or(|before| before.alone != level.alone) {
+                self.call(|core, env| core.handle_alone(env, shard, level.alone));
+            }
             self.is_committed(shard, level.committed.max(stored.map_or(0, |(_, commit)| *commit)));
         }
         let node = (levels.up, levels.starts) != (self.levels.up, self.levels.starts);

@@ -112,6 +112,7 @@ impl World {
                 self.count("asked");
                 self.at(when, Event::Verdict { shard, seq, asked: Some(process) });
             }
+            Effect::Doubtful { .. } => self.count("doubtful"),
             Effect::Mismatch { shard, seq } => {
                 let entry = self.journal.entry(shard, seq);
                 let here = matches!(entry.bad, Bad::No | Bad::Poison(_));
@@ -252,6 +253,7 @@ impl World {
 
     fn restart_node(&mut self) {
         self.count("restarts");
+        let repeats = self.chance(self.faults.repeat) && self.node.dies_done(self.now);
         self.node.life += 1;
         self.node.working = false;
         let back = self.chance(self.faults.put_back) && self.node.put_back();
@@ -270,7 +272,10 @@ impl World {
             self.wake_node();
         }
         let process = self.processes;
-        if !self.chance(self.faults.unseen) {
+        if repeats {
+            self.count("repeated");
+            self.input(|core, env| core.handle_node(env, true));
+        } else if !self.chance(self.faults.unseen) {
             let when = self.rng.u64(100..50_000);
             self.at(when, Event::Up { process });
         }
