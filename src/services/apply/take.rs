@@ -22,6 +22,7 @@ use crate::proto::apply::{self, Status, TaskRef};
 use crate::proto::document::{Format, IdList, Payload, strip_shard_into};
 use crate::proto::journal::{Entry, Kind};
 use crate::services::local::{Local, Work};
+use crate::store::StoreError;
 use crate::types::{JournalKey, PhysicalIndex, TraceId};
 use crate::wire::verbs::{DocumentsOf, Refusal, Reply, Request};
 
@@ -137,7 +138,14 @@ impl ApplyHandle {
     /// [`Refusal`].
     pub async fn documents(&self, of: &DocumentsOf) -> Result<Answer, Refusal> {
         let key = JournalKey { index: of.index.clone(), shard: of.shard };
-        match self.documents_of(&key, of).await.map_err(|error| Refusal::Other(error.to_string()))? {
+        let found = match self.documents_of(&key, of).await {
+            Err(StoreError::Damaged { journal, reason }) => {
+                self.journals.repair(&journal, reason).await;
+                Tried::Later
+            }
+            found => found.map_err(|error| Refusal::Other(error.to_string()))?,
+        };
+        match found {
             Tried::Done((body, missing)) => Ok(Answer { reply: Reply::Documents(missing), body }),
             Tried::Later => Ok(Answer::of(Reply::NoDocuments(true))),
             Tried::Never => Ok(Answer::of(Reply::NoDocuments(false))),
@@ -148,7 +156,7 @@ impl ApplyHandle {
         &self,
         key: &JournalKey,
         of: &DocumentsOf,
-    ) -> Result<Tried<(Bytes, Vec<String>)>, crate::store::StoreError> {
+    ) -> Result<Tried<(Bytes, Vec<String>)>, StoreError> {
         if !self.is_primary(key) {
             return Ok(Tried::Later);
         }
@@ -186,7 +194,7 @@ impl ApplyHandle {
     }
 
     /// Whether the entry is applied, and nothing behind the first that can't be done again.
-    async fn is_repeatable(&self, key: &JournalKey, of: &DocumentsOf) -> Result<Tried<()>, crate::store::StoreError> {
+    async fn is_repeatable(&self, key: &JournalKey, of: &DocumentsOf) -> Result<Tried<()>, StoreError> {
         let Some(lane) = self.store.lane(key).await? else { return Ok(Tried::Later) };
         Ok(if lane.conditional > of.first {
             Tried::Never

@@ -247,7 +247,13 @@ impl ApplyHandle {
                 continue;
             }
             let key = JournalKey { index: of.index.clone(), shard: *shard };
-            let failed = self.store.failed(&key, *from, to, left).await.map_err(store_failed)?;
+            let failed = match self.store.failed(&key, *from, to, left).await {
+                Err(StoreError::Damaged { reason, .. }) => {
+                    self.journals.repair(&key, reason).await;
+                    continue;
+                }
+                failed => failed.map_err(store_failed)?,
+            };
             left -= failed.len();
             if left == 0 {
                 to = failed.last().map_or(to, |(seq, _)| *seq);
