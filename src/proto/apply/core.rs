@@ -108,6 +108,7 @@ impl Applier {
         let made = by.map_or(0, |task| self.notes.add(Note::anchor(task)));
         let (primary, alone) = self.lanes.get(&shard).map_or((false, false), |lane| (lane.primary, lane.alone));
         let committed = self.lanes.get(&shard).map_or(applied, |lane| lane.committed.max(applied));
+        let spoiled = self.lanes.get(&shard).is_some_and(|lane| lane.spoiled);
         let unchecked = compare_at.is_some();
         let row = LaneRow { applied, base: applied, made, unchecked, ..LaneRow::default() };
         let mut lane = Lane { primary, alone, committed, ..Lane::of(row) };
@@ -120,6 +121,9 @@ impl Applier {
         self.forget_taking(shard);
         // What is under way of the old copy must have ended before the new one gets entries.
         self.drain = true;
+        if spoiled {
+            self.rebuild(shard);
+        }
         self.run(env);
     }
 

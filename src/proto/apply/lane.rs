@@ -85,6 +85,8 @@ pub(super) struct Lane {
     pub(super) hold: Option<Hold>,
     /// How often its next entry has failed by itself.
     pub(super) attempts: u32,
+    /// A request that was given up came to the node while the copy is made anew: it may have come behind what makes the copy.
+    pub(super) spoiled: bool,
     /// That it must be made anew has been said.
     pub(super) said: bool,
     /// Somebody has asked that it waits.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::core::Applier;
-use super::effect::{Effect, Listed, Page, Probed, Status, Tag};
+use super::effect::{Effect, Listed, Need, Page, Probed, Status, Tag};
 use super::notes::{Explained, Missing, Note, Span, State, TaskRef};
 use super::verdict::Flaw;
 use crate::proto::env::{Env, Instant};
@@ -360,6 +360,9 @@ impl Applier {
     fn came_late(&mut self, id: u64, task: &TaskRef) {
         self.look.saw(task.uid);
         for span in self.notes.came_late(id, task.clone()) {
+            if let Some(lane) = self.lanes.get_mut(&span.shard) {
+                lane.spoiled |= lane.row.need == Need::Rebuild;
+            }
             let row = self.lanes.get(&span.shard).map(|lane| &lane.row);
             if row.is_some_and(|row| row.conditional >= span.first || row.made > id) {
                 self.rebuild(span.shard);

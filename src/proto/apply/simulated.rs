@@ -89,6 +89,9 @@ pub struct World {
     comes_late: bool,
     /// The node was put back and the process does not know it.
     deceived: bool,
+    /// When that was, and when the last look at the node's tasks began.
+    put_back: Instant,
+    looked: Instant,
     /// What is served may be served.
     trusted: bool,
     queue: BTreeMap<(Instant, u64), Event>,
@@ -135,6 +138,8 @@ impl World {
             asking: BTreeSet::new(),
             comes_late: faults.late > 0,
             deceived: false,
+            put_back: Instant(0),
+            looked: Instant(0),
             trusted: false,
             queue: BTreeMap::new(),
             events: 0,

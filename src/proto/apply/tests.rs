@@ -106,7 +106,7 @@ fn an_operator_at_the_node_does_no_harm() {
 
 #[test]
 fn what_comes_after_it_was_given_up_is_set_right() {
-    let counts = run(60, |_| Faults { late: 20, lost: 20, crash: 2, ..KIND });
+    let counts = run(90, |_| Faults { late: 20, lost: 20, crash: 2, ..KIND });
     assert_seen(counts, &[("unapplied", 10), ("rebuilt", 10)]);
 }
 
@@ -342,6 +342,30 @@ fn an_edit_that_may_have_been_done_twice_leads_to_a_new_copy_where_there_is_anot
         let seen = edited(true, began, comes);
         assert_eq!((seen.contains(&rebuild), seen.contains(&doubtful)), (false, twice), "{began:?} {comes}");
         assert!(seen.contains(&applied), "it must go on");
+    }
+}
+
+/// It may have come between the documents of the copy, or behind them.
+#[test]
+fn a_copy_into_which_a_request_came_that_was_given_up_is_made_once_more() {
+    for comes in [false, true] {
+        let mut scripted = Scripted::of(1, Kind::Clear);
+        scripted.tell(|core, env| core.handle_committed(env, SHARD, 1));
+        scripted.tell(|core, env| core.handle_answered(env, 1, Answer::Unknown));
+        scripted.pass(8);
+        scripted.tell(|core, env| core.handle_answered(env, 2, Answer::NotSent));
+        scripted.tell(|core, env| core.handle_unmade(env, SHARD));
+        scripted.pass(1);
+        assert!(scripted.saw(&Effect::Rebuild { shard: SHARD }));
+        let copy = Listed { tag: Tag::Other, ..listed(4, "c") };
+        let late = Listed { group: Group::Deletion, tag: Tag::Note(1), ..listed(5, "b") };
+        let tasks = if comes { vec![late, copy] } else { vec![copy] };
+        scripted.page = Page { newest: tasks.first().map(|listed| listed.task.uid), tasks, next: None };
+        scripted.pass(10);
+        scripted.seen.clear();
+        scripted.tell(|core, env| core.handle_shard(env, SHARD, 1, Some(task(4, "c"))));
+        scripted.pass(10);
+        assert_eq!(scripted.saw(&Effect::Rebuild { shard: SHARD }), comes);
     }
 }
 

@@ -89,6 +89,9 @@ impl World {
             Effect::Persist(_) => {}
             Effect::Enqueue(request) => self.send(request),
             Effect::List { ticket, from, limit } => {
+                if from.is_none() {
+                    self.looked = self.now;
+                }
                 let page = (!self.chance(self.faults.unread)).then(|| self.node.list(from, limit));
                 self.at(soon, Event::Page { process, ticket, page });
             }
@@ -124,7 +127,8 @@ impl World {
             Effect::Trouble { .. } => self.count("troubles"),
             Effect::Trusted(trusted) => {
                 self.trusted = trusted;
-                self.deceived &= !trusted;
+                // A look that began before says nothing.
+                self.deceived &= !trusted || self.looked <= self.put_back;
             }
             Effect::Pressure(_) => self.count("pressure"),
         }
@@ -259,7 +263,7 @@ impl World {
         let back = self.chance(self.faults.put_back) && self.node.put_back();
         if back {
             self.count("put back");
-            self.deceived = true;
+            (self.deceived, self.put_back) = (true, self.now);
             for _ in 0..self.rng.usize(0..6) {
                 if self.rng.bool() {
                     self.node.other();
