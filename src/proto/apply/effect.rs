@@ -182,13 +182,16 @@ pub struct Rows {
     pub next_note: u64,
     /// Entries whose verdict is that they failed, and why; kept as long as the journal keeps entries.
     pub failed: BTreeMap<(ShardId, u64), Flaw>,
+    /// Entries of which that is not so any more; none is in both.
+    pub unfailed: BTreeSet<(ShardId, u64)>,
     /// How many documents entries have changed, by the node's count; of entries that went as one, it stands with the first.
     pub counted: BTreeMap<(ShardId, u64), u64>,
 }
 
 impl Rows {
     pub(super) fn is_empty(&self) -> bool {
-        self.lanes.is_empty() && self.notes.is_empty() && self.failed.is_empty() && self.counted.is_empty()
+        let outcomes = self.failed.is_empty() && self.unfailed.is_empty() && self.counted.is_empty();
+        self.lanes.is_empty() && self.notes.is_empty() && outcomes
     }
 }
 

@@ -58,6 +58,9 @@ impl Applier {
     pub fn handle_applied_elsewhere(&mut self, env: &mut Env, shard: ShardId, seq: u64) {
         let here = self.lanes.get(&shard).map(|lane| &lane.row);
         if here.is_some_and(|row| row.need != Need::Rebuild && seq > row.base && seq <= row.applied) {
+            // Or it would be passed over if the node had to do it again, and told to have failed.
+            self.rows.failed.remove(&(shard, seq));
+            self.rows.unfailed.insert((shard, seq));
             self.differs(shard, seq);
         }
         self.run(env);

@@ -239,6 +239,17 @@ fn a_conditional_entry_that_did_not_get_through_goes_again_whatever_is_to_wait()
 }
 
 #[test]
+fn an_entry_that_another_primary_has_applied_has_not_failed_any_more() {
+    let row = LaneRow { applied: 3, ..LaneRow::default() };
+    let mut scripted =
+        Scripted::begin(Stored { lanes: [(SHARD, row)].into(), ..Stored::default() }, Page::default(), None);
+    scripted.tell(|core, env| core.handle_applied_elsewhere(env, SHARD, 2));
+    assert!(scripted.saw(&Effect::Mismatch { shard: SHARD, seq: 2 }));
+    let unfailed = |effect: &Effect| matches!(effect, Effect::Persist(rows) if rows.unfailed.contains(&(SHARD, 2)));
+    assert!(scripted.seen.iter().any(unfailed), "it would be passed over when it is done again");
+}
+
+#[test]
 fn only_what_waits_of_shards_that_the_member_leads_has_writes_refused() {
     let mut scripted = Scripted::of(2, Kind::Set { skip_creation: false });
     let (own, followed) = (ShardId(0), ShardId(1));

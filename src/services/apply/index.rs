@@ -453,6 +453,9 @@ fn merge(rows: &mut Rows, more: Rows) {
     rows.lanes.extend(more.lanes);
     rows.notes.extend(more.notes);
     rows.next_note = rows.next_note.max(more.next_note);
+    rows.failed.retain(|of, _| !more.unfailed.contains(of));
+    rows.unfailed.retain(|of| !more.failed.contains_key(of));
     rows.failed.extend(more.failed);
+    rows.unfailed.extend(more.unfailed);
     rows.counted.extend(more.counted);
 }

@@ -462,6 +462,10 @@ fn write_counted(
 fn write_applier(tx: &Transaction<'_>, index: &PhysicalIndex, all: &ApplierRows, now: i64) -> Result<(), StoreError> {
     let ApplierRows { rows, checked, done } = all;
     let mut ids = Ids::of(index);
+    for (shard, seq) in &rows.unfailed {
+        let Some(id) = ids.get(tx, *shard)? else { continue };
+        tx.prepare_cached("DELETE FROM failed WHERE place = ?1")?.execute([place(id, *seq)?])?;
+    }
     for ((shard, seq), flaw) in &rows.failed {
         let Some(id) = ids.get(tx, *shard)? else { continue };
         let at = place(id, *seq)?;
@@ -679,6 +683,9 @@ mod tests {
         store.apply(vec![Apply { key: key(0), rows: floor, parts: Vec::new() }], 7).await.unwrap();
         assert_eq!(store.failed(&key(0), 1, 99, 9).await.unwrap(), [(5, flaw("b"))]);
         assert!(store.heads(&key(0), 3, 9, 9, usize::MAX).await.unwrap().is_empty());
+        let rows = Rows { unfailed: [(ShardId(0), 5)].into(), ..Rows::default() };
+        store.put_applier(&index(), ApplierRows { rows, ..ApplierRows::default() }, 79).await.unwrap();
+        assert!(store.failed(&key(0), 1, 99, 9).await.unwrap().is_empty());
         store.delete_index(&index()).await.unwrap();
         while store.purge().await.unwrap() {}
         let raw = Connection::open(dir.path().join("journal.sqlite")).unwrap();
