@@ -283,7 +283,7 @@ impl Driver {
             let copy = state.copy(&me.member).filter(|copy| copy.id == *me)?;
             let alone = state.in_sync.iter().all(|id| id == me);
             let (learner, primary) = (copy.is_learner(), state.is_led_by(me, start));
-            Some((shard, Level { learner, primary, alone, committed: 0 }))
+            Some((shard, Level { learner, primary, alone, epoch: state.epoch, committed: 0 }))
         });
         Held { version, shards: own.collect(), gone: record.shards.is_empty() }
     }

@@ -16,7 +16,7 @@ use super::head::{HEAD, Head as Journal};
 use super::row::{ENTRY, outline_of, place, seq_of};
 use crate::proto::apply::effect::{LaneRow, Need};
 use crate::proto::apply::{Flaw, Head, Note, Rows, Span, Stored};
-use crate::types::{JournalKey, PhysicalIndex, ShardId};
+use crate::types::{JournalKey, PhysicalIndex, Position, ShardId};
 
 const APPLIERS: &str = "SELECT physical FROM appliers UNION SELECT physical FROM lanes \
                         UNION SELECT physical FROM journals WHERE applied < last";
@@ -129,6 +129,16 @@ impl JournalStore {
     /// [`StoreError`].
     pub async fn lasts(&self, index: &PhysicalIndex) -> Result<BTreeMap<ShardId, u64>, StoreError> {
         self.each(index, |journal| journal.last.seq).await
+    }
+
+    /// Of each journal of an index behind which entry it begins, and its last one; those that are damaged say nothing.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn ends(&self, index: &PhysicalIndex) -> Result<BTreeMap<ShardId, (u64, Position)>, StoreError> {
+        self.each(index, |journal| (journal.floor.seq, journal.last)).await
     }
 
     async fn each<T: Send + 'static>(
@@ -565,7 +575,7 @@ mod tests {
     use crate::proto::apply::TaskRef;
     use crate::proto::apply::notes::State;
     use crate::proto::journal::{Body, Entry, Kind, Rows as JournalRows, Write};
-    use crate::types::{Epoch, Position, TaskPart, TaskUid};
+    use crate::types::{Epoch, TaskPart, TaskUid};
 
     const SET: Kind = Kind::Set { skip_creation: false };
 
