@@ -14,6 +14,8 @@ use super::env::Instant;
 /// What comes while a replica applies what it had is committed and told to be done without it: so often it takes that in, too,
 /// before it serves, each time in less time. More often a replica under load would never serve.
 const ROUNDS: u32 = 3;
+/// A replica that has not served for so long should not order writes, if another one serves.
+const UNFIT: Duration = Duration::from_secs(10);
 /// Positions of others that are remembered.
 const SAMPLES: usize = 64;
 
@@ -62,18 +64,35 @@ pub struct Serving {
     heard: Option<Instant>,
     /// Where the furthest replica was, and when; only what is not applied here yet.
     furthest: VecDeque<(Instant, u64)>,
+    /// Since when it has not served.
+    unserved: Option<Instant>,
 }
 
 impl Serving {
     /// A replica of a process that has just begun.
     pub fn new(lag: Duration) -> Self {
         let state = State::WAITS;
-        Self { lag, state, applied: 0, outside: None, behind: None, heard: None, furthest: VecDeque::new() }
+        Self {
+            lag,
+            state,
+            applied: 0,
+            outside: None,
+            behind: None,
+            heard: None,
+            furthest: VecDeque::new(),
+            unserved: None,
+        }
     }
 
     /// Whether it serves, as far as was seen.
     pub fn serves(&self) -> bool {
         self.state == State::Serves
+    }
+
+    /// Whether somebody else should order writes, if another replica serves: its node does not get on, and whoever orders writes judges
+    /// them by what its own node makes of them.
+    pub fn is_unfit(&self, now: Instant) -> bool {
+        self.unserved.is_some_and(|since| since.plus(UNFIT) <= now)
     }
 
     /// Whether it has to be looked at again soon.
@@ -124,6 +143,7 @@ impl Serving {
                 }
             }
         }
+        self.unserved = if self.serves() { None } else { self.unserved.or(Some(now)) };
         self.serves()
     }
 
@@ -197,6 +217,18 @@ mod tests {
         assert!(!one.handle_sight(at(1), Sight { whole: false, ..sight(3, 3) }));
         assert!(!one.handle_sight(at(2), Sight { whole: false, ..sight(3, 3) }));
         assert!(one.handle_sight(at(3), sight(3, 3)));
+    }
+
+    #[test]
+    fn who_does_not_get_on_leaves_writes_to_another_after_a_while() {
+        let mut one = serving();
+        one.handle_furthest(at(1), 9);
+        assert!(one.handle_sight(at(5), sight(3, 9)) && !one.handle_sight(at(6), sight(3, 9)));
+        assert!(!one.is_unfit(at(15)) && one.is_unfit(at(16)));
+        assert!(one.handle_sight(at(17), sight(9, 9)) && !one.is_unfit(at(60)), "it is as far as the others");
+        // Where all are behind alike nobody is further.
+        assert!(one.handle_sight(at(20), sight(9, 99)) && one.handle_sight(at(90), sight(9, 99)));
+        assert!(!one.is_unfit(at(90)));
     }
 
     #[test]

@@ -19,7 +19,9 @@ use super::records::Records;
 use super::shards;
 use crate::proto::serving::{Serving, Sight};
 use crate::store::{JournalStore, StoreError};
-use crate::types::{JournalRecord, MemberId, PhysicalIndex, RecordVersion, ReplicaId, ShardId, ShardSet, TraceId};
+use crate::types::{
+    JournalKey, JournalRecord, MemberId, PhysicalIndex, RecordVersion, ReplicaId, ShardId, ShardSet, TraceId,
+};
 
 /// How long copies of records may take to be fresh after a start.
 const FRESH: Duration = Duration::from_secs(3);
@@ -27,6 +29,8 @@ const FRESH: Duration = Duration::from_secs(3);
 const SOON: Duration = Duration::from_millis(100);
 /// Between two looks at all.
 const ALL: Duration = Duration::from_secs(1);
+/// How often it is said that this member should not lead a shard; others may not have known whether they serve it.
+const UNFIT: Duration = Duration::from_secs(5);
 /// Between two questions to other members how far they are.
 const ASK: Duration = Duration::from_secs(1);
 
@@ -64,6 +68,8 @@ struct Held {
     shards: BTreeMap<ShardId, Serving>,
     others: BTreeSet<MemberId>,
     asked: Option<Clock>,
+    /// Shards of which it was said that this member should not lead them, and when.
+    unfit: BTreeMap<ShardId, Clock>,
 }
 
 impl Held {
@@ -190,7 +196,7 @@ impl Driver {
         let waits = held.shards.values().any(|one| !one.serves());
         let lasts = if waits { self.parts.store.lasts(physical).await? } else { BTreeMap::new() };
         let at = now();
-        let mut asks = false;
+        let (mut asks, mut fit) = (false, Vec::new());
         for (shard, one) in &mut held.shards {
             let lag = lags.get(shard).copied().unwrap_or_default();
             let sight = Sight {
@@ -208,6 +214,21 @@ impl Driver {
                 tracing::debug!(index = %physical, %shard, "a shard is served");
             }
             asks |= one.asks(at);
+            // Whose copy is made anew has that said as long as it is.
+            if one.is_unfit(at) && !lag.rebuild {
+                fit.push((*shard, false));
+            } else if serves && held.unfit.remove(shard).is_some() {
+                fit.push((*shard, true));
+            }
+        }
+        let due = |shard: &ShardId| held.unfit.get(shard).is_none_or(|said| said.elapsed() >= UNFIT);
+        fit.retain(|(shard, fit)| *fit || due(shard));
+        for (shard, fit) in fit {
+            if !fit {
+                held.unfit.insert(shard, Clock::now());
+            }
+            let key = JournalKey { index: physical.clone(), shard };
+            self.parts.journals.unfit(&key, !fit).await;
         }
         if asks && held.asked.is_none_or(|asked| asked.elapsed() >= ASK) {
             held.asked = Some(Clock::now());

@@ -108,11 +108,12 @@ impl Applier {
         let Copied { applied, by, failed, compare_at } = copied;
         self.notes.strip(shard);
         let made = by.map_or(0, |task| self.notes.add(Note::anchor(task)));
-        let primary = self.lanes.get(&shard).is_some_and(|lane| lane.primary);
+        let (primary, alone) = self.lanes.get(&shard).map_or((false, false), |lane| (lane.primary, lane.alone));
         let committed = self.lanes.get(&shard).map_or(applied, |lane| lane.committed.max(applied));
+        let spoiled = self.lanes.get(&shard).is_some_and(|lane| lane.spoiled);
         let unchecked = compare_at.is_some();
         let row = LaneRow { applied, base: applied, made, unchecked, ..LaneRow::default() };
-        let mut lane = Lane { primary, committed, ..Lane::of(row) };
+        let mut lane = Lane { primary, alone, committed, ..Lane::of(row) };
         if let Some(seq) = compare_at {
             lane.stop_behind(seq);
         }
@@ -122,6 +123,9 @@ impl Applier {
         self.forget_taking(shard);
         // What is under way of the old copy must have ended before the new one gets entries.
         self.drain = true;
+        if spoiled {
+            self.rebuild(shard);
+        }
         self.run(env);
     }
 
@@ -202,6 +206,14 @@ impl Applier {
         self.run(env);
     }
 
+    /// Whether no other copy of the shard is in sync, so that this one can't be made anew.
+    pub fn handle_alone(&mut self, env: &mut Env, shard: ShardId, alone: bool) {
+        if let Some(lane) = self.lanes.get_mut(&shard) {
+            lane.alone = alone;
+        }
+        self.run(env);
+    }
+
     /// What [`Effect::Load`] asked for, in order; none if the journal begins later.
     pub fn handle_heads(&mut self, env: &mut Env, shard: ShardId, ticket: u64, heads: Vec<Head>) {
         if self.lanes.get_mut(&shard).is_some_and(|lane| !lane.take_heads(heads, ticket)) {
@@ -251,6 +263,9 @@ impl Applier {
     pub(super) fn has_task(&mut self, id: u64, task: TaskRef) {
         self.look.saw(task.uid);
         self.notes.set(id, State::Task(task));
+        if self.look.doubted.remove(&id) {
+            self.may_be_done_twice(id);
+        }
         let spans = self.notes.get(id).map(|note| note.spans.clone()).unwrap_or_default();
         for span in spans {
             // It was meant for the copy before, and comes behind what made this one.
@@ -264,6 +279,7 @@ impl Applier {
     pub fn handle_node(&mut self, env: &mut Env, up: bool) {
         self.look.up = up;
         self.look.reading = None;
+        self.doubt_edits();
         if up {
             self.look.doubt = true;
             self.trust(false);
@@ -342,6 +358,7 @@ impl Applier {
     /// A request did not reach the queue: what it carried is to be sent again.
     pub(super) fn unsend(&mut self, id: u64) -> Option<Note> {
         let note = self.notes.remove(id)?;
+        self.look.doubted.remove(&id);
         for span in &note.spans {
             if let Some(lane) = self.lanes.get_mut(&span.shard) {
                 lane.next = lane.next.min(span.first).max(lane.row.applied + 1);
@@ -477,8 +494,9 @@ impl Applier {
 
     fn press(&mut self) {
         let behind = |lane: &Lane| lane.committed.saturating_sub(lane.row.applied);
-        // What waits for a copy that is being made waits in the journal alone.
-        let goes_on = |lane: &&Lane| lane.row.need != Need::Rebuild && !lane.row.unchecked;
+        // What waits for a copy that is being made waits in the journal alone. What others lead their nodes take, and of that, too, no
+        // more is in memory than some heads of each shard.
+        let goes_on = |lane: &&Lane| lane.primary && lane.row.need != Need::Rebuild && !lane.row.unchecked;
         // Nor does what waits for a node that is down: others lead its shards, and it applies all when it is back.
         let behind = match self.look.up {
             true => self.lanes.values().filter(goes_on).map(behind).fold(0, u64::saturating_add),

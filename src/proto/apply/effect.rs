@@ -44,7 +44,7 @@ pub struct Config {
     pub retry_min: Duration,
     /// The longest such pause.
     pub retry_max: Duration,
-    /// So many committed entries not applied are too many: see [`Effect::Pressure`].
+    /// So many committed entries not applied, of shards that this member leads, are too many: see [`Effect::Pressure`].
     pub behind: u64,
 }
 
@@ -135,7 +135,7 @@ pub struct Copied {
 /// What of a shard waits although it could go to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// Everything from the first conditional entry on that has not gone.
+    /// Everything from the first conditional entry on that never went.
     Conditional,
     /// Everything that has not gone.
     Here,
@@ -182,13 +182,16 @@ pub struct Rows {
     pub next_note: u64,
     /// Entries whose verdict is that they failed, and why; kept as long as the journal keeps entries.
     pub failed: BTreeMap<(ShardId, u64), Flaw>,
+    /// Entries of which that is not so any more; none is in both.
+    pub unfailed: BTreeSet<(ShardId, u64)>,
     /// How many documents entries have changed, by the node's count; of entries that went as one, it stands with the first.
     pub counted: BTreeMap<(ShardId, u64), u64>,
 }
 
 impl Rows {
     pub(super) fn is_empty(&self) -> bool {
-        self.lanes.is_empty() && self.notes.is_empty() && self.failed.is_empty() && self.counted.is_empty()
+        let outcomes = self.failed.is_empty() && self.unfailed.is_empty() && self.counted.is_empty();
+        self.lanes.is_empty() && self.notes.is_empty() && outcomes
     }
 }
 
@@ -274,6 +277,8 @@ pub struct Listed {
     pub tag: Tag,
     /// How it stands.
     pub status: Status,
+    /// When the node began with it, in nanoseconds since 1970, if it says so: a node that dies at work begins anew.
+    pub began: Option<i64>,
     /// `deletedDocuments` or `editedDocuments` of its details.
     pub count: Option<u64>,
 }
@@ -392,6 +397,14 @@ pub enum Effect {
         /// Which entry.
         seq: u64,
     },
+    /// The node may have done this entry twice, and there is no other copy of the shard from which this one could be made anew: for
+    /// the log.
+    Doubtful {
+        /// Of which shard.
+        shard: ShardId,
+        /// Which entry.
+        seq: u64,
+    },
     /// The verdict of this member's node is not the primary's; to be counted.
     Mismatch {
         /// Of which shard.
@@ -423,6 +436,6 @@ pub enum Effect {
     },
     /// Whether what the node has is what was noted. While it is not, the index is not served.
     Trusted(bool),
-    /// Whether more waits than should; while it does, writes of the index are refused.
+    /// Whether more waits than should of the shards that this member leads; while it does, writes of the index are refused.
     Pressure(bool),
 }

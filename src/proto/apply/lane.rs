@@ -80,9 +80,13 @@ pub(super) struct Lane {
     /// Heads that are being read.
     pub(super) loading: Option<Loading>,
     pub(super) primary: bool,
+    /// No other copy of the shard is in sync.
+    pub(super) alone: bool,
     pub(super) hold: Option<Hold>,
     /// How often its next entry has failed by itself.
     pub(super) attempts: u32,
+    /// A request that was given up came to the node while the copy is made anew: it may have come behind what makes the copy.
+    pub(super) spoiled: bool,
     /// That it must be made anew has been said.
     pub(super) said: bool,
     /// Somebody has asked that it waits.
@@ -128,6 +132,20 @@ impl Lane {
         self.stop.map_or(u64::MAX, |stop| stop.behind)
     }
 
+    /// Whether this entry is a conditional one that somebody has asked to wait. One that has gone to the node before does not: it may
+    /// be done at any moment, and whoever asked that it waits can do nothing before it is.
+    fn stops_at(&self, head: &Head) -> bool {
+        let stops = self.stop.is_some_and(|stop| stop.conditional);
+        stops && head.kind.is_conditional() && head.seq > self.row.conditional
+    }
+
+    /// Whether the next entry waits because somebody has asked for it.
+    pub(super) fn is_stopped(&self) -> bool {
+        let next = self.waiting().find(|head| !is_passed_over(head));
+        self.next > self.stops_behind()
+            || next.is_some_and(|head| head.seq > self.stops_behind() || self.stops_at(head))
+    }
+
     /// Heads that have not gone to the node.
     fn waiting(&self) -> impl Iterator<Item = &Head> {
         let gone = usize::try_from(self.next - self.row.applied - 1).unwrap_or(usize::MAX);
@@ -148,7 +166,6 @@ impl Lane {
         let mut taken: Option<Taken> = None;
         let mut without = BTreeSet::new();
         let until = until.min(self.stops_behind());
-        let stops = self.stop.is_some_and(|stop| stop.conditional);
         for head in self.waiting().take_while(|head| head.seq <= until) {
             if is_passed_over(head) {
                 if !head.kind.is_idle() {
@@ -165,7 +182,7 @@ impl Lane {
             let first_of_all = known.is_none();
             let conditional = head.kind.is_conditional();
             if known.is_some_and(|known| known != Like::of(head))
-                || conditional && stops
+                || self.stops_at(head)
                 || !(fits || first_of_all)
                 || conditional && (taken.is_some() || busy.is_some())
                 || head.kind.is_deletion() && taken.is_none() && busy.is_some()

@@ -1,17 +1,19 @@
 //! Looking at the node's tasks: when, how far back, and what follows from what is seen.
 //!
 //! Every look goes back to the newest task that has ended, so that each also proves that the node still has its memory. If
-//! not, a look at everything that is remembered says how far back it went. Rule: what is seen counts only for notes that had
-//! their task before the look began. Must not know: HTTP, why something failed.
+//! not, a look at everything that is remembered says how far back it went. A node notes what it did, and that it did it, one after the
+//! other: dying between the two it does it again at its next start, which only edits show. Rule: what is seen counts only for notes
+//! that had their task before the look began. Must not know: HTTP, why something failed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::core::Applier;
-use super::effect::{Effect, Listed, Page, Probed, Status, Tag};
-use super::notes::{Explained, Missing, Note, State, TaskRef};
+use super::effect::{Effect, Listed, Need, Page, Probed, Status, Tag};
+use super::notes::{Explained, Missing, Note, Span, State, TaskRef};
 use super::verdict::Flaw;
 use crate::proto::env::{Env, Instant};
+use crate::proto::journal::Kind;
 use crate::types::ShardId;
 
 /// How many times longer than it takes to give a request up it is looked for afterwards.
@@ -71,6 +73,10 @@ pub(super) struct Look {
     pub(super) watch: Option<Instant>,
     /// The newest uid that was seen.
     pub(super) newest: Option<u32>,
+    /// Edits that were on their way when the node went away or came.
+    pub(super) doubted: BTreeSet<u64>,
+    /// When the node began with edits that it has not been seen to end.
+    began: BTreeMap<u64, i64>,
 }
 
 impl Look {
@@ -125,6 +131,38 @@ impl Applier {
             self.later(env);
         }
         self.run(env);
+    }
+
+    /// The node may have died when an edit was done and not noted to be.
+    pub(super) fn doubt_edits(&mut self) {
+        let edits = self.notes.rows().iter().filter(|(_, note)| note.kind == Kind::Edit);
+        let (open, others): (Vec<_>, Vec<_>) = edits.partition(|(_, note)| note.is_open());
+        let open: Vec<u64> = open.into_iter().map(|(id, _)| *id).collect();
+        self.look.doubted.extend(others.into_iter().filter(|(_, n)| n.state == State::Sent).map(|(id, _)| *id));
+        open.into_iter().for_each(|id| self.may_be_done_twice(id));
+    }
+
+    /// An edit that is done twice is in no journal: the copy is made anew, where there is another.
+    pub(super) fn may_be_done_twice(&mut self, id: u64) {
+        let spans = self.notes.get(id).map(|note| note.spans.clone()).unwrap_or_default();
+        for Span { shard, last: seq, .. } in spans {
+            match self.lanes.get(&shard) {
+                Some(lane) if lane.alone => self.emit(Effect::Doubtful { shard, seq }),
+                Some(_) => self.rebuild(shard),
+                None => {}
+            }
+        }
+    }
+
+    /// Whether the node has begun with an edit once more, so that it went away without anybody seeing it.
+    fn began_again(&mut self, id: u64, listed: &Listed) -> bool {
+        // A task that ends just now may look for a moment as if it had not begun.
+        let before = match listed.began {
+            Some(began) if listed.status == Status::Waiting => self.look.began.insert(id, began),
+            Some(_) => self.look.began.remove(&id),
+            None => None,
+        };
+        before.is_some_and(|before| listed.began != Some(before))
     }
 
     /// Begins a look if one is due.
@@ -322,6 +360,9 @@ impl Applier {
     fn came_late(&mut self, id: u64, task: &TaskRef) {
         self.look.saw(task.uid);
         for span in self.notes.came_late(id, task.clone()) {
+            if let Some(lane) = self.lanes.get_mut(&span.shard) {
+                lane.spoiled |= lane.row.need == Need::Rebuild;
+            }
             let row = self.lanes.get(&span.shard).map(|lane| &lane.row);
             if row.is_some_and(|row| row.conditional >= span.first || row.made > id) {
                 self.rebuild(span.shard);
@@ -353,6 +394,9 @@ impl Applier {
             let Some(note) = self.notes.get(id).cloned() else { continue };
             let Some(listed) = note.task().and_then(|task| reading.list.get(&task.uid)) else { continue };
             let task = listed.task.clone();
+            if note.kind == Kind::Edit && self.began_again(id, listed) {
+                self.may_be_done_twice(id);
+            }
             let in_batch =
                 |other: &Listed| other.batch.is_some() && other.batch == listed.batch && other.task != listed.task;
             let flaw = match &listed.status {

@@ -58,6 +58,9 @@ impl Applier {
     pub fn handle_applied_elsewhere(&mut self, env: &mut Env, shard: ShardId, seq: u64) {
         let here = self.lanes.get(&shard).map(|lane| &lane.row);
         if here.is_some_and(|row| row.need != Need::Rebuild && seq > row.base && seq <= row.applied) {
+            // Or it would be passed over if the node had to do it again, and told to have failed.
+            self.rows.failed.remove(&(shard, seq));
+            self.rows.unfailed.insert((shard, seq));
             self.differs(shard, seq);
         }
         self.run(env);
@@ -244,11 +247,11 @@ impl Applier {
         self.emit(Effect::Trouble { flaw: failure.flaw.clone(), alone });
     }
 
-    /// Care ends when everything that had failed is dealt with, or waits.
+    /// Care ends when everything that had failed is dealt with, or waits, be it because somebody has asked for that.
     pub(super) fn end_care(&mut self) {
         let Some(care) = &self.care else { return };
         let waits = |(shard, to): (&ShardId, &u64)| {
-            self.lanes.get(shard).is_some_and(|lane| lane.goes_on() && lane.row.applied < *to)
+            self.lanes.get(shard).is_some_and(|lane| lane.goes_on() && !lane.is_stopped() && lane.row.applied < *to)
         };
         if !care.until.iter().any(waits) {
             self.care = None;

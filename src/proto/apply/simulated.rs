@@ -34,6 +34,8 @@ pub struct Faults {
     /// The node restarts, at each of its batches; of these, `put_back` go back to an earlier time.
     pub restart: u32,
     pub put_back: u32,
+    /// Of restarts: the node dies when it has done a batch and not noted it.
+    pub repeat: u32,
     /// Nobody tells of a restart.
     pub unseen: u32,
     /// The node's own trouble, at each batch.
@@ -87,6 +89,9 @@ pub struct World {
     comes_late: bool,
     /// The node was put back and the process does not know it.
     deceived: bool,
+    /// When that was, and when the last look at the node's tasks began.
+    put_back: Instant,
+    looked: Instant,
     /// What is served may be served.
     trusted: bool,
     queue: BTreeMap<(Instant, u64), Event>,
@@ -133,6 +138,8 @@ impl World {
             asking: BTreeSet::new(),
             comes_late: faults.late > 0,
             deceived: false,
+            put_back: Instant(0),
+            looked: Instant(0),
             trusted: false,
             queue: BTreeMap::new(),
             events: 0,

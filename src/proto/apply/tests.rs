@@ -11,7 +11,10 @@ use std::time::Duration;
 use super::effect::{LaneRow, Probed};
 use super::notes::State;
 use super::simulated::{Faults, World};
-use super::{Answer, Applier, Config, Effect, Group, Head, Listed, Note, Page, Span, Status, Stored, Tag, TaskRef};
+use super::{
+    Answer, Applier, Config, Copied, Effect, Flaw, Group, Head, Listed, Note, Page, Span, Status, Stop, Stored, Tag,
+    TaskRef,
+};
 use crate::proto::env::{Env, Instant};
 use crate::proto::journal::Kind;
 use crate::proto::snapshot::Source;
@@ -23,6 +26,7 @@ const KIND: Faults = Faults {
     crash: 0,
     restart: 0,
     put_back: 0,
+    repeat: 0,
     unseen: 0,
     trouble: 0,
     cancel: 0,
@@ -90,6 +94,12 @@ fn a_node_that_was_put_back_is_brought_up_again() {
 }
 
 #[test]
+fn what_a_node_does_again_after_it_died_is_done_once() {
+    let counts = run(60, |seed| Faults { restart: 150, repeat: 900, lost: 20, crash: seed as u32 % 2 * 4, ..KIND });
+    assert_seen(counts, &[("repeated", 10), ("rebuilt", 20)]);
+}
+
+#[test]
 fn an_operator_at_the_node_does_no_harm() {
     let counts = run(40, |_| Faults { cancel: 40, prune: 40, lost: 20, crash: 4, ..KIND });
     assert_seen(counts, &[("canceled", 50), ("pruned", 50), ("probes", 10)]);
@@ -97,7 +107,7 @@ fn an_operator_at_the_node_does_no_harm() {
 
 #[test]
 fn what_comes_after_it_was_given_up_is_set_right() {
-    let counts = run(60, |_| Faults { late: 20, lost: 20, crash: 2, ..KIND });
+    let counts = run(90, |_| Faults { late: 20, lost: 20, crash: 2, ..KIND });
     assert_seen(counts, &[("unapplied", 10), ("rebuilt", 10)]);
 }
 
@@ -109,6 +119,7 @@ fn everything_at_once_is_survived() {
         crash: 5,
         restart: 20,
         put_back: 200,
+        repeat: 100,
         unseen: 100,
         trouble: 20,
         cancel: 10,
@@ -138,7 +149,7 @@ fn task(uid: u32, stamp: &str) -> TaskRef {
 
 fn listed(uid: u32, stamp: &str) -> Listed {
     let (task, tag) = (task(uid, stamp), Tag::None);
-    Listed { task, batch: Some(uid), group: Group::Addition, tag, status: Status::Succeeded, count: None }
+    Listed { task, batch: Some(uid), group: Group::Addition, tag, status: Status::Succeeded, began: None, count: None }
 }
 
 fn done(seq: u64, kind: Kind, task: TaskRef) -> Note {
@@ -188,6 +199,92 @@ impl Scripted {
     fn saw(&self, effect: &Effect) -> bool {
         self.seen.contains(effect)
     }
+
+    /// The shards of each request, in order.
+    fn sent(&self) -> Vec<Vec<u16>> {
+        let shards = |effect: &Effect| match effect {
+            Effect::Enqueue(request) => Some(request.spans.iter().map(|span| span.shard.0).collect()),
+            _ => None,
+        };
+        self.seen.iter().filter_map(shards).collect()
+    }
+
+    /// With so many shards to which nothing was applied.
+    fn of(shards: u16, kind: Kind) -> Self {
+        let lanes = (0..shards).map(|shard| (ShardId(shard), LaneRow::default())).collect();
+        let mut scripted = Self::begin(Stored { lanes, ..Stored::default() }, Page::default(), None);
+        scripted.kind = kind;
+        scripted.pass(1);
+        scripted
+    }
+}
+
+/// What keeps conditional entries waiting would wait itself for one that has gone to the node and is not done.
+#[test]
+fn a_conditional_entry_that_did_not_get_through_goes_again_whatever_is_to_wait() {
+    let mut scripted = Scripted::of(1, Kind::Edit);
+    scripted.tell(|core, env| core.handle_committed(env, SHARD, 1));
+    scripted.tell(|core, env| core.handle_answered(env, 1, Answer::NotSent));
+    assert_eq!(scripted.core.standing(SHARD).map(|s| (s.conditional, s.applied)), Some((1, 0)));
+    let until = scripted.now.plus(Duration::from_secs(600));
+    scripted.tell(|core, env| core.handle_stop(env, SHARD, Some((Stop::Conditional, until))));
+    scripted.pass(2);
+    assert_eq!(scripted.sent(), [[0], [0]]);
+    // One that never went waits.
+    let mut scripted = Scripted::of(1, Kind::Edit);
+    let until = scripted.now.plus(Duration::from_secs(600));
+    scripted.tell(|core, env| core.handle_stop(env, SHARD, Some((Stop::Conditional, until))));
+    scripted.tell(|core, env| core.handle_committed(env, SHARD, 1));
+    scripted.pass(2);
+    assert!(scripted.sent().is_empty());
+}
+
+#[test]
+fn an_entry_that_another_primary_has_applied_has_not_failed_any_more() {
+    let row = LaneRow { applied: 3, ..LaneRow::default() };
+    let mut scripted =
+        Scripted::begin(Stored { lanes: [(SHARD, row)].into(), ..Stored::default() }, Page::default(), None);
+    scripted.tell(|core, env| core.handle_applied_elsewhere(env, SHARD, 2));
+    assert!(scripted.saw(&Effect::Mismatch { shard: SHARD, seq: 2 }));
+    let unfailed = |effect: &Effect| matches!(effect, Effect::Persist(rows) if rows.unfailed.contains(&(SHARD, 2)));
+    assert!(scripted.seen.iter().any(unfailed), "it would be passed over when it is done again");
+}
+
+#[test]
+fn only_what_waits_of_shards_that_the_member_leads_has_writes_refused() {
+    let mut scripted = Scripted::of(2, Kind::Set { skip_creation: false });
+    let (own, followed) = (ShardId(0), ShardId(1));
+    scripted.core.config.behind = 5;
+    scripted.tell(|core, env| core.handle_reign(env, own, true));
+    scripted.tell(|core, env| core.handle_committed(env, followed, 50));
+    scripted.tell(|core, env| core.handle_committed(env, own, 5));
+    assert!(!scripted.saw(&Effect::Pressure(true)), "its node may be the only one that takes nothing");
+    scripted.tell(|core, env| core.handle_committed(env, own, 6));
+    assert!(scripted.saw(&Effect::Pressure(true)));
+    scripted.tell(|core, env| core.handle_reign(env, own, false));
+    assert!(scripted.saw(&Effect::Pressure(false)), "somebody else leads it now");
+    scripted.tell(|core, env| core.handle_reign(env, followed, true));
+    assert_eq!(scripted.seen.last(), Some(&Effect::Pressure(true)));
+}
+
+#[test]
+fn a_shard_that_is_to_wait_keeps_no_other_waiting_after_a_failure() {
+    let mut scripted = Scripted::of(3, Kind::Set { skip_creation: false });
+    let [one, two, other] = [0, 1, 2].map(ShardId);
+    scripted.core.config.gather = Duration::from_millis(5);
+    scripted.tell(|core, env| core.handle_committed(env, one, 1));
+    scripted.tell(|core, env| core.handle_committed(env, two, 1));
+    scripted.pass(1);
+    assert_eq!(scripted.sent(), [[0, 1]]);
+    let full = Answer::Refused(Flaw::new("no_space_left_on_device", "full"));
+    scripted.tell(|core, env| core.handle_answered(env, 1, full));
+    scripted.tell(|core, env| core.handle_unmade(env, one));
+    let copied = Copied { compare_at: Some(0), ..Copied::default() };
+    scripted.tell(|core, env| core.handle_copied(env, one, copied));
+    scripted.tell(|core, env| core.handle_shard_gone(env, two));
+    scripted.tell(|core, env| core.handle_committed(env, other, 1));
+    scripted.pass(2);
+    assert_eq!(scripted.sent(), [vec![0, 1], vec![2]], "the first waits to be compared");
 }
 
 #[test]
@@ -224,6 +321,64 @@ fn a_node_with_nothing_to_do_is_given_what_comes_within_a_moment_in_one_request(
     scripted.now = scripted.now.plus(Duration::from_millis(5));
     scripted.tell(Applier::handle_tick);
     assert_eq!(sent(&scripted), [2]);
+}
+
+/// An edit is under way; then the node says `began` of it twice, or is told to come again, and then that it is done.
+fn edited(alone: bool, began: [i64; 2], comes: bool) -> Vec<Effect> {
+    let mut scripted = Scripted::of(1, Kind::Edit);
+    scripted.tell(|core, env| core.handle_alone(env, SHARD, alone));
+    scripted.tell(|core, env| core.handle_committed(env, SHARD, 1));
+    scripted.tell(|core, env| core.handle_answered(env, 1, Answer::Taken(task(7, "a"))));
+    let now = |status, began| {
+        let listed = Listed { group: Group::Edition, tag: Tag::Note(1), status, began: Some(began), ..listed(7, "a") };
+        Page { tasks: vec![listed], newest: Some(7), next: None }
+    };
+    scripted.page = now(Status::Waiting, began[0]);
+    scripted.pass(1);
+    if comes {
+        scripted.tell(|core, env| core.handle_node(env, true));
+    }
+    scripted.page = now(Status::Succeeded, began[1]);
+    scripted.pass(1);
+    assert_eq!(scripted.core.standing(SHARD).map(|s| s.idle), Some(true));
+    scripted.seen
+}
+
+#[test]
+fn an_edit_that_may_have_been_done_twice_leads_to_a_new_copy_where_there_is_another() {
+    let (rebuild, doubtful) = (Effect::Rebuild { shard: SHARD }, Effect::Doubtful { shard: SHARD, seq: 1 });
+    let applied = Effect::Applied { shard: SHARD, to: 1 };
+    for (began, comes, twice) in [([5, 5], false, false), ([5, 6], false, true), ([5, 5], true, true)] {
+        let seen = edited(false, began, comes);
+        assert_eq!((seen.contains(&rebuild), seen.contains(&doubtful)), (twice, false), "{began:?} {comes}");
+        let seen = edited(true, began, comes);
+        assert_eq!((seen.contains(&rebuild), seen.contains(&doubtful)), (false, twice), "{began:?} {comes}");
+        assert!(seen.contains(&applied), "it must go on");
+    }
+}
+
+/// It may have come between the documents of the copy, or behind them.
+#[test]
+fn a_copy_into_which_a_request_came_that_was_given_up_is_made_once_more() {
+    for comes in [false, true] {
+        let mut scripted = Scripted::of(1, Kind::Clear);
+        scripted.tell(|core, env| core.handle_committed(env, SHARD, 1));
+        scripted.tell(|core, env| core.handle_answered(env, 1, Answer::Unknown));
+        scripted.pass(8);
+        scripted.tell(|core, env| core.handle_answered(env, 2, Answer::NotSent));
+        scripted.tell(|core, env| core.handle_unmade(env, SHARD));
+        scripted.pass(1);
+        assert!(scripted.saw(&Effect::Rebuild { shard: SHARD }));
+        let copy = Listed { tag: Tag::Other, ..listed(4, "c") };
+        let late = Listed { group: Group::Deletion, tag: Tag::Note(1), ..listed(5, "b") };
+        let tasks = if comes { vec![late, copy] } else { vec![copy] };
+        scripted.page = Page { newest: tasks.first().map(|listed| listed.task.uid), tasks, next: None };
+        scripted.pass(10);
+        scripted.seen.clear();
+        scripted.tell(|core, env| core.handle_shard(env, SHARD, 1, Some(task(4, "c"))));
+        scripted.pass(10);
+        assert_eq!(scripted.saw(&Effect::Rebuild { shard: SHARD }), comes);
+    }
 }
 
 #[test]

@@ -65,7 +65,7 @@ const fn text(code: &'static str, text: &'static str) -> OwnFault {
 
 /// Every error that is a verdict. All were seen on a v1.50.0 node but those marked with a file, which is where
 /// Meilisearch makes them.
-pub const OWN_FAULT: [OwnFault; 22] = [
+pub const OWN_FAULT: [OwnFault; 23] = [
     // Ids; fail one task.
     code("invalid_document_id"),
     code("missing_document_id"),
@@ -85,6 +85,9 @@ pub const OWN_FAULT: [OwnFault; 22] = [
     code("max_fields_limit_exceeded"),
     // A document without vectors where the embedder makes none itself. The same code says that an embedder is not there.
     text("vector_embedding_error", "no vectors provided for document"),
+    // milli/src/vector/error.rs: the embedder refuses what is to be embedded (status 400). That it can't be set up at all says of no
+    // document anything, and is told in other words.
+    text("vector_embedding_error", "`: user error: sent a bad request to embedding server"),
     // The document's own JSON, found late: `_vectors` that is no map, numbers out of range, half a surrogate pair. An
     // error of the disk names no line of a text.
     text("internal", "expected a map at line "),
@@ -180,6 +183,15 @@ mod tests {
             ("internal", "Index `a`: internal: MDB_CORRUPTED: Located page was wrong type."),
             ("internal", "An internal error has occurred. `Input/output error`."),
             ("vector_embedding_error", "While embedding documents for embedder `v`: could not reach embedding server"),
+            (
+                "vector_embedding_error",
+                "Index `a`: Error while generating embeddings: runtime error: could not determine model dimensions:\n  - test \
+                 embedding failed with user error: sent a bad request to embedding server",
+            ),
+            (
+                "vector_embedding_error",
+                "Index `a`: While embedding documents for embedder `v`: user error: sent too many requests to embedding server",
+            ),
             ("index_not_found", "Index `a` not found."),
             ("index_primary_key_already_exists", "Index already has a primary key: `id`."),
             ("database_size_limit_reached", "Maximum database size has been reached."),
@@ -194,6 +206,9 @@ mod tests {
         assert!(own(set, "internal", "Index `a`: internal: unexpected end of hex escape at line 1 column 8."));
         let none = "Index `a`: While embedding documents for embedder `v`: no vectors provided for document `2`";
         assert!(own(set, "vector_embedding_error", none));
+        let refused = "Index `a`: While embedding documents for embedder `v`: user error: sent a bad request to embedding server\n  \
+                       - server replied with `{\"error\":\"too long\"}`";
+        assert!(own(set, "vector_embedding_error", refused));
         assert!(own(Kind::Edit, "bad_request", "Unexpected '=' (line 1, position 9)"));
         let off =
             "Using the documents edit route requires enabling the `edit documents by function` experimental feature.";

@@ -33,6 +33,8 @@ pub struct Config {
     pub settle: Duration,
     /// How often one thing is asked of a source that says "later".
     pub laters: u32,
+    /// The same, when all documents are in: the source knows better when it is of no use, and ends the read.
+    pub laters_after: u32,
 }
 
 impl Default for Config {
@@ -46,6 +48,7 @@ impl Default for Config {
             pause_max: Duration::from_secs(30),
             settle: Duration::from_secs(5),
             laters: 20,
+            laters_after: 500,
         }
     }
 }
@@ -463,6 +466,11 @@ impl Learner {
         self.phase == Phase::Done
     }
 
+    /// It has nothing under way, and nothing to do before then: somebody else may have its turn.
+    pub fn rests(&self) -> Option<Instant> {
+        self.wait.filter(|_| self.phase == Phase::Choose && self.open == 0 && self.effects.is_empty())
+    }
+
     /// The read that is kept up, and behind which entry the own journal is needed.
     pub fn reads(&self) -> Option<(&MemberId, u64, u64)> {
         let begun = matches!(self.phase, Phase::Copy | Phase::Settle | Phase::Seal | Phase::Compare);
@@ -534,7 +542,8 @@ impl Learner {
     /// The same is asked once more.
     fn later(&mut self, env: &mut Env) {
         self.laters += 1;
-        if self.laters > self.config.laters {
+        let copied = matches!(self.phase, Phase::Settle | Phase::Seal | Phase::Compare);
+        if self.laters > if copied { self.config.laters_after } else { self.config.laters } {
             return self.is_useless(env, "it was not ready in time".into());
         }
         if self.phase == Phase::Begin {

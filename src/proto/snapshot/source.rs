@@ -18,15 +18,32 @@ pub struct Config {
     pub reads: usize,
     /// From this attempt on conditional entries wait for the read.
     pub patient: u32,
-    /// For so long they do, at most.
+    /// For so long they do, at first; it doubles with each attempt.
     pub hold: Duration,
+    /// The longest such time.
+    pub hold_max: Duration,
+    /// So long the shard may take to come to rest, so that it is compared, at first; it doubles with each attempt.
+    pub settle: Duration,
+    /// The longest such time.
+    pub settle_max: Duration,
+    /// So often it may not have come to rest in that time.
+    pub settles: u32,
     /// A read of which nothing was heard for so long is over.
     pub idle: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { reads: 4, patient: 3, hold: Duration::from_secs(60), idle: Duration::from_secs(120) }
+        Self {
+            reads: 4,
+            patient: 3,
+            hold: Duration::from_secs(60),
+            hold_max: Duration::from_secs(300),
+            settle: Duration::from_secs(5),
+            settle_max: Duration::from_secs(60),
+            settles: 20,
+            idle: Duration::from_secs(120),
+        }
     }
 }
 
@@ -41,7 +58,25 @@ pub struct Read {
     pub at: u64,
     /// Conditional entries wait for it.
     pub holds: bool,
+    /// How often the shard was waited for to come to rest.
+    settles: u32,
     touched: Instant,
+}
+
+/// `first`, doubled so many times, but no more than `most`.
+fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
+    first.saturating_mul(1 << times.min(16)).min(most)
+}
+
+/// How long a shard may take to come to rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// So long.
+    For(Duration),
+    /// It did not often enough: it won't.
+    None,
+    /// The learner has no read here.
+    Unknown,
 }
 
 /// Whether what was read is of use.
@@ -75,9 +110,25 @@ impl Source {
         others.count() < self.config.reads
     }
 
-    /// Until when entries have to wait for a read that begins now: [`crate::proto::apply::Stop::Conditional`].
+    /// Until when entries have to wait for a read that begins now: [`crate::proto::apply::Stop::Conditional`]. Longer each time, for
+    /// a large shard takes long to be read.
     pub fn holds(&self, now: Instant, attempt: u32) -> Option<Instant> {
-        (attempt >= self.config.patient).then(|| now.plus(self.config.hold))
+        let times = attempt.checked_sub(self.config.patient)?;
+        Some(now.plus(doubled(self.config.hold, times, self.config.hold_max)))
+    }
+
+    /// How long a shard is waited for now to come to rest after all of it was read. Longer each time: what is with the node may be
+    /// much, and what was read is of use as long as it may take.
+    pub fn settles(&mut self, now: Instant, key: &JournalKey, learner: &MemberId) -> Patience {
+        let Some(read) = self.reads.values_mut().find(|read| read.key == *key && read.learner == *learner) else {
+            return Patience::Unknown;
+        };
+        let times = read.settles;
+        if times >= self.config.settles {
+            return Patience::None;
+        }
+        (read.settles, read.touched) = (times + 1, now);
+        Patience::For(doubled(self.config.settle, times, self.config.settle_max))
     }
 
     /// From which position a read may begin; `None`: not now.
@@ -99,7 +150,7 @@ impl Source {
         let before = self.reads.iter().find(same).map(|(token, _)| *token);
         let before = before.and_then(|token| self.reads.remove(&token));
         self.last += 1;
-        self.reads.insert(self.last, Read { key, learner, at, holds, touched: now });
+        self.reads.insert(self.last, Read { key, learner, at, holds, settles: 0, touched: now });
         (self.last, before)
     }
 
@@ -127,6 +178,13 @@ impl Source {
 
     /// A read is over.
     pub fn end(&mut self, token: u64) -> Option<Read> {
+        self.reads.remove(&token)
+    }
+
+    /// The read of a learner that knows of none is over, if there is one.
+    pub fn end_of(&mut self, learner: &MemberId, key: &JournalKey) -> Option<Read> {
+        let same = |(_, read): &(&u64, &Read)| read.key == *key && read.learner == *learner;
+        let token = self.reads.iter().find(same).map(|(token, _)| *token)?;
         self.reads.remove(&token)
     }
 

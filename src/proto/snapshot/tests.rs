@@ -345,12 +345,59 @@ fn nothing_is_deleted_before_somebody_can_give_it() {
             }
             Some(other) => panic!("{other:?}"),
             None => {
+                assert!(learner.rests().is_some_and(|until| Some(until) == learner.next_wake() && until > now));
                 now = now.plus(Duration::from_secs(60));
                 learner.handle_tick(&mut Env { now, rng: &mut rng });
             }
         }
     }
     assert!(learner.view().trouble.is_some_and(|why| why.contains("it has none")));
+}
+
+/// Asks for what a copy holds after one entry, until the learner gives up or so often.
+fn asked_to_settle(times: u32) -> u32 {
+    let mut world = World::new(1);
+    let mut asked = 0;
+    for _ in 0..200_000 {
+        world.pending.extend(std::iter::from_fn(|| world.learner.poll_effect()));
+        world.away = Instant(0);
+        match world.pending.pop() {
+            Some(Effect::Settle { round, .. }) => {
+                asked += 1;
+                if asked == times {
+                    return asked;
+                }
+                world.tell(|l, env| l.handle_settled(env, round, Answer::Later));
+            }
+            Some(Effect::Begin { .. }) if asked > 0 => return asked,
+            Some(effect) => world.carry_out(effect),
+            None => {
+                world.now = world.now.plus(Duration::from_millis(3));
+                world.tell(Learner::handle_tick);
+            }
+        }
+    }
+    panic!("it does not go on: {:?}", world.learner.view());
+}
+
+#[test]
+fn a_finished_copy_is_kept_while_its_source_does_not_come_to_rest() {
+    assert_eq!(asked_to_settle(100), 100);
+}
+
+#[test]
+fn a_source_waits_longer_each_time_and_not_for_ever() {
+    let mut source = Source::new(source::Config::default(), 0);
+    let (start, seconds) = (Instant(5), Duration::from_secs);
+    let held = |attempt| source.holds(start, attempt).map(|until| until.since(start).as_secs());
+    assert_eq!([2, 3, 4, 5, 6, u32::MAX].map(held), [None, Some(60), Some(120), Some(240), Some(300), Some(300)]);
+    assert_eq!(source.settles(start, &key(), &member("a")), source::Patience::Unknown);
+    source.begin(start, key(), member("a"), 9, false);
+    let waits: Vec<_> = (0..20).map(|_| source.settles(start, &key(), &member("a"))).collect();
+    let first = [5, 10, 20, 40, 60, 60].map(|span| source::Patience::For(seconds(span)));
+    assert_eq!(waits[..6], first);
+    assert_eq!(source.settles(start, &key(), &member("a")), source::Patience::None);
+    assert_eq!(source.settles(start, &key(), &member("b")), source::Patience::Unknown);
 }
 
 #[test]
@@ -373,6 +420,10 @@ fn a_source_forgets_who_is_not_heard_of_and_gives_nothing_of_use_no_more() {
     let (again, before) = source.begin(start, key(), member("a"), 12, false);
     assert!(before.is_some_and(|read| read.at == 9) && again != token && !source.is_held(&key()));
     assert_eq!(source.judge(token, Some(&standing)), Use::Never);
+    let (held, _) = source.begin(start, key(), member("b"), 12, true);
+    assert!(source.is_held(&key()) && source.end_of(&member("b"), &key()).is_some(), "it was never told of");
+    assert!(!source.is_held(&key()) && source.end_of(&member("b"), &key()).is_none());
+    assert_eq!(source.judge(held, Some(&standing)), Use::Never);
     let later = start.plus(Duration::from_secs(1));
     assert_eq!(source.next_wake(), Some(later));
     assert!(source.expire(start).is_empty());

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::proto::apply::{Copied, Standing, Stop};
 use crate::proto::env::Instant;
-use crate::types::ShardId;
+use crate::types::{Epoch, ShardId};
 
 /// One shard of which this member has a copy by the record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,6 +20,10 @@ pub(super) struct Level {
     pub(super) learner: bool,
     /// This process orders its writes.
     pub(super) primary: bool,
+    /// No other copy is in sync.
+    pub(super) alone: bool,
+    /// It changes with the primary.
+    pub(super) epoch: Epoch,
     /// Up to here entries are known to be committed.
     pub(super) committed: u64,
 }

@@ -86,15 +86,15 @@ pub(super) struct Common {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Held {
     version: u64,
-    /// Whether the copy is being filled, and whether this process is primary.
-    shards: BTreeMap<ShardId, (bool, bool)>,
+    /// Each as it is by the record alone.
+    shards: BTreeMap<ShardId, Level>,
     gone: bool,
 }
 
 impl Held {
     /// Whether there are other copies, or one is to be filled that was not.
     fn differs(&self, before: &Self) -> bool {
-        let learns = |held: &Self, shard: &ShardId| held.shards.get(shard).is_some_and(|(learner, _)| *learner);
+        let learns = |held: &Self, shard: &ShardId| held.shards.get(shard).is_some_and(|level| level.learner);
         let begins = |shard: &ShardId| learns(self, shard) && !learns(before, shard);
         !self.shards.keys().eq(before.shards.keys()) || self.shards.keys().any(begins)
     }
@@ -199,7 +199,7 @@ impl Driver {
             self.tell(&index, |_| {});
         }
         // One that was to be filled by a process before this one, which had not noted it yet.
-        let learns = |held: &Held| held.shards.values().any(|(learner, _)| *learner);
+        let learns = |held: &Held| held.shards.values().any(|level| level.learner);
         let learners: Vec<_> = self.held.iter().filter(|(_, held)| learns(held)).map(|(i, _)| i.clone()).collect();
         learners.iter().for_each(|index| self.tell(index, |_| {}));
         self.common.shared.listed.store(true, Ordering::SeqCst);
@@ -281,7 +281,9 @@ impl Driver {
         let (me, start) = (self.common.journals.me(), self.ledger.start());
         let own = (0..).map(ShardId).zip(&record.shards).filter_map(|(shard, state)| {
             let copy = state.copy(&me.member).filter(|copy| copy.id == *me)?;
-            Some((shard, (copy.is_learner(), state.is_led_by(me, start))))
+            let alone = state.in_sync.iter().all(|id| id == me);
+            let (learner, primary) = (copy.is_learner(), state.is_led_by(me, start));
+            Some((shard, Level { learner, primary, alone, epoch: state.epoch, committed: 0 }))
         });
         Held { version, shards: own.collect(), gone: record.shards.is_empty() }
     }
@@ -289,9 +291,9 @@ impl Driver {
     /// Everything that the applier of an index is to know now.
     fn levels(&self, index: &PhysicalIndex) -> Levels {
         let held = self.held.get(index).cloned().unwrap_or_default();
-        let level = |(shard, (learner, primary))| {
+        let level = |(shard, level): (ShardId, Level)| {
             let committed = self.common.journals.committed(&JournalKey { index: index.clone(), shard }).unwrap_or(0);
-            (shard, Level { learner, primary, committed })
+            (shard, Level { committed, ..level })
         };
         let shards = held.shards.into_iter().map(level).collect();
         Levels { shards, up: self.up, starts: self.starts, gone: held.gone }

@@ -90,6 +90,13 @@ impl Task {
                 self.common.shared.tell(Told::Verdict { key, seq, flaw });
             }
             Effect::AskVerdict { shard, seq } => self.verdicts.want(shard, seq),
+            Effect::Doubtful { shard, seq } => {
+                let key = self.key(shard);
+                tracing::warn!(
+                    %key, seq,
+                    "the node went away while it edited documents by a function, and may have edited some twice; there is no other copy"
+                );
+            }
             Effect::Mismatch { shard, seq } => {
                 let key = self.key(shard);
                 self.common.metrics.verdict_mismatches.inc();

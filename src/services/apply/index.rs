@@ -211,8 +211,12 @@ impl Task {
             if before.is_none_or(|before| before.primary != level.primary) {
                 self.call(|core, env| core.handle_reign(env, shard, level.primary));
             }
+            if before.is_none_or(|before| before.alone != level.alone) {
+                self.call(|core, env| core.handle_alone(env, shard, level.alone));
+            }
             self.is_committed(shard, level.committed.max(stored.map_or(0, |(_, commit)| *commit)));
         }
+        self.judged_anew(&levels).await?;
         let node = (levels.up, levels.starts) != (self.levels.up, self.levels.starts);
         self.levels = levels;
         if node && self.levels.up {
@@ -226,6 +230,35 @@ impl Task {
             self.call(|core, env| core.handle_node(env, false));
         }
         self.answer(asked).await
+    }
+
+    /// Of shards that have another primary than before, all verdicts are asked for once more.
+    async fn judged_anew(&mut self, levels: &Levels) -> Result<(), StoreError> {
+        let mut ends = None;
+        for (shard, level) in &levels.shards {
+            let shard = *shard;
+            let Some(checked) = self.verdicts.checked(shard) else { continue };
+            let before = self.levels.shards.get(&shard).map(|level| level.epoch);
+            if checked == 0 || before == Some(level.epoch) {
+                continue;
+            }
+            if ends.is_none() {
+                ends = Some(self.common.store.ends(&self.index).await?);
+            }
+            let Some((floor, last)) = ends.as_ref().and_then(|ends| ends.get(&shard)).copied() else { continue };
+            // Under which epoch an earlier process has asked is not stored; not under a later one than that of what it asked about.
+            let known = match before {
+                Some(_) => None,
+                None if checked >= last.seq => Some(last.epoch),
+                None => {
+                    self.common.journals.position(&self.key(shard), checked).await.ok().flatten().map(|at| at.epoch)
+                }
+            };
+            if known != Some(level.epoch) {
+                self.verdicts.begin_anew(shard, floor);
+            }
+        }
+        Ok(())
     }
 
     /// Whether a copy that is known here, and is a learner now, can't be what it is to be filled with: it was a full one, or, where
@@ -450,6 +483,9 @@ fn merge(rows: &mut Rows, more: Rows) {
     rows.lanes.extend(more.lanes);
     rows.notes.extend(more.notes);
     rows.next_note = rows.next_note.max(more.next_note);
+    rows.failed.retain(|of, _| !more.unfailed.contains(of));
+    rows.unfailed.retain(|of| !more.failed.contains_key(of));
     rows.failed.extend(more.failed);
+    rows.unfailed.extend(more.unfailed);
     rows.counted.extend(more.counted);
 }

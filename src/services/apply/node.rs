@@ -112,7 +112,8 @@ impl Task {
             Group::Edition => details.and_then(|d| d.edited_documents),
         };
         let (task, tag) = (self.reference(), tag_of(store, self.custom_metadata.as_deref()));
-        Some(Listed { task, batch: self.batch_uid, group, tag, status: self.status()?, count })
+        let began = self.started_at.as_deref().and_then(When::parse).map(|when| when.0);
+        Some(Listed { task, batch: self.batch_uid, group, tag, status: self.status()?, began, count })
     }
 }
 
@@ -209,6 +210,7 @@ mod tests {
             group: Group::Deletion,
             tag: Tag::Note(3),
             status: Status::Failed(Flaw::new("c", "m")),
+            began: Some(times[&9].0),
             count: Some(3),
         };
         assert_eq!(page, Page { tasks: vec![listed], newest: Some(9), next: Some(6) });

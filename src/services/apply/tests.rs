@@ -528,6 +528,43 @@ async fn what_the_nodes_do_not_agree_on_is_as_at_the_primary() {
 }
 
 #[tokio::test]
+async fn what_a_primary_did_unheard_is_found_out_when_another_leads() {
+    let mut all = All::start().await;
+    for node in &all.nodes {
+        node.state().refuses.push("odd");
+    }
+    all.set(&[document(0, 1, 1), document(0, 2, 1)]).await;
+    let before = all.model.clone();
+    let mut odd = document(0, 1, 2);
+    odd["odd"] = 1.into();
+    let refused = all.set(&[odd]).await[0];
+    all.model = before;
+    all.set(&[document(0, 3, 1)]).await;
+    all.are_whole().await;
+    let first = all.primary(0).unwrap();
+    let others: Vec<usize> = (0..MEMBERS).filter(|i| *i != first).collect();
+    for i in &others {
+        let outcome = async || all.handle(*i).outcomes(&key(0), vec![refused]).await.unwrap().remove(&refused);
+        until("the primary's verdict", async || outcome().await.is_some_and(|o| o.flaw.is_some())).await;
+    }
+    all.nodes.iter().for_each(|node| node.state().refuses.retain(|field| *field != "odd"));
+    // One of the others has taken it, and the primary dies before that is seen.
+    let file = rusqlite::Connection::open(all.world.dirs[others[0]].path().join("journal.sqlite")).unwrap();
+    assert_eq!(file.execute("DELETE FROM failed", []).unwrap(), 1);
+    drop(file);
+    all.nodes[others[0]].state().indexes.get_mut(index().as_str()).unwrap().documents.get_mut("0-1").unwrap()["odd"] =
+        1.into();
+    all.kill(first).await;
+    all.world.kill(first).await;
+    until("another leads", async || all.primary(0).is_some_and(|i| i != first)).await;
+    until("all are the same", async || {
+        let [one, other] = [0, 1].map(|i| all.nodes[others[i]].documents(index().as_str()));
+        one == other
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_shard_that_leaves_is_forgotten_and_an_index_that_is_gone_as_well() {
     let mut all = All::start().await;
     let mut rng = fastrand::Rng::with_seed(9);

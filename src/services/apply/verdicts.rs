@@ -77,6 +77,24 @@ impl Verdicts {
         self.changed.insert(shard);
     }
 
+    /// Up to where the shard's verdicts are known.
+    pub(super) fn checked(&self, shard: ShardId) -> Option<u64> {
+        self.places.get(&shard).map(|place| place.checked)
+    }
+
+    /// Another primary judges: it may not have heard what the one before it said, nor may what was heard here be what its own node
+    /// did. Only failures travel, so all there is behind the journal's floor is asked for.
+    pub(super) fn begin_anew(&mut self, shard: ShardId, floor: u64) {
+        let Some(place) = self.places.get_mut(&shard).filter(|place| place.checked > floor) else { return };
+        place.checked = floor;
+        self.changed.insert(shard);
+        if place.open().is_some() {
+            self.open = true;
+            self.due = Some(now().plus(SOON));
+            self.step = Duration::ZERO;
+        }
+    }
+
     pub(super) fn forget(&mut self, shard: ShardId) {
         self.places.remove(&shard);
         self.changed.remove(&shard);
@@ -159,15 +177,23 @@ impl Task {
     pub(super) async fn heard_verdicts(&mut self, of: &MemberId, heard: Option<Heard>) -> Result<(), StoreError> {
         self.verdicts.asking.remove(of);
         let Some((asked, heard)) = heard else { return Ok(()) };
-        for said in heard {
-            let Some((shard, from, to)) = asked.iter().find(|(shard, ..)| *shard == said.shard).copied() else {
-                continue;
-            };
+        let mut asked: BTreeMap<ShardId, (u64, u64)> = asked.into_iter().map(|(s, from, to)| (s, (from, to))).collect();
+        let mut heard = heard.into_iter().peekable();
+        while let Some(said) = heard.next() {
+            let shard = said.shard;
+            let Some((from, to)) = asked.get(&shard).copied() else { continue };
             let follows = self.levels.shards.get(&shard).is_some_and(|level| !level.primary);
             let (to, key) = (said.to.min(to), self.key(shard));
-            if !follows || to < from {
+            // Who was asked before another primary came may not be the one whose word counts.
+            let goes_on = self.verdicts.checked(shard) == Some(from - 1);
+            if !follows || !goes_on || to < from {
                 continue;
             }
+            if let Some((from, _)) = asked.get_mut(&shard) {
+                *from = to + 1;
+            }
+            // Of two answers on a shard the first is about what its primary does not remember.
+            let forgotten = heard.peek().is_some_and(|next| next.shard == shard);
             let failed: BTreeMap<u64, Flaw> = said
                 .failed
                 .iter()
@@ -182,7 +208,7 @@ impl Task {
                 known => known?.into_iter().map(|(seq, _)| seq).collect(),
             };
             // Settled by a primary before, which this one did not hear of.
-            for seq in known.iter().filter(|seq| !failed.contains_key(*seq)) {
+            for seq in known.iter().filter(|seq| !forgotten && !failed.contains_key(*seq)) {
                 self.call(|core, env| core.handle_applied_elsewhere(env, shard, *seq));
             }
             let wanted = self.verdicts.places.get(&shard).and_then(|place| place.wanted);
@@ -238,6 +264,7 @@ impl ApplyHandle {
         let store_failed = |error: StoreError| Refusal::Other(error.to_string());
         let record = self.journals.record(&of.index).unwrap_or_default();
         let positions = self.store.positions(&of.index).await.map_err(store_failed)?;
+        let ends = self.store.ends(&of.index).await.map_err(store_failed)?;
         let (mut all, mut left) = (Vec::new(), FAILED_MAX);
         for (shard, from, to) in &of.shards {
             let leads = record.shard(*shard).is_some_and(|state| state.is_led_by(self.journals.me(), self.start));
@@ -247,14 +274,44 @@ impl ApplyHandle {
                 continue;
             }
             let key = JournalKey { index: of.index.clone(), shard: *shard };
-            let failed = self.store.failed(&key, *from, to, left).await.map_err(store_failed)?;
+            // Verdicts go with their entries. What is not remembered is said by an answer of its own, before another one.
+            let forgotten = ends.get(shard).map_or(0, |(floor, _)| *floor).min(to);
+            let (asked, from) = (*from, forgotten.saturating_add(1).max(*from));
+            let failed = match self.store.failed(&key, from, to, left).await {
+                Err(StoreError::Damaged { reason, .. }) => {
+                    self.journals.repair(&key, reason).await;
+                    continue;
+                }
+                failed => failed.map_err(store_failed)?,
+            };
             left -= failed.len();
             if left == 0 {
                 to = failed.last().map_or(to, |(seq, _)| *seq);
+            }
+            if from > asked {
+                all.push(ShardVerdicts { shard: *shard, to: forgotten, failed: Vec::new() });
             }
             let error = |(seq, flaw): (u64, Flaw)| EntryError { seq, code: flaw.code, message: flaw.message };
             all.push(ShardVerdicts { shard: *shard, to, failed: failed.into_iter().map(error).collect() });
         }
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_primary_is_asked_about_everything_that_is_remembered() {
+        let (shard, lag) = (ShardId(3), Lag { applied: 9, committed: 9, rebuild: false });
+        let mut verdicts = Verdicts::of([(shard, 9)].into(), &[(shard, lag)].into());
+        verdicts.open = false;
+        assert_eq!(verdicts.places[&shard].open(), None);
+        verdicts.begin_anew(shard, 4);
+        assert_eq!((verdicts.places[&shard].open(), verdicts.is_idle()), (Some((5, 9)), false));
+        assert_eq!(verdicts.take_checked(), [(shard, 4)].into());
+        verdicts.begin_anew(shard, 6);
+        assert_eq!(verdicts.checked(shard), Some(4), "there is more to be asked already");
     }
 }

@@ -72,6 +72,9 @@ impl Teller {
     /// What became of entries; `None` if it can't be read.
     pub(super) async fn outcomes(&self, key: &JournalKey, seqs: &[u64]) -> Option<Vec<Option<Done>>> {
         let read = self.outcomes.outcomes(key, seqs).await;
+        if let Err(StoreError::Damaged { journal, reason }) = &read {
+            self.journals.repair(journal, reason.clone()).await;
+        }
         read.inspect_err(|error| tracing::error!(%key, %error, "what became of entries can't be read")).ok()
     }
 

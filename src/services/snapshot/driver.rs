@@ -13,9 +13,10 @@ use tokio::task::JoinSet;
 use super::fill::{self, Ended};
 use super::handle::SnapshotHandle;
 use crate::net::Peers;
-use crate::proto::snapshot::{Queue, Source, View, learner, source};
+use crate::proto::snapshot::{Learner, Queue, Source, View, learner, source};
 use crate::services::apply::{ApplyHandle, Told};
 use crate::services::journal::{Event, JournalHandle};
+use crate::services::ledger::{nap, now};
 use crate::services::local::Local;
 use crate::store::{JournalStore, StoreError};
 use crate::types::{JournalKey, MemberId, PhysicalIndex};
@@ -34,7 +35,7 @@ pub struct Config {
     pub source: source::Config,
     /// Copies that are made at a time.
     pub at_once: usize,
-    /// How long entries may wait while two copies are compared.
+    /// How long documents may be read so that two copies are compared, while entries wait.
     pub settle: Duration,
     /// Of shards with more documents only the ids are compared: what they say would have to be read while entries wait.
     pub compared: usize,
@@ -122,6 +123,8 @@ pub struct Driver {
     told: tokio::sync::broadcast::Receiver<Told>,
     events: tokio::sync::broadcast::Receiver<Event>,
     queue: Queue,
+    /// Copies that can't go on for a while.
+    resting: BTreeMap<JournalKey, Box<Learner>>,
     fills: JoinSet<(JournalKey, Result<Ended, StoreError>)>,
     /// Copies that are noted to be of no use.
     notes: JoinSet<()>,
@@ -145,7 +148,8 @@ impl Driver {
         let common =
             Arc::new(Common { config, apply, journals, store, local, peers, reads, settling, views, settings });
         let handle = SnapshotHandle { common: Arc::clone(&common) };
-        (Self { common, told, events, queue, fills: JoinSet::new(), notes: JoinSet::new() }, handle)
+        let (resting, fills, notes) = (BTreeMap::new(), JoinSet::new(), JoinSet::new());
+        (Self { common, told, events, queue, resting, fills, notes }, handle)
     }
 
     /// Runs until the appliers or the journals end.
@@ -158,13 +162,15 @@ impl Driver {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            self.queue.wake(now());
             while let Some(key) = self.queue.next_key() {
-                let common = Arc::clone(&self.common);
+                let (common, rested) = (Arc::clone(&self.common), self.resting.remove(&key));
                 self.fills.spawn(async move {
-                    let ended = fill::run(common, key.clone()).await;
+                    let ended = fill::run(common, key.clone(), rested).await;
                     (key, ended)
                 });
             }
+            let nap = nap(self.queue.next_wake());
             tokio::select! {
                 told = self.told.recv() => match told {
                     Ok(Told::Rebuild(key)) => self.want(key).await,
@@ -185,6 +191,7 @@ impl Driver {
                 }
                 Some(_) = self.notes.join_next() => {}
                 _ = look.tick() => self.look().await?,
+                () = tokio::time::sleep(nap), if self.queue.next_wake().is_some() => {}
             }
         }
     }
@@ -202,6 +209,9 @@ impl Driver {
         let keys = rebuilt.iter().flat_map(|(index, shards)| shards.iter().map(move |shard| key(index, shard)));
         for key in keys.filter(|key| !self.queue.has(key)).collect::<Vec<_>>() {
             self.want(key).await;
+        }
+        for key in self.resting.keys() {
+            self.common.journals.unfit(key, true).await;
         }
         let stored = self.common.journals.stored().await?.into_iter();
         for listed in stored.filter(|listed| listed.rebuild && !self.queue.has(&listed.key)).collect::<Vec<_>>() {
@@ -225,11 +235,16 @@ impl Driver {
     }
 
     fn ended(&mut self, key: JournalKey, ended: Ended) {
+        if let Ended::Rests(learner, until) = ended {
+            self.queue.rest(key.clone(), until);
+            self.resting.insert(key, learner);
+            return;
+        }
         self.common.views().remove(&key);
         let again = self.queue.done(&key);
         match ended {
             Ended::Made => tracing::info!(%key, "the copy of a shard is made anew, and the same as another"),
-            Ended::NotNeeded => {}
+            Ended::NotNeeded | Ended::Rests(..) => {}
             Ended::Failed => {
                 let common = Arc::clone(&self.common);
                 self.notes.spawn(async move {

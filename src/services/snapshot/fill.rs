@@ -17,7 +17,7 @@ use super::node;
 use super::source::Beside;
 use crate::net::{Answer as Answered, Call};
 use crate::proto::apply::{self, Copied, Standing, Status, TaskRef};
-use crate::proto::env::Env;
+use crate::proto::env::{Env, Instant};
 use crate::proto::journal::Kind;
 use crate::proto::snapshot::learner::Did;
 use crate::proto::snapshot::{Answer, Begun, Effect, Here, Learner, Sum};
@@ -29,8 +29,8 @@ use crate::store::journal::Listed;
 use crate::types::{JournalKey, MemberId, Position, ShardCopy, ShardState, TraceId};
 use crate::wire::verbs::{NodeQuestion, Reply, Request, SnapshotAct, SnapshotOf, SnapshotSaid};
 
-/// How long a source may take for one answer: all ids of a shard are one.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a source may take for one answer: all ids of a shard are one, and the shard may have to come to rest for another.
+const PATIENCE: Duration = Duration::from_secs(150);
 /// How long what is taken may take to be durable.
 const DURABLE: Duration = Duration::from_secs(10);
 /// Between two looks at something that changes by itself.
@@ -45,7 +45,7 @@ const VERDICTS: u64 = 4_096;
 const DONE: usize = 64;
 
 /// How it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Ended {
     /// The copy is the same as another, or will be by the journal alone.
     Made,
@@ -53,6 +53,8 @@ pub(super) enum Ended {
     NotNeeded,
     /// It is to be begun again.
     Failed,
+    /// It can't go on before then; nothing of it is under way.
+    Rests(Box<Learner>, Instant),
 }
 
 /// What has come about.
@@ -83,15 +85,19 @@ struct Fill {
     trouble: Option<String>,
 }
 
-/// Makes one copy, however long that takes.
+/// Makes one copy, or goes on with one that has rested, however long that takes.
 ///
 /// Not cancel-safe for the member in the sense that the node may do what it was sent; the next process begins anew.
 ///
 /// # Errors
 /// [`StoreError`].
-pub(super) async fn run(common: Arc<Common>, key: JournalKey) -> Result<Ended, StoreError> {
+pub(super) async fn run(
+    common: Arc<Common>,
+    key: JournalKey,
+    rested: Option<Box<Learner>>,
+) -> Result<Ended, StoreError> {
     // What was under way when the copy became of no use comes to the node before what is sent here.
-    loop {
+    while rested.is_none() {
         match common.apply.standing(&key).await {
             Some(Standing { rebuild: true, idle: true, .. }) => break,
             Some(Standing { rebuild: true, .. }) => tokio::time::sleep(REST).await,
@@ -103,12 +109,15 @@ pub(super) async fn run(common: Arc<Common>, key: JournalKey) -> Result<Ended, S
     }
     let mut rng = fastrand::Rng::with_seed(seed());
     let config = common.config.learner.clone();
-    let learner = Learner::new(&mut Env { now: now(), rng: &mut rng }, config);
+    let learner = match rested {
+        Some(learner) => *learner,
+        None => Learner::new(&mut Env { now: now(), rng: &mut rng }, config),
+    };
     let (done_in, done) = mpsc::channel(DONE);
     let (bodies, jobs, trouble) = (BTreeMap::new(), JoinSet::new(), None);
     let mut fill = Fill { common, key, learner, bodies, jobs, done_in, done, rng, trouble };
     let ended = fill.go_on().await?;
-    if ended != Ended::Failed {
+    if matches!(ended, Ended::Made | Ended::NotNeeded) {
         fill.common.journals.unfit(&fill.key, false).await;
     }
     fill.common.journals.release(&fill.key, &fill.common.journals.me().member);
@@ -118,6 +127,7 @@ pub(super) async fn run(common: Arc<Common>, key: JournalKey) -> Result<Ended, S
 impl Fill {
     async fn go_on(&mut self) -> Result<Ended, StoreError> {
         let mut keep = tokio::time::interval(self.common.config.keep);
+        self.call(Learner::handle_tick);
         loop {
             while let Some(effect) = self.learner.poll_effect() {
                 self.carry_out(effect);
@@ -127,6 +137,9 @@ impl Fill {
                 let checked = self.common.apply.checked(&self.key).await;
                 // It may have become of no use once more.
                 return Ok(if checked.is_some_and(|s| s.rebuild) { Ended::Failed } else { Ended::Made });
+            }
+            if let Some(until) = self.learner.rests() {
+                return Ok(Ended::Rests(Box::new(self.learner.clone()), until));
             }
             let nap = nap(self.learner.next_wake());
             tokio::select! {

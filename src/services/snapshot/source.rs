@@ -16,7 +16,7 @@ use super::node;
 use crate::net::Answer;
 use crate::proto::apply::{Flaw, Standing, Stop};
 use crate::proto::journal::Stands;
-use crate::proto::snapshot::source::Use;
+use crate::proto::snapshot::source::{Patience, Use};
 use crate::proto::snapshot::{Source, Sum};
 use crate::services::ledger::now;
 use crate::types::{JournalKey, MemberId, Position, TaskPart};
@@ -30,6 +30,8 @@ const IDS_MAX_BYTES: usize = 8 << 20;
 const FAILED_MAX: usize = 4_096;
 /// How long it may take until a copy is known to be sound.
 const SOUND: Duration = Duration::from_secs(3);
+/// How long it may take until a conditional entry that is with the node has ended, while no other follows.
+const ENDED: Duration = Duration::from_secs(20);
 /// Between two looks whether a shard has come to rest.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -140,21 +142,47 @@ impl SnapshotHandle {
             Some(until) => common.apply.stop(&key, Some((Stop::Conditional, until))).await,
             None => common.apply.standing(&key).await,
         };
-        let Some(standing) = standing else { return no("it does not hold the shard") };
-        if standing.rebuild {
-            return no("its own copy must be made anew");
+        let begun = self.begin_held(from, &key, standing, until.is_some()).await;
+        if !matches!(begun.reply, Reply::Snapshot(SnapshotSaid::Begun(..))) {
+            // The learner knows of no read, so nothing is to wait for it.
+            let read = self.common.reads().end_of(from, &key);
+            if read.is_some() {
+                self.common.journals.release(&key, from);
+            }
+            if until.is_some() {
+                self.let_go(&key).await;
+            }
         }
-        let Some(seq) = Source::position(&standing) else { return said(SnapshotSaid::Later) };
+        begun
+    }
+
+    /// A read begins, while conditional entries wait if they are to.
+    async fn begin_held(&self, from: &MemberId, key: &JournalKey, standing: Option<Standing>, holds: bool) -> Answer {
+        let (common, end) = (&self.common, Clock::now() + ENDED);
+        let mut standing = standing;
+        let seq = loop {
+            let Some(now) = standing else { return no("it does not hold the shard") };
+            if now.rebuild {
+                return no("its own copy must be made anew");
+            }
+            match Source::position(&now) {
+                Some(seq) => break seq,
+                // One is with the node, and comes to its end.
+                None if holds && now.sound && Clock::now() < end => tokio::time::sleep(LOOK).await,
+                None => return said(SnapshotSaid::Later),
+            }
+            standing = common.apply.standing(key).await;
+        };
         // What comes behind is kept before anything is read.
-        common.journals.hold(&key, from, seq, Clock::now() + common.config.source.idle);
-        let at = match common.journals.position(&key, seq).await {
+        common.journals.hold(key, from, seq, Clock::now() + common.config.source.idle);
+        let at = match common.journals.position(key, seq).await {
             Ok(Some(at)) => at,
             Ok(None) if seq == 0 => Position::default(),
             Ok(None) | Err(_) => return said(SnapshotSaid::Later),
         };
-        let (token, _) = common.reads().begin(now(), key.clone(), from.clone(), seq, until.is_some());
-        let ids = node::ids(&common.local, &key).await;
-        match (self.judge(token, &key).await, ids) {
+        let (token, _) = common.reads().begin(now(), key.clone(), from.clone(), seq, holds);
+        let ids = node::ids(&common.local, key).await;
+        match (self.judge(token, key).await, ids) {
             (Use::Yes, Some(ids)) => match serde_json::to_vec(&ids) {
                 Ok(body) => Answer { reply: Reply::Snapshot(SnapshotSaid::Begun(token, at)), body: body.into() },
                 Err(error) => no(&error.to_string()),
@@ -210,7 +238,13 @@ impl SnapshotHandle {
         if self.common.reads().is_held(key) {
             return said(SnapshotSaid::Later);
         }
-        let sum = self.settled(key).await;
+        let patience = self.common.reads().settles(now(), key, from);
+        let span = match patience {
+            Patience::For(span) => span,
+            Patience::None => return no("the shard does not come to rest"),
+            Patience::Unknown => return no("no such read"),
+        };
+        let sum = self.settled(key, span).await;
         self.common.apply.stop(key, None).await;
         match sum {
             Ok(Some(sum)) => json(&sum),
@@ -219,8 +253,9 @@ impl SnapshotHandle {
         }
     }
 
-    async fn settled(&self, key: &JournalKey) -> Result<Option<Sum>, &'static str> {
-        let (common, span) = (&self.common, self.common.config.settle);
+    async fn settled(&self, key: &JournalKey, span: Duration) -> Result<Option<Sum>, &'static str> {
+        let common = &self.common;
+        // Ids are read while it rests, too.
         let mut standing = common.apply.stop(key, Some((Stop::Here, now().plus(span * 3)))).await;
         let end = Clock::now() + span;
         let at = loop {
@@ -234,7 +269,7 @@ impl SnapshotHandle {
             tokio::time::sleep(LOOK).await;
             standing = common.apply.standing(key).await;
         };
-        let sum = node::sum(&common.local, key, at, common.config.compared, Clock::now() + span).await;
+        let sum = node::sum(&common.local, key, at, common.config.compared, Clock::now() + common.config.settle).await;
         // If it went on meanwhile, nobody knows after which entry that was.
         let standing = common.apply.standing(key).await;
         let still = standing.is_some_and(|s| s.sound && s.quiet && s.stopped && s.applied == at);

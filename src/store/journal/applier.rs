@@ -16,7 +16,7 @@ use super::head::{HEAD, Head as Journal};
 use super::row::{ENTRY, outline_of, place, seq_of};
 use crate::proto::apply::effect::{LaneRow, Need};
 use crate::proto::apply::{Flaw, Head, Note, Rows, Span, Stored};
-use crate::types::{JournalKey, PhysicalIndex, ShardId};
+use crate::types::{JournalKey, PhysicalIndex, Position, ShardId};
 
 const APPLIERS: &str = "SELECT physical FROM appliers UNION SELECT physical FROM lanes \
                         UNION SELECT physical FROM journals WHERE applied < last";
@@ -129,6 +129,16 @@ impl JournalStore {
     /// [`StoreError`].
     pub async fn lasts(&self, index: &PhysicalIndex) -> Result<BTreeMap<ShardId, u64>, StoreError> {
         self.each(index, |journal| journal.last.seq).await
+    }
+
+    /// Of each journal of an index behind which entry it begins, and its last one; those that are damaged say nothing.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn ends(&self, index: &PhysicalIndex) -> Result<BTreeMap<ShardId, (u64, Position)>, StoreError> {
+        self.each(index, |journal| (journal.floor.seq, journal.last)).await
     }
 
     async fn each<T: Send + 'static>(
@@ -462,6 +472,10 @@ fn write_counted(
 fn write_applier(tx: &Transaction<'_>, index: &PhysicalIndex, all: &ApplierRows, now: i64) -> Result<(), StoreError> {
     let ApplierRows { rows, checked, done } = all;
     let mut ids = Ids::of(index);
+    for (shard, seq) in &rows.unfailed {
+        let Some(id) = ids.get(tx, *shard)? else { continue };
+        tx.prepare_cached("DELETE FROM failed WHERE place = ?1")?.execute([place(id, *seq)?])?;
+    }
     for ((shard, seq), flaw) in &rows.failed {
         let Some(id) = ids.get(tx, *shard)? else { continue };
         let at = place(id, *seq)?;
@@ -561,7 +575,7 @@ mod tests {
     use crate::proto::apply::TaskRef;
     use crate::proto::apply::notes::State;
     use crate::proto::journal::{Body, Entry, Kind, Rows as JournalRows, Write};
-    use crate::types::{Epoch, Position, TaskPart, TaskUid};
+    use crate::types::{Epoch, TaskPart, TaskUid};
 
     const SET: Kind = Kind::Set { skip_creation: false };
 
@@ -679,6 +693,9 @@ mod tests {
         store.apply(vec![Apply { key: key(0), rows: floor, parts: Vec::new() }], 7).await.unwrap();
         assert_eq!(store.failed(&key(0), 1, 99, 9).await.unwrap(), [(5, flaw("b"))]);
         assert!(store.heads(&key(0), 3, 9, 9, usize::MAX).await.unwrap().is_empty());
+        let rows = Rows { unfailed: [(ShardId(0), 5)].into(), ..Rows::default() };
+        store.put_applier(&index(), ApplierRows { rows, ..ApplierRows::default() }, 79).await.unwrap();
+        assert!(store.failed(&key(0), 1, 99, 9).await.unwrap().is_empty());
         store.delete_index(&index()).await.unwrap();
         while store.purge().await.unwrap() {}
         let raw = Connection::open(dir.path().join("journal.sqlite")).unwrap();

@@ -89,6 +89,9 @@ impl World {
             Effect::Persist(_) => {}
             Effect::Enqueue(request) => self.send(request),
             Effect::List { ticket, from, limit } => {
+                if from.is_none() {
+                    self.looked = self.now;
+                }
                 let page = (!self.chance(self.faults.unread)).then(|| self.node.list(from, limit));
                 self.at(soon, Event::Page { process, ticket, page });
             }
@@ -112,6 +115,7 @@ impl World {
                 self.count("asked");
                 self.at(when, Event::Verdict { shard, seq, asked: Some(process) });
             }
+            Effect::Doubtful { .. } => self.count("doubtful"),
             Effect::Mismatch { shard, seq } => {
                 let entry = self.journal.entry(shard, seq);
                 let here = matches!(entry.bad, Bad::No | Bad::Poison(_));
@@ -123,7 +127,8 @@ impl World {
             Effect::Trouble { .. } => self.count("troubles"),
             Effect::Trusted(trusted) => {
                 self.trusted = trusted;
-                self.deceived &= !trusted;
+                // A look that began before says nothing.
+                self.deceived &= !trusted || self.looked <= self.put_back;
             }
             Effect::Pressure(_) => self.count("pressure"),
         }
@@ -258,12 +263,13 @@ impl World {
 
     fn restart_node(&mut self) {
         self.count("restarts");
+        let repeats = self.chance(self.faults.repeat) && self.node.dies_done(self.now);
         self.node.life += 1;
         self.node.working = false;
         let back = self.chance(self.faults.put_back) && self.node.put_back();
         if back {
             self.count("put back");
-            self.deceived = true;
+            (self.deceived, self.put_back) = (true, self.now);
             for _ in 0..self.rng.usize(0..6) {
                 if self.rng.bool() {
                     self.node.other();
@@ -276,7 +282,10 @@ impl World {
             self.wake_node();
         }
         let process = self.processes;
-        if !self.chance(self.faults.unseen) {
+        if repeats {
+            self.count("repeated");
+            self.input(|core, env| core.handle_node(env, true));
+        } else if !self.chance(self.faults.unseen) {
             let when = self.rng.u64(100..50_000);
             self.at(when, Event::Up { process });
         }

@@ -138,6 +138,7 @@ impl Node {
             group: t.group,
             tag: t.tag,
             status: t.status.clone(),
+            began: None,
             count: None,
         };
         let tasks: Vec<_> = rest.by_ref().take(limit as usize).map(listed).collect();
@@ -238,6 +239,22 @@ impl Node {
             let work = task.work.clone();
             self.work(work, &before);
         }
+    }
+
+    /// Does a batch and dies before it has noted that: it does it again. Says whether there was an edit in it.
+    pub fn dies_done(&mut self, now: Instant) -> bool {
+        let waiting: Vec<u32> =
+            self.memory.tasks.values().filter(|t| t.status == Status::Waiting).map(|t| t.at.uid).collect();
+        self.batch(now, false);
+        let mut edited = false;
+        for uid in waiting {
+            let Some(task) = self.memory.tasks.get_mut(&uid) else { continue };
+            let edit =
+                |work: &Work| matches!(work, Work::Entries(all) if all.iter().any(|(_, _, e)| e.kind == Kind::Edit));
+            edited |= task.status == Status::Succeeded && edit(&task.work);
+            (task.status, task.batch) = (Status::Waiting, None);
+        }
+        edited
     }
 
     fn work(&mut self, work: Work, before: &BTreeMap<ShardId, Documents>) {

@@ -4,6 +4,7 @@ use super::*;
 use crate::proto::journal::record::{Change, Why};
 use crate::proto::snapshot::{learner, source};
 use crate::types::ShardState;
+use crate::wire::verbs::VerdictsOf;
 
 /// Everything soon, and in small bites.
 pub(super) fn config() -> snapshot::Config {
@@ -19,6 +20,7 @@ pub(super) fn config() -> snapshot::Config {
         },
         source: source::Config {
             hold: Duration::from_secs(2),
+            settle: Duration::from_millis(800),
             idle: Duration::from_secs(3),
             ..source::Config::default()
         },
@@ -244,6 +246,32 @@ async fn a_damaged_journal_and_its_copy_are_made_anew() {
     all.world.at(i).journals.repair(&key(1), "of a test".into()).await;
     within("the copy is of no use", rebuilt.wait_for(|all| all.contains_key(&index()))).await.unwrap();
     all.are_made(&mut rng, 40).await;
+}
+
+#[tokio::test]
+async fn a_damaged_verdict_of_a_primary_is_found_and_its_copy_made_anew() {
+    let mut all = All::that_rebuilds().await;
+    let mut rng = fastrand::Rng::with_seed(30);
+    let (i, other) = (all.primary(1).unwrap(), (0..SHARDS).find(|s| all.primary(*s) == all.primary(1) && *s != 1));
+    for node in &all.nodes {
+        node.state().refuses.push("odd");
+    }
+    let before = all.model.clone();
+    let mut odd = document(1, 1, 1);
+    odd["odd"] = 1.into();
+    all.set(&[odd]).await;
+    all.model = before;
+    all.set(&(0..SHARDS).map(|shard| document(shard, 2, 1)).collect::<Vec<_>>()).await;
+    all.are_whole().await;
+    let file = rusqlite::Connection::open(all.world.dirs[i].path().join("journal.sqlite")).unwrap();
+    assert_eq!(file.execute("UPDATE failed SET hash = hash + 1", []).unwrap(), 1);
+    drop(file);
+    let mut rebuilt = all.handle(i).rebuilt();
+    let shards = other.into_iter().chain([1]).map(|shard| (ShardId(shard), 1, u64::MAX)).collect();
+    let heard = all.handle(i).verdicts(&VerdictsOf { index: index(), shards }).await.unwrap();
+    assert_eq!(heard.iter().map(|said| said.shard.0).collect::<Vec<_>>(), Vec::from_iter(other));
+    within("the copy is of no use", rebuilt.wait_for(|all| all.contains_key(&index()))).await.unwrap();
+    all.are_made(&mut rng, 30).await;
 }
 
 #[tokio::test]
