@@ -117,7 +117,7 @@ impl Source {
         Some(now.plus(doubled(self.config.hold, times, self.config.hold_max)))
     }
 
-    /// How long a shard is waited for now to come to rest after all of it was read. Longer each time: what is with the node may be
+    /// How long a shard is waited for to come to rest after all of it was read. Longer each time: what is with the node may be
     /// much, and what was read is of use as long as it may take.
     pub fn settles(&mut self, now: Instant, key: &JournalKey, learner: &MemberId) -> Patience {
         let Some(read) = self.reads.values_mut().find(|read| read.key == *key && read.learner == *learner) else {

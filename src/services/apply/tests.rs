@@ -549,9 +549,8 @@ async fn what_a_primary_did_unheard_is_found_out_when_another_leads() {
     }
     all.nodes.iter().for_each(|node| node.state().refuses.retain(|field| *field != "odd"));
     // One of the others has taken it, and the primary dies before that is seen.
-    let file = rusqlite::Connection::open(all.world.dirs[others[0]].path().join("journal.sqlite")).unwrap();
-    assert_eq!(file.execute("DELETE FROM failed", []).unwrap(), 1);
-    drop(file);
+    let store = &all.world.at(others[0]).journal_store;
+    assert_eq!(store.spoil("DELETE FROM failed"), 1);
     all.nodes[others[0]].state().indexes.get_mut(index().as_str()).unwrap().documents.get_mut("0-1").unwrap()["odd"] =
         1.into();
     all.kill(first).await;

@@ -2,7 +2,7 @@
 //!
 //! What is beyond the retention is offered to its replica, which drops what nobody needs any more: what all in sync have
 //! applied, and learners have taken. A replica that was idle knows that only after it has heard of the others, so it is
-//! offered at least twice; a follower hears it with the next writes. Between two looks, what the file holds no more is given back to the
+//! offered again, until twice nothing has gone; a follower hears it with the next writes. Between two looks, what the file holds no more is given back to the
 //! disk in small steps. Rule: nothing is dropped here but the memory of parts whose entries are gone, and the journals of an
 //! index that is gone; no step holds up the appends behind it for long. Must not know: who needs what.
 
@@ -92,16 +92,17 @@ impl Retention {
     /// Offers until nothing more goes: each offer is small, and entries may come faster than one of them a look.
     pub(super) async fn trim(&self, journals: &JournalHandle) -> Result<(), StoreError> {
         let mut last = BTreeMap::new();
-        for round in 0_u32.. {
-            let offered = self.offer(journals).await?;
-            let goes = offered.iter().any(|(key, floor)| last.get(key).is_none_or(|before| before < floor));
-            if offered.is_empty() || round > 1 && !goes {
-                break;
+        let mut in_vain = 0;
+        loop {
+            let offered: BTreeMap<JournalKey, u64> = self.offer(journals).await?;
+            let goes = offered.iter().any(|(key, floor)| last.get(key).is_some_and(|before| before < floor));
+            in_vain = if goes { 0 } else { in_vain + 1 };
+            if offered.is_empty() || in_vain > 2 {
+                return Ok(());
             }
             last = offered;
-            tokio::time::sleep(if round == 0 { self.settle } else { OFFER_PAUSE }).await;
+            tokio::time::sleep(if goes { OFFER_PAUSE } else { self.settle }).await;
         }
-        Ok(())
     }
 
     /// Until the next look; what is more than needed of the file goes meanwhile.

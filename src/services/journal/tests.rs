@@ -718,8 +718,7 @@ async fn a_retention_goes_on_until_nothing_more_goes() {
     // The primary hears from the others with the next write.
     let parts = vec![(ShardId(0), write(1_200))];
     world.at(first).sender.send(&index(), parts, soon(), TraceId::default()).await;
-    let retention =
-        Retention { age: Duration::ZERO, bytes: 0, settle: Duration::from_millis(500), ..Retention::default() };
+    let retention = Retention { age: Duration::ZERO, bytes: 0, settle: Duration::from_secs(2), ..Retention::default() };
     within("one look", retention.trim(&world.at(first).journals)).await.unwrap();
     until("more than one offer takes is trimmed", async || {
         world.at(first).journal_store.list().await.unwrap().0[0].floor.seq == last
@@ -738,9 +737,8 @@ async fn the_end_of_a_journal_that_rests_is_looked_at_after_a_start() {
     until("an empty memory", async || bad.journals.in_memory() == 0).await;
     Retention::default().look_at_tails(&bad.journals).await.unwrap();
     assert_eq!(bad.journals.in_memory(), 0, "nothing is wrong");
-    let conn = rusqlite::Connection::open(bad.journal_store.path()).unwrap();
-    let changed = conn.execute("UPDATE entries SET body = x'00' WHERE place = (SELECT max(place) FROM entries)", []);
-    assert_eq!(changed.unwrap(), 1);
+    let last = "UPDATE entries SET body = x'00' WHERE place = (SELECT max(place) FROM entries)";
+    assert_eq!(bad.journal_store.spoil(last), 1);
     let mut rebuild = bad.journals.subscribe();
     Retention::default().look_at_tails(&bad.journals).await.unwrap();
     within("it says so", async { while rebuild.recv().await.unwrap() != Event::Rebuild(key(0)) {} }).await;

@@ -111,6 +111,14 @@ impl JournalStore {
         self.db.path()
     }
 
+    /// Changes rows behind the store's back, as a bad disk would; how many.
+    #[cfg(test)]
+    pub fn spoil(&self, sql: &str) -> usize {
+        let conn = Connection::open(self.path()).expect("the file is there");
+        conn.busy_timeout(std::time::Duration::from_secs(5)).expect("a time to wait");
+        conn.execute(sql, []).expect("it is changed")
+    }
+
     /// Changes once, when the store has failed for good: the member must leave service.
     pub fn fatal(&self) -> watch::Receiver<Option<StoreError>> {
         self.db.fatal()

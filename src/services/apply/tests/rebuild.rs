@@ -263,9 +263,7 @@ async fn a_damaged_verdict_of_a_primary_is_found_and_its_copy_made_anew() {
     all.model = before;
     all.set(&(0..SHARDS).map(|shard| document(shard, 2, 1)).collect::<Vec<_>>()).await;
     all.are_whole().await;
-    let file = rusqlite::Connection::open(all.world.dirs[i].path().join("journal.sqlite")).unwrap();
-    assert_eq!(file.execute("UPDATE failed SET hash = hash + 1", []).unwrap(), 1);
-    drop(file);
+    assert_eq!(all.world.at(i).journal_store.spoil("UPDATE failed SET hash = hash + 1"), 1);
     let mut rebuilt = all.handle(i).rebuilt();
     let shards = other.into_iter().chain([1]).map(|shard| (ShardId(shard), 1, u64::MAX)).collect();
     let heard = all.handle(i).verdicts(&VerdictsOf { index: index(), shards }).await.unwrap();
