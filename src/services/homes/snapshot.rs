@@ -56,15 +56,14 @@ impl Homes {
         let key = journal_of(home);
         let Told::NotPrimary(Some(source), _) = self.not_primary(home) else { return Ok(false) };
         let Some(first) = self.copied(&source, home, None, 0).await else { return Ok(false) };
-        let Copied { token, at, rows, mut parts, mut left } = first;
+        let Copied { token, at, rows, mut parts, left: pages } = first;
         self.journals.stage_home(&key, true, rows).await?;
-        if left > PAGES_MAX {
+        if pages > PAGES_MAX {
             return Ok(false);
         }
-        for page in 1..=left {
-            let fits = |more: &Copied| more.at == at && more.left + 1 == left;
+        for page in 1..=pages {
+            let fits = |more: &Copied| more.at == at && more.left == pages - page;
             let Some(more) = self.copied(&source, home, Some(token), page).await.filter(fits) else { return Ok(false) };
-            left = more.left;
             parts.extend(more.parts);
             self.journals.stage_home(&key, false, more.rows).await?;
         }
