@@ -45,7 +45,7 @@ async fn a_webhook_is_told_with_its_headers() {
 #[tokio::test]
 async fn a_webhook_over_tls_is_told_only_if_its_certificate_is_trusted() {
     let ca = pki::create_ca("test", 10).unwrap();
-    let names = ["localhost".to_owned()];
+    let names = ["127.0.0.1".to_owned()];
     let pair = pki::issue(&ca.cert_pem, &ca.key_pem, &MemberId::new("hook").unwrap(), &names, 5).unwrap();
     let tls = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -57,7 +57,7 @@ async fn a_webhook_over_tls_is_told_only_if_its_certificate_is_trusted() {
         )
         .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let uri: Uri = format!("https://localhost:{}/hook", listener.local_addr().unwrap().port()).parse().unwrap();
+    let uri: Uri = format!("https://{}/hook", listener.local_addr().unwrap()).parse().unwrap();
     let hearing = tokio::spawn(async move {
         let acceptor = TlsAcceptor::from(Arc::new(tls));
         loop {
