@@ -2,8 +2,8 @@
 //!
 //! A replica in sync has stored everything that is committed, so what it had stored at one moment covers all that was committed
 //! then: it begins to serve when its node has applied that. It ends when its node is behind the furthest replica for longer than it
-//! may be, also where it has left the set, or where it has left it and can't find out how far others are; a load that all
-//! replicas are working through takes nobody out, nor does nothing being written. Rule: a copy that is to be made anew, or whose node is not known to have what was noted, serves
+//! may be, also where it has left the set; a load that all replicas are working through takes nobody out, nor does a cut during
+//! which nothing is written. Rule: a copy that is to be made anew, or whose node is not known to have what was noted, serves
 //! nothing. Must not know: searches, the node.
 
 use std::collections::VecDeque;
@@ -60,8 +60,6 @@ pub struct Serving {
     outside: Option<Instant>,
     /// Up to where it was to be applied, and since when.
     behind: Option<(u64, Instant)>,
-    /// When another replica last told how far it is.
-    heard: Option<Instant>,
     /// Where the furthest replica was, and when; only what is not applied here yet.
     furthest: VecDeque<(Instant, u64)>,
     /// Since when it has not served.
@@ -72,16 +70,7 @@ impl Serving {
     /// A replica of a process that has just begun.
     pub fn new(lag: Duration) -> Self {
         let state = State::WAITS;
-        Self {
-            lag,
-            state,
-            applied: 0,
-            outside: None,
-            behind: None,
-            heard: None,
-            furthest: VecDeque::new(),
-            unserved: None,
-        }
+        Self { lag, state, applied: 0, outside: None, behind: None, furthest: VecDeque::new(), unserved: None }
     }
 
     /// Whether it serves, as far as was seen.
@@ -134,11 +123,7 @@ impl Serving {
             }
             State::Serves => {
                 let behind = self.furthest.front().is_some_and(|(at, _)| at.plus(self.lag) <= now);
-                // Others may go on without it, and nobody tells.
-                let cut = self
-                    .outside
-                    .is_some_and(|since| self.heard.max(Some(since)).is_some_and(|at| at.plus(self.lag) <= now));
-                if !sight.whole || behind || back || cut {
+                if !sight.whole || behind || back {
                     self.state = State::WAITS;
                 }
             }
@@ -149,7 +134,6 @@ impl Serving {
 
     /// The furthest of the other replicas has applied everything up to `to`.
     pub fn handle_furthest(&mut self, now: Instant, to: u64) {
-        self.heard = Some(now);
         let more = self.furthest.back().is_none_or(|(_, known)| *known < to);
         if more && self.furthest.len() < SAMPLES {
             self.furthest.push_back((now, to));
@@ -246,19 +230,6 @@ mod tests {
         }
         assert!(!one.handle_sight(at(67), Sight { in_sync: false, ..sight(4, 4) }), "it begins again only in sync");
         assert!(one.handle_sight(at(68), sight(4, 4)) && one.is_at_rest());
-    }
-
-    #[test]
-    fn who_is_out_of_sync_and_hears_from_nobody_serves_no_more() {
-        let mut one = serving();
-        let outside = Sight { in_sync: false, ..sight(3, 3) };
-        assert!(one.handle_sight(at(1), outside));
-        one.handle_furthest(at(3), 3);
-        assert!(one.handle_sight(at(7), outside));
-        assert!(!one.handle_sight(at(8), outside), "others may have gone on since");
-        let mut never = serving();
-        assert!(never.handle_sight(at(1), outside) && never.handle_sight(at(5), outside));
-        assert!(!never.handle_sight(at(6), outside));
     }
 
     #[test]

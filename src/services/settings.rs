@@ -108,13 +108,11 @@ impl Settings {
         });
         let (kept, summary) = (kept.await, taken.summary());
         let task = change.task;
-        tokio::spawn(change.follow(taken));
+        tokio::spawn(change.follow(taken, kept.is_ok()));
         match kept {
             Ok(_) => Ok(summary),
             Err(_) => {
-                let message = "The nodes have taken the settings, but the mesh's own record of them could not be changed; \
-                               send the same settings again.";
-                Err(Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, message: message.into(), task: Some(task) })
+                Err(Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, message: NOT_KEPT.into(), task: Some(task) })
             }
         }
     }
@@ -160,6 +158,9 @@ impl Settings {
         }
     }
 }
+
+const NOT_KEPT: &str = "The nodes have taken the settings, but the mesh's own record of them could not be changed; send the same \
+                        settings again.";
 
 /// A change of settings on its way.
 struct Change {
@@ -214,14 +215,24 @@ impl Change {
     }
 
     /// Brings the task to its end.
-    async fn follow(self, taken: Taken) {
-        let followed = self.settings.writes.follow(&taken).await;
+    async fn follow(self, taken: Taken, kept: bool) {
+        let writes = &self.settings.writes;
         let mut pause = AGAIN;
-        while self.note(&followed).await.is_err() {
+        loop {
+            // Who is away is looked at each time: one that is back has a later change already, and must not get this one behind it.
+            let followed = writes.follow(&taken).await;
+            match self.note(&followed).await {
+                Ok(()) if kept => return writes.end(taken, followed).await,
+                Ok(()) => return writes.incomplete(taken, NOT_KEPT),
+                // It will never have room, or there is nothing to note it in.
+                Err(Failure::Mesh { code: ErrorCode::PayloadTooLarge | ErrorCode::IndexNotFound, message, .. }) => {
+                    return writes.incomplete(taken, &message);
+                }
+                Err(_) => {}
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(AGAIN_MAX);
         }
-        self.settings.writes.end(taken, followed).await;
     }
 
     /// Puts into the record what is known only now.

@@ -442,6 +442,11 @@ impl Writes {
         }
     }
 
+    /// Tells the home that an order was carried out in part, and why.
+    pub fn incomplete(&self, taken: Taken, message: &str) {
+        taken.task.fail(ErrorCode::MiroirIncomplete, message);
+    }
+
     /// Tells the home what became of an order.
     pub async fn end(&self, taken: Taken, followed: Followed) {
         let Taken { index, task, parts, .. } = taken;

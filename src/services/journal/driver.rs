@@ -205,14 +205,6 @@ impl Driver {
         self.purge();
         let (listed, damaged) = self.store.list().await?;
         self.read_records();
-        // A head that stands under another name than it says would be taken for none: its replica would begin anew, as one that
-        // has lost nothing.
-        if let Some(key) = damaged.iter().find(|key| !self.holds(key)) {
-            return Err(StoreError::Corrupt {
-                path: self.store.path().to_owned(),
-                reason: format!("the head of a journal, perhaps that of {key}"),
-            });
-        }
         damaged.into_iter().for_each(|key| self.repair(&key, "its head".into()));
         // Those who need a snapshot say so again, and those whose last entries may be committed ask.
         let wants = |l: &&Listed| l.rebuild || l.commit < l.last.seq;

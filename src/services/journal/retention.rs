@@ -91,13 +91,14 @@ impl Retention {
 
     /// Offers until nothing more goes: each offer is small, and entries may come faster than one of them a look.
     pub(super) async fn trim(&self, journals: &JournalHandle) -> Result<(), StoreError> {
-        let mut last = BTreeMap::new();
-        let mut in_vain = 0;
+        let (mut last, mut in_vain) = (BTreeMap::new(), 0);
+        // Under a steady load there is always more, and other things are to be looked at as well.
+        let until = Instant::now() + self.every;
         loop {
             let offered: BTreeMap<JournalKey, u64> = self.offer(journals).await?;
             let goes = offered.iter().any(|(key, floor)| last.get(key).is_some_and(|before| before < floor));
             in_vain = if goes { 0 } else { in_vain + 1 };
-            if offered.is_empty() || in_vain > 2 {
+            if offered.is_empty() || in_vain > 2 || Instant::now() >= until {
                 return Ok(());
             }
             last = offered;

@@ -64,7 +64,7 @@ pub(super) enum Told {
 
 impl Driver {
     /// Whether the record lists this member for the shard.
-    pub(super) fn holds(&self, key: &JournalKey) -> bool {
+    fn holds(&self, key: &JournalKey) -> bool {
         self.state(key).is_some_and(|state| state.copy(&self.me.member).is_some())
     }
 
