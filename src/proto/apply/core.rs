@@ -206,7 +206,7 @@ impl Applier {
         self.run(env);
     }
 
-    /// Whether this copy is the first in sync: it stays as it is where all may have to be made anew, for there would be none to make them from.
+    /// Whether no other copy of the shard is in sync, so that this one can't be made anew.
     pub fn handle_alone(&mut self, env: &mut Env, shard: ShardId, alone: bool) {
         if let Some(lane) = self.lanes.get_mut(&shard) {
             lane.alone = alone;

@@ -80,7 +80,7 @@ pub(super) struct Lane {
     /// Heads that are being read.
     pub(super) loading: Option<Loading>,
     pub(super) primary: bool,
-    /// It is the first copy in sync, from which others may have to be made anew.
+    /// No other copy of the shard is in sync.
     pub(super) alone: bool,
     pub(super) hold: Option<Hold>,
     /// How often its next entry has failed by itself.

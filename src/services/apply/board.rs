@@ -20,7 +20,7 @@ pub(super) struct Level {
     pub(super) learner: bool,
     /// This process orders its writes.
     pub(super) primary: bool,
-    /// It is the first copy in sync, the one that stays where all may have to be made anew.
+    /// No other copy is in sync.
     pub(super) alone: bool,
     /// It changes with the primary.
     pub(super) epoch: Epoch,

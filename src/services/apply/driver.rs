@@ -281,8 +281,7 @@ impl Driver {
         let (me, start) = (self.common.journals.me(), self.ledger.start());
         let own = (0..).map(ShardId).zip(&record.shards).filter_map(|(shard, state)| {
             let copy = state.copy(&me.member).filter(|copy| copy.id == *me)?;
-            // Were all copies made anew, there would be none to make them from.
-            let alone = state.in_sync.first().is_none_or(|id| id == me);
+            let alone = state.in_sync.iter().all(|id| id == me);
             let (learner, primary) = (copy.is_learner(), state.is_led_by(me, start));
             Some((shard, Level { learner, primary, alone, epoch: state.epoch, committed: 0 }))
         });
