@@ -28,6 +28,8 @@ use crate::wire::verbs::{DocumentsOf, Refusal, Reply, Request};
 
 /// How long the primary may take for the documents of one entry.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it is tried for the documents of one entry: nothing else of the index is sent to the node meanwhile.
+const GIVE_UP: Duration = Duration::from_secs(60);
 /// Between two attempts, at first; it doubles.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 /// The longest such time.
@@ -52,18 +54,28 @@ pub(super) async fn take(common: Arc<Common>, key: JournalKey, seqs: BTreeSet<u6
     let first = *seqs.first()?;
     let mut last = None;
     for seq in seqs {
-        let mut pause = PAUSE_MIN;
-        last = loop {
-            match take_one(&common, &key, seq, first).await {
-                Tried::Done(task) => break Some(task),
-                Tried::Never => return None,
-                Tried::Later => {}
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+        let Some(task) = insist(GIVE_UP, || take_one(&common, &key, seq, first)).await else {
+            tracing::warn!(%key, seq, "the documents of an entry can't be had from the shard's primary");
+            return None;
         };
+        last = Some(task);
     }
     last
+}
+
+/// Tries until it is done, or can't be, or `patience` is over.
+async fn insist<T, F: Future<Output = Tried<T>>>(patience: Duration, attempt: impl Fn() -> F) -> Option<T> {
+    let (began, mut pause) = (Instant::now(), PAUSE_MIN);
+    loop {
+        match attempt().await {
+            Tried::Done(done) => return Some(done),
+            Tried::Never => return None,
+            Tried::Later if began.elapsed() >= patience => return None,
+            Tried::Later => {}
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
 }
 
 async fn take_one(common: &Common, key: &JournalKey, seq: u64, first: u64) -> Tried<TaskRef> {
@@ -259,6 +271,20 @@ mod tests {
         let (part, at) = (Some(TaskPart { task: TaskUid(1), part: 0 }), Position { epoch: Epoch::ZERO, seq: 1 });
         let entry = Entry { at, part, kind, body: body::join(b"{}", payload.as_bytes()).unwrap() };
         ids_of(&entry, "a.id", 4).map(|ids| ids.into_iter().collect())
+    }
+
+    #[tokio::test]
+    async fn a_primary_that_never_gives_documents_is_not_asked_for_ever() {
+        let tried = std::cell::Cell::new(0);
+        let attempt = || {
+            tried.set(tried.get() + 1);
+            std::future::ready(if tried.get() == 9 { Tried::Done(()) } else { Tried::Later })
+        };
+        let patience = Duration::from_millis(300);
+        let end = tokio::time::timeout(Duration::from_secs(5), insist(patience, attempt)).await;
+        assert_eq!((end, tried.get()), (Ok(None), 3), "after 0, 200 and 600 ms");
+        assert_eq!(insist(patience, || std::future::ready(Tried::Done(7))).await, Some(7));
+        assert_eq!(insist(patience, || std::future::ready(Tried::<()>::Never)).await, None);
     }
 
     #[test]
