@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::answers::Answers;
-use super::elections::Elections;
+use super::elections::{Elections, Unfit};
 use super::handle::{Input, JournalHandle, ShardStatus, Shared};
 use super::inbox::{Inbox, Received};
 use super::membership::Membership;
@@ -112,7 +112,7 @@ pub struct Driver {
     // Copies that are to be made anew.
     pub(super) broken: BTreeSet<JournalKey>,
     // Copies whose journals are whole and that are made anew: when their shards were last given to others, and how long that counts.
-    pub(super) unfit: BTreeMap<JournalKey, (Instant, Duration)>,
+    pub(super) unfit: BTreeMap<JournalKey, Unfit>,
     /// Bytes of entries that each replica keeps in memory.
     pub(super) share: usize,
     // The own node is down: when its shards are next to be given to others.
@@ -289,7 +289,7 @@ impl Driver {
             Input::Snapshot { key, at, parts, tell } => self.tell(&key, Told::Snapshot { at, parts, tell }),
             Input::Repair(key, reason) => self.repair(&key, reason),
             Input::Unfit(key, true) => {
-                self.unfit.entry(key.clone()).or_default();
+                self.unfit.entry(key.clone()).or_insert_with(|| Unfit::new(now()));
                 self.look_at(&key.index);
             }
             Input::Unfit(key, false) => drop(self.unfit.remove(&key)),

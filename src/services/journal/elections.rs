@@ -13,12 +13,15 @@ use crate::proto::journal::election::Waiting;
 use crate::proto::journal::record::Change;
 use crate::proto::journal::{election, record};
 use crate::services::ledger::now;
-use crate::types::{Holder, JournalKey, MemberId, PhysicalIndex, Scope, ShardId};
+use crate::types::{Holder, JournalKey, MemberId, PhysicalIndex, Scope, ShardId, ShardState};
 
 /// For how long a shard that was given to another is not given again, at first; it doubles.
 const LEND_MIN: Duration = Duration::from_secs(3);
 /// The longest such time.
 const LEND_MAX: Duration = Duration::from_secs(300);
+/// A shard that is to be led by somebody else for so long is given to whoever is in sync, whether or not its copy is served:
+/// its node may wait for nothing but the word of a primary.
+const RELUCTANT: Duration = Duration::from_secs(10);
 
 /// Shards, of as many indexes, that preferred primaries are given back at one look.
 const GIVE_BACK_MOST: usize = 4;
@@ -36,6 +39,23 @@ pub(super) struct Elections {
     /// When a preferred primary was last given its shard back.
     gave_back: BTreeMap<PhysicalIndex, Instant>,
     look_again: Option<Instant>,
+}
+
+/// A shard that somebody else should lead.
+#[derive(Debug)]
+pub(super) struct Unfit {
+    since: Instant,
+    /// It is not given away before.
+    not_before: Instant,
+    pause: Duration,
+    /// Who had it since then, and has not led it for long.
+    lent_to: BTreeSet<MemberId>,
+}
+
+impl Unfit {
+    pub(super) fn new(since: Instant) -> Self {
+        Self { since, not_before: since, pause: Duration::ZERO, lent_to: BTreeSet::new() }
+    }
 }
 
 impl Elections {
@@ -86,23 +106,39 @@ impl Driver {
     /// anybody has a copy. Not again and again, for nobody may have one, and nobody know that.
     fn lends(&self, index: &PhysicalIndex) -> Vec<(ShardId, Change)> {
         let now = now();
-        let unfit = self.unfit.iter().filter(|(key, (at, pause))| key.index == *index && at.plus(*pause) <= now);
-        let lend = |key: &JournalKey| {
+        let unfit = self.unfit.iter().filter(|(key, unfit)| key.index == *index && unfit.not_before <= now);
+        let lend = |(key, unfit): (&JournalKey, &Unfit)| {
             let state = self.state(key).filter(|state| state.primary.as_ref() == Some(&self.holder()))?;
-            let without = |member: &&MemberId| self.seen_now.lacks(member, key);
-            let except = self.seen_now.sight.keys().filter(without).chain([&self.me.member]).cloned().collect();
-            let to = election::candidate(state, &self.seen_now.sight, &except)?;
+            let to = self.borrower(key, unfit, state, now)?;
             let min = election::min_in_sync(state, self.config.core.min_in_sync);
             Some((key.shard, record::elect(state, &self.holder(), &to, &BTreeSet::new(), min)?))
         };
-        unfit.filter_map(|(key, _)| lend(key)).collect()
+        unfit.filter_map(lend).collect()
+    }
+
+    /// Who gets a shard that this member should not lead: whoever says that it serves it, and has not had it yet.
+    fn borrower(&self, key: &JournalKey, unfit: &Unfit, state: &ShardState, now: Instant) -> Option<Holder> {
+        let sight = &self.seen_now.sight;
+        let lacking = || sight.keys().filter(|member| self.seen_now.lacks(member, key));
+        let idle = || self.seen_now.idle.iter();
+        let find = |except: BTreeSet<&MemberId>, again: bool| {
+            let had = unfit.lent_to.iter().filter(|_| !again);
+            let except = except.into_iter().chain(had).chain([&self.me.member]).cloned().collect();
+            election::candidate(state, sight, &except)
+        };
+        let reluctant = unfit.since.plus(RELUCTANT) <= now;
+        let serving = || find(lacking().collect(), false).or_else(|| find(lacking().collect(), true));
+        let any = || find(idle().collect(), false).or_else(|| find(idle().collect(), true));
+        serving().or_else(|| reluctant.then(any).flatten())
     }
 
     /// The record names another primary of a shard that this member led. What is not granted is asked for again soon; what was
     /// lent and comes back is lent again only after a while, that gets longer.
-    pub(super) fn has_lent(&mut self, key: &JournalKey) {
-        if let Some((at, pause)) = self.unfit.get_mut(key) {
-            (*at, *pause) = (now(), (*pause * 2).clamp(LEND_MIN, LEND_MAX));
+    pub(super) fn has_lent(&mut self, key: &JournalKey, to: Option<&Holder>) {
+        if let Some(unfit) = self.unfit.get_mut(key) {
+            unfit.pause = (unfit.pause * 2).clamp(LEND_MIN, LEND_MAX);
+            unfit.not_before = now().plus(unfit.pause);
+            unfit.lent_to.extend(to.map(|to| to.member.clone()));
         }
     }
 
@@ -160,7 +196,7 @@ impl Driver {
         }
         let indexes: BTreeSet<PhysicalIndex> = led.iter().map(|key| key.index.clone()).collect();
         for key in led {
-            self.unfit.entry(key).or_default();
+            self.unfit.entry(key).or_insert_with(|| Unfit::new(now));
         }
         indexes.iter().for_each(|index| self.look_at(index));
     }

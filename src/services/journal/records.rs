@@ -148,7 +148,7 @@ impl Driver {
             let known = before.as_ref().and_then(|b| b.record.shard(shard));
             let led = known.is_some_and(|known| known.is_led_by(&self.me, self.start));
             if led && !state.is_led_by(&self.me, self.start) {
-                self.has_lent(&JournalKey { index: index.clone(), shard });
+                self.has_lent(&JournalKey { index: index.clone(), shard }, state.primary.as_ref());
             }
             if known.is_none_or(|known| known.set < state.set) {
                 self.state_changed(&JournalKey { index: index.clone(), shard }, state);

@@ -50,12 +50,28 @@ impl All {
         for i in 0..MEMBERS {
             let end = Instant::now() + LONG;
             while !self.rebuilt(i).is_empty() {
-                let views = self.running[i].as_ref().unwrap().snapshots.views(&index());
-                assert!(Instant::now() < end, "member {i}: {views:?}");
+                if Instant::now() >= end {
+                    panic!("member {i} does not get its copies: {}", self.how_all_stand().await);
+                }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
         self.are_whole().await;
+    }
+
+    /// Everything that may say why something does not go on.
+    async fn how_all_stand(&self) -> String {
+        let mut all = format!("{:?}\n", self.record());
+        for (i, running) in self.running.iter().enumerate() {
+            let Some(running) = running else { continue };
+            all += &format!("member {i}: {:?}\n", running.snapshots.views(&index()));
+            for shard in (0..SHARDS).map(key) {
+                let lane = running.handle.store.lane(&shard).await.unwrap();
+                let standing = tokio::time::timeout(LONG, running.handle.standing(&shard)).await;
+                all += &format!("  shard {}: {lane:?}, {standing:?}\n", shard.shard.0);
+            }
+        }
+        all
     }
 
     /// Drops the journals' beginnings everywhere.
