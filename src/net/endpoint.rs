@@ -26,6 +26,7 @@ use tokio::runtime;
 use tokio::sync::watch;
 
 use super::peers::MeshError;
+use super::window;
 
 /// Bytes of the secret from which reset and connection id keys are taken.
 pub const RESET_SECRET_BYTES: usize = 64;
@@ -113,6 +114,7 @@ fn transport() -> TransportConfig {
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(ACK_AFTER)).max_ack_delay(Some(ACK_DELAY));
     t.ack_frequency_config(Some(acks));
+    t.congestion_controller_factory(Arc::new(window::Config));
     t
 }
 

@@ -15,6 +15,7 @@ pub mod peers;
 mod server;
 pub mod tls;
 pub mod webhook;
+mod window;
 
 use std::time::Instant;
 
