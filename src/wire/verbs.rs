@@ -224,6 +224,8 @@ pub enum SnapshotSaid {
     Again,
     /// No; why, for people.
     No(String),
+    /// No: its own copy must be made anew, for nothing but a doubt if this is set, so that it may stay where nobody has a better one.
+    Unmade(bool),
     /// The read of this number has begun behind this entry; all ids are in the body.
     Begun(u64, Position),
     /// The first so many of the ids were looked for; what was found is in the body as NDJSON.

@@ -139,6 +139,21 @@ impl Applier {
         self.run(env);
     }
 
+    /// Nobody has a better copy than this one, which is in doubt ([`Standing::doubtful`]) and idle: it stays. What was said of
+    /// verdicts meanwhile must be said again.
+    pub fn handle_kept(&mut self, env: &mut Env, shard: ShardId) {
+        if self.standing(shard).is_some_and(|standing| standing.doubtful && standing.idle)
+            && let Some(lane) = self.lanes.get_mut(&shard)
+        {
+            (lane.row.need, lane.row.doubtful) = (Need::Nothing, false);
+            (lane.said, lane.loading) = (false, None);
+            self.changed_lanes.insert(shard);
+            // What was under way when the doubt came is not proved.
+            self.drain = true;
+        }
+        self.run(env);
+    }
+
     /// The copy was compared with another, and is the same.
     pub fn handle_checked(&mut self, env: &mut Env, shard: ShardId) {
         if let Some(lane) = self.lanes.get_mut(&shard).filter(|lane| lane.row.unchecked) {
@@ -172,6 +187,7 @@ impl Applier {
             quiet: quiet && known,
             sound: known && lane.row.need == Need::Nothing && !lane.row.unchecked,
             rebuild: lane.row.need == Need::Rebuild,
+            doubtful: lane.is_doubtful(),
             idle,
             stopped: lane.stop.is_some(),
         })
@@ -293,6 +309,10 @@ impl Applier {
     pub fn handle_emptied(&mut self, env: &mut Env) {
         let shards: Vec<_> = self.lanes.keys().copied().collect();
         for shard in shards {
+            if let Some(lane) = self.lanes.get_mut(&shard).filter(|lane| lane.row.doubtful) {
+                lane.row.doubtful = false;
+                self.changed_lanes.insert(shard);
+            }
             if let Some(lane) = self.lanes.get_mut(&shard).filter(|lane| lane.row.need != Need::Rebuild) {
                 lane.row.need = Need::Nothing;
                 lane.row.made = 0;

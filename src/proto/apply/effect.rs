@@ -116,6 +116,9 @@ pub struct LaneRow {
     /// The copy came from another member, and has not been compared with any. A process that begins with it has it made anew.
     #[serde(default)]
     pub unchecked: bool,
+    /// It must be made anew for nothing but that an edit may have been done twice: it may stay if nobody has a better one.
+    #[serde(default)]
+    pub doubtful: bool,
 }
 
 /// A copy of a shard that something else than entries has made.
@@ -154,6 +157,8 @@ pub struct Standing {
     pub sound: bool,
     /// The copy must be made anew.
     pub rebuild: bool,
+    /// It must, but is of use if nobody has a better one: see [`super::Applier::handle_kept`].
+    pub doubtful: bool,
     /// Nothing of the shard is on its way to the node, or in its queue.
     pub idle: bool,
     /// Something holds it up: see [`super::Applier::handle_stop`].
@@ -404,6 +409,14 @@ pub enum Effect {
         shard: ShardId,
         /// Which entry.
         seq: u64,
+    },
+    /// Documents of these entries should have been taken from a primary, but this copy is the only one there is, so it stays as it
+    /// is: for the log.
+    Untaken {
+        /// Of which shard.
+        shard: ShardId,
+        /// Which entries.
+        seqs: BTreeSet<u64>,
     },
     /// The verdict of this member's node is not the primary's; to be counted.
     Mismatch {

@@ -114,6 +114,11 @@ impl Lane {
         self.hold.is_none() && self.row.need == Need::Nothing
     }
 
+    /// Whether the copy may stay though it should be made anew.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.row.need == Need::Rebuild && self.row.doubtful && !self.spoiled
+    }
+
     /// Has it wait as `how` says.
     pub(super) fn stop(&mut self, how: Stop, until: Option<Instant>) {
         self.stop = Some(match how {

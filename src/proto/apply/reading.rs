@@ -142,13 +142,13 @@ impl Applier {
         open.into_iter().for_each(|id| self.may_be_done_twice(id));
     }
 
-    /// An edit that is done twice is in no journal: the copy is made anew, where there is another.
+    /// An edit that is done twice is in no journal: the copy is made anew, where there is a better one.
     pub(super) fn may_be_done_twice(&mut self, id: u64) {
         let spans = self.notes.get(id).map(|note| note.spans.clone()).unwrap_or_default();
         for Span { shard, last: seq, .. } in spans {
             match self.lanes.get(&shard) {
                 Some(lane) if lane.alone => self.emit(Effect::Doubtful { shard, seq }),
-                Some(_) => self.rebuild(shard),
+                Some(_) => self.rebuild_in_doubt(shard),
                 None => {}
             }
         }

@@ -67,7 +67,7 @@ impl Applier {
     }
 
     /// [`Effect::Take`] was carried out: `made_by` is the last task that wrote documents, and it has ended. `None`: the primary
-    /// could not give them as they have to be, so the copy must be made anew.
+    /// could not give them as they have to be, so the copy must be made anew, unless it is the only one.
     pub fn handle_taken(&mut self, env: &mut Env, shard: ShardId, made_by: Option<TaskRef>) {
         if self.taking.as_ref().is_none_or(|(of, _)| *of != shard) {
             return;
@@ -77,6 +77,14 @@ impl Applier {
             Some(task) => {
                 let made = self.notes.add(Note::anchor(task));
                 self.took_documents(shard, &seqs, made);
+            }
+            // There is no other copy: what the own node made of them is what there is.
+            None if self.lanes.get(&shard).is_some_and(|lane| lane.alone) => {
+                if let Some(lane) = self.lanes.get_mut(&shard).filter(|lane| lane.row.need != Need::Rebuild) {
+                    lane.row.need = Need::Nothing;
+                    self.changed_lanes.insert(shard);
+                    self.emit(Effect::Untaken { shard, seqs });
+                }
             }
             None => self.rebuild(shard),
         }
@@ -108,9 +116,22 @@ impl Applier {
         }
     }
 
+    /// The copy must be made anew if anybody has a better one; nothing else stands in its way.
+    pub(super) fn rebuild_in_doubt(&mut self, shard: ShardId) {
+        let Some(lane) = self.lanes.get(&shard) else { return };
+        let doubtful = lane.row.doubtful || lane.row.need == Need::Nothing && !lane.row.unchecked;
+        self.rebuild(shard);
+        if doubtful {
+            self.lanes.entry(shard).and_modify(|lane| lane.row.doubtful = true);
+        }
+    }
+
     /// The copy must be made anew.
     pub(super) fn rebuild(&mut self, shard: ShardId) {
         let Some(lane) = self.lanes.get_mut(&shard) else { return };
+        if std::mem::take(&mut lane.row.doubtful) {
+            self.changed_lanes.insert(shard);
+        }
         if lane.row.need != Need::Rebuild {
             lane.row.need = Need::Rebuild;
             (lane.row.unchecked, lane.stop) = (false, None);

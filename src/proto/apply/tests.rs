@@ -3,7 +3,7 @@
 //! `MIROIR_SEEDS=first..end` runs those seeds; a single one tells what happens. Rule: a test looks at what is durable and at
 //! the node, never into the core.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 #[cfg(test)]
 use std::env;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use super::effect::{LaneRow, Probed};
 use super::notes::State;
 use super::simulated::{Faults, World};
 use super::{
-    Answer, Applier, Config, Copied, Effect, Flaw, Group, Head, Listed, Note, Page, Span, Status, Stop, Stored, Tag,
-    TaskRef,
+    Answer, Applier, Config, Copied, Effect, Flaw, Group, Head, Listed, Note, Outcome, Page, Span, Status, Stop,
+    Stored, Tag, TaskRef,
 };
 use crate::proto::env::{Env, Instant};
 use crate::proto::journal::Kind;
@@ -323,22 +323,24 @@ fn a_node_with_nothing_to_do_is_given_what_comes_within_a_moment_in_one_request(
     assert_eq!(sent(&scripted), [2]);
 }
 
+/// The node's list with one edit that it began then.
+fn edit(status: Status, began: i64) -> Page {
+    let listed = Listed { group: Group::Edition, tag: Tag::Note(1), status, began: Some(began), ..listed(7, "a") };
+    Page { tasks: vec![listed], newest: Some(7), next: None }
+}
+
 /// An edit is under way; then the node says `began` of it twice, or is told to come again, and then that it is done.
 fn edited(alone: bool, began: [i64; 2], comes: bool) -> Vec<Effect> {
     let mut scripted = Scripted::of(1, Kind::Edit);
     scripted.tell(|core, env| core.handle_alone(env, SHARD, alone));
     scripted.tell(|core, env| core.handle_committed(env, SHARD, 1));
     scripted.tell(|core, env| core.handle_answered(env, 1, Answer::Taken(task(7, "a"))));
-    let now = |status, began| {
-        let listed = Listed { group: Group::Edition, tag: Tag::Note(1), status, began: Some(began), ..listed(7, "a") };
-        Page { tasks: vec![listed], newest: Some(7), next: None }
-    };
-    scripted.page = now(Status::Waiting, began[0]);
+    scripted.page = edit(Status::Waiting, began[0]);
     scripted.pass(1);
     if comes {
         scripted.tell(|core, env| core.handle_node(env, true));
     }
-    scripted.page = now(Status::Succeeded, began[1]);
+    scripted.page = edit(Status::Succeeded, began[1]);
     scripted.pass(1);
     assert_eq!(scripted.core.standing(SHARD).map(|s| s.idle), Some(true));
     scripted.seen
@@ -354,6 +356,65 @@ fn an_edit_that_may_have_been_done_twice_leads_to_a_new_copy_where_there_is_anot
         let seen = edited(true, began, comes);
         assert_eq!((seen.contains(&rebuild), seen.contains(&doubtful)), (false, twice), "{began:?} {comes}");
         assert!(seen.contains(&applied), "it must go on");
+    }
+}
+
+#[test]
+fn a_copy_in_doubt_may_stay_unless_more_is_wrong_with_it() {
+    let doubted = || {
+        let mut scripted = Scripted::of(1, Kind::Edit);
+        scripted.tell(|core, env| core.handle_committed(env, SHARD, 1));
+        scripted.tell(|core, env| core.handle_answered(env, 1, Answer::Taken(task(7, "a"))));
+        scripted.page = edit(Status::Waiting, 5);
+        scripted.pass(1);
+        scripted.tell(|core, env| core.handle_node(env, true));
+        scripted
+    };
+    let standing = |scripted: &Scripted| scripted.core.standing(SHARD).unwrap();
+    let mut scripted = doubted();
+    scripted.tell(|core, env| core.handle_kept(env, SHARD));
+    let now = standing(&scripted);
+    assert!(now.rebuild && now.doubtful && !now.idle, "what is under way ends first: {now:?}");
+    scripted.page = edit(Status::Succeeded, 5);
+    scripted.pass(2);
+    scripted.tell(|core, env| core.handle_kept(env, SHARD));
+    scripted.pass(2);
+    let now = standing(&scripted);
+    assert!(!now.rebuild && !now.doubtful && now.sound && now.applied == 1, "{now:?}");
+    scripted.seen.clear();
+    scripted.tell(|core, env| core.handle_committed(env, SHARD, 2));
+    assert!(scripted.seen.iter().any(|effect| matches!(effect, Effect::Load { from: 2, .. })), "it goes on");
+
+    for wrong in [Applier::handle_emptied as fn(&mut Applier, &mut Env<'_>), |core, env| core.handle_unmade(env, SHARD)]
+    {
+        let mut scripted = doubted();
+        scripted.page = edit(Status::Succeeded, 5);
+        scripted.pass(2);
+        scripted.tell(wrong);
+        scripted.pass(2);
+        scripted.tell(|core, env| core.handle_kept(env, SHARD));
+        let now = standing(&scripted);
+        assert!(now.rebuild && !now.doubtful, "{now:?}");
+    }
+}
+
+#[test]
+fn documents_that_nobody_gives_lead_to_a_new_copy_where_there_is_another() {
+    for alone in [false, true] {
+        let row = LaneRow { applied: 3, ..LaneRow::default() };
+        let stored = Stored { lanes: [(SHARD, row)].into(), ..Stored::default() };
+        let mut scripted = Scripted::begin(stored, Page::default(), None);
+        scripted.pass(1);
+        scripted.tell(|core, env| core.handle_alone(env, SHARD, alone));
+        scripted.tell(|core, env| core.handle_verdict(env, SHARD, 2, Outcome::Failed(Flaw::new("bad", "it is"))));
+        scripted.pass(2);
+        let seqs: BTreeSet<u64> = [2].into();
+        assert!(scripted.saw(&Effect::Take { shard: SHARD, seqs: seqs.clone() }));
+        scripted.tell(|core, env| core.handle_taken(env, SHARD, None));
+        scripted.pass(2);
+        assert_eq!(scripted.saw(&Effect::Rebuild { shard: SHARD }), !alone);
+        assert_eq!(scripted.saw(&Effect::Untaken { shard: SHARD, seqs }), alone);
+        assert_eq!(scripted.core.standing(SHARD).unwrap().sound, alone);
     }
 }
 

@@ -57,6 +57,8 @@ pub(super) enum What {
     Made(Copied),
     /// It must be made anew.
     Unmade,
+    /// It is in doubt, and nobody has a better one.
+    Kept,
     /// It was compared, and is the same.
     Checked,
     /// It is to wait until then, or to go on.

@@ -97,6 +97,13 @@ impl Task {
                     "the node went away while it edited documents by a function, and may have edited some twice; there is no other copy"
                 );
             }
+            Effect::Untaken { shard, seqs } => {
+                let key = self.key(shard);
+                tracing::warn!(
+                    %key, ?seqs,
+                    "the node did something else with entries than a primary did that is gone; there is no other copy, so this one stays"
+                );
+            }
             Effect::Mismatch { shard, seq } => {
                 let key = self.key(shard);
                 self.common.metrics.verdict_mismatches.inc();

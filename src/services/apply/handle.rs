@@ -229,6 +229,11 @@ impl ApplyHandle {
         self.ask(key, What::Unmade).await
     }
 
+    /// The copy of a shard is in doubt, and nobody has a better one: it stays.
+    pub async fn kept(&self, key: &JournalKey) -> Option<Standing> {
+        self.ask(key, What::Kept).await
+    }
+
     /// The copy of a shard was compared with another, and is the same.
     pub async fn checked(&self, key: &JournalKey) -> Option<Standing> {
         self.ask(key, What::Checked).await

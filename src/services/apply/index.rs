@@ -308,6 +308,7 @@ impl Task {
                     self.lanes.insert(shard);
                     self.call(|core, env| core.handle_unmade(env, shard));
                 }
+                What::Kept => self.keep(shard).await?,
                 What::Checked => self.call(|core, env| core.handle_checked(env, shard)),
                 What::Stop(stop) => self.call(|core, env| core.handle_stop(env, shard, stop)),
                 What::Look => {}
@@ -323,6 +324,16 @@ impl Task {
                 // Whoever asked may have gone.
                 let _ = asker.send(standing);
             }
+        }
+        Ok(())
+    }
+
+    /// A copy that is in doubt stays as it is.
+    async fn keep(&mut self, shard: ShardId) -> Result<(), StoreError> {
+        self.call(|core, env| core.handle_kept(env, shard));
+        let ends = self.common.store.ends(&self.index).await?;
+        if let Some((floor, _)) = ends.get(&shard) {
+            self.verdicts.begin_anew(shard, *floor);
         }
         Ok(())
     }

@@ -43,6 +43,8 @@ const IDS: usize = 1_000;
 enum Tried<T> {
     Done(T),
     Later,
+    /// Nobody can be asked, or the own node is away, so that nothing else is kept waiting: this time does not count.
+    Away,
     Never,
 }
 
@@ -65,13 +67,14 @@ pub(super) async fn take(common: Arc<Common>, key: JournalKey, seqs: BTreeSet<u6
 
 /// Tries until it is done, or can't be, or `patience` is over.
 async fn insist<T, F: Future<Output = Tried<T>>>(patience: Duration, attempt: impl Fn() -> F) -> Option<T> {
-    let (began, mut pause) = (Instant::now(), PAUSE_MIN);
+    let (mut began, mut pause) = (Instant::now(), PAUSE_MIN);
     loop {
         match attempt().await {
             Tried::Done(done) => return Some(done),
             Tried::Never => return None,
             Tried::Later if began.elapsed() >= patience => return None,
             Tried::Later => {}
+            Tried::Away => began = Instant::now(),
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
@@ -82,7 +85,7 @@ async fn take_one(common: &Common, key: &JournalKey, seq: u64, first: u64) -> Tr
     let record = common.journals.record(&key.index);
     let state = record.as_ref().and_then(|record| record.shard(key.shard));
     let Some(primary) = state.and_then(|state| state.primary.as_ref()).map(|primary| primary.member.clone()) else {
-        return Tried::Later;
+        return Tried::Away;
     };
     if primary == common.journals.me().member {
         // Nobody's word counts more than the own node's now.
@@ -106,7 +109,8 @@ async fn take_one(common: &Common, key: &JournalKey, seq: u64, first: u64) -> Tr
         let task = match queued.answer {
             apply::Answer::Taken(task) => task,
             apply::Answer::Refused(_) => return Tried::Never,
-            apply::Answer::NotSent | apply::Answer::Unknown => return Tried::Later,
+            apply::Answer::NotSent => return Tried::Away,
+            apply::Answer::Unknown => return Tried::Later,
         };
         last = match ended(&common.local, &task).await {
             Some(Status::Succeeded) => Tried::Done(task),
@@ -147,7 +151,7 @@ impl ApplyHandle {
         };
         match found {
             Tried::Done((body, missing)) => Ok(Answer { reply: Reply::Documents(missing), body }),
-            Tried::Later => Ok(Answer::of(Reply::NoDocuments(true))),
+            Tried::Later | Tried::Away => Ok(Answer::of(Reply::NoDocuments(true))),
             Tried::Never => Ok(Answer::of(Reply::NoDocuments(false))),
         }
     }
@@ -162,7 +166,7 @@ impl ApplyHandle {
         }
         match self.is_repeatable(key, of).await? {
             Tried::Done(()) => {}
-            Tried::Later => return Ok(Tried::Later),
+            Tried::Later | Tried::Away => return Ok(Tried::Later),
             Tried::Never => return Ok(Tried::Never),
         }
         let Some(entry) = self.store.load(key, of.seq, 1, 0).await?.pop() else { return Ok(Tried::Never) };
@@ -188,7 +192,7 @@ impl ApplyHandle {
         // A conditional entry is noted before it is sent: if none is now, the documents were read before it.
         Ok(match self.is_repeatable(key, of).await? {
             Tried::Done(()) => Tried::Done((body.freeze(), missing.into_iter().collect())),
-            Tried::Later => Tried::Later,
+            Tried::Later | Tried::Away => Tried::Later,
             Tried::Never => Tried::Never,
         })
     }
@@ -283,6 +287,13 @@ mod tests {
         let patience = Duration::from_millis(300);
         let end = tokio::time::timeout(Duration::from_secs(5), insist(patience, attempt)).await;
         assert_eq!((end, tried.get()), (Ok(None), 3), "after 0, 200 and 600 ms");
+        tried.set(0);
+        let attempt = || {
+            tried.set(tried.get() + 1);
+            std::future::ready(if tried.get() == 3 { Tried::Done(()) } else { Tried::Away })
+        };
+        let end = tokio::time::timeout(Duration::from_secs(5), insist(patience, attempt)).await;
+        assert_eq!(end, Ok(Some(())), "while nobody can be asked nothing is given up");
         assert_eq!(insist(patience, || std::future::ready(Tried::Done(7))).await, Some(7));
         assert_eq!(insist(patience, || std::future::ready(Tried::<()>::Never)).await, None);
     }

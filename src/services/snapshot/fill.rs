@@ -59,6 +59,7 @@ pub(super) enum Ended {
 
 /// What has come about.
 enum Done {
+    Stays,
     Sources(u64, Here, Vec<MemberId>),
     Offered(u64, Answer<()>),
     Cleared(u64, Did),
@@ -83,6 +84,8 @@ struct Fill {
     done: mpsc::Receiver<Done>,
     rng: fastrand::Rng,
     trouble: Option<String>,
+    /// The copy is not made anew after all.
+    stays: bool,
 }
 
 /// Makes one copy, or goes on with one that has rested, however long that takes.
@@ -115,7 +118,7 @@ pub(super) async fn run(
     };
     let (done_in, done) = mpsc::channel(DONE);
     let (bodies, jobs, trouble) = (BTreeMap::new(), JoinSet::new(), None);
-    let mut fill = Fill { common, key, learner, bodies, jobs, done_in, done, rng, trouble };
+    let mut fill = Fill { common, key, learner, bodies, jobs, done_in, done, rng, trouble, stays: false };
     let ended = fill.go_on().await?;
     if matches!(ended, Ended::Made | Ended::NotNeeded) {
         fill.common.journals.unfit(&fill.key, false).await;
@@ -131,6 +134,9 @@ impl Fill {
         loop {
             while let Some(effect) = self.learner.poll_effect() {
                 self.carry_out(effect);
+            }
+            if self.stays {
+                return Ok(Ended::NotNeeded);
             }
             self.note();
             if self.learner.is_done() {
@@ -208,6 +214,7 @@ impl Fill {
 
     fn did(&mut self, done: Done) {
         match done {
+            Done::Stays => self.stays = true,
             Done::Sources(round, here, sources) => self.call(|l, env| l.handle_sources(env, round, here, sources)),
             Done::Offered(round, answer) => self.call(|l, env| l.handle_offered(env, round, answer)),
             Done::Cleared(round, did) => self.call(|l, env| l.handle_cleared(env, round, did)),
@@ -254,6 +261,9 @@ impl Fill {
             Effect::Sources { round } => {
                 let sources = self.sources();
                 self.spawn(async move {
+                    if job.stays(&sources).await {
+                        return Ok(Done::Stays);
+                    }
                     let here = job.here().await?;
                     Ok(Done::Sources(round, here, sources))
                 });
@@ -338,6 +348,7 @@ impl Job {
     ) -> Answer<T> {
         match self.ask(to, act, body).await {
             Err(why) | Ok((SnapshotSaid::No(why), _)) => Answer::Never(why),
+            Ok((SnapshotSaid::Unmade(_), _)) => Answer::Never("its own copy must be made anew".into()),
             Ok((SnapshotSaid::Later, _)) => Answer::Later,
             Ok((SnapshotSaid::Again, _)) => Answer::Again,
             Ok((said, body)) => match take(said, body) {
@@ -345,6 +356,34 @@ impl Job {
                 None => Answer::Never("its answer is none to what it was asked".into()),
             },
         }
+    }
+
+    /// Keeps a copy that is only in doubt if all others in sync say that theirs is no better, and none of them is to keep its own
+    /// before this one: the same for all, whoever asks first.
+    async fn stays(&self, others: &[MemberId]) -> bool {
+        let (apply, me) = (&self.common.apply, &self.common.journals.me().member);
+        let doubtful = async || apply.standing(&self.key).await.is_some_and(|standing| standing.doubtful);
+        if !self.is_in_sync() || !doubtful().await {
+            return false;
+        }
+        for other in others {
+            match self.ask(other, SnapshotAct::Offer, Bytes::new()).await {
+                Ok((SnapshotSaid::Unmade(doubtful), _)) if !doubtful || me < other => {}
+                _ => return false,
+            }
+        }
+        let stays = apply.kept(&self.key).await.is_some_and(|standing| !standing.rebuild);
+        if stays {
+            tracing::warn!(key = %self.key, "a copy stays though its node may have done an edit twice: no other is better");
+        }
+        stays
+    }
+
+    fn is_in_sync(&self) -> bool {
+        let record = self.common.journals.record(&self.key.index);
+        record.is_some_and(|record| {
+            record.shard(self.key.shard).is_some_and(|state| state.is_in_sync(self.common.journals.me()))
+        })
     }
 
     async fn listed(&self) -> Result<Option<Listed>, StoreError> {
@@ -362,8 +401,11 @@ impl Job {
         let end = Clock::now() + IDLE;
         loop {
             match self.common.apply.standing(&self.key).await {
-                Some(Standing { rebuild: true, idle: true, .. }) => return true,
-                Some(Standing { rebuild: false, .. }) => drop(self.common.apply.unmade(&self.key).await),
+                // From here on it is of no use whatever becomes of the others.
+                Some(Standing { doubtful: true, .. } | Standing { rebuild: false, .. }) => {
+                    self.common.apply.unmade(&self.key).await;
+                }
+                Some(Standing { idle: true, .. }) => return true,
                 Some(_) if Clock::now() < end => tokio::time::sleep(LOOK).await,
                 Some(_) | None => return false,
             }

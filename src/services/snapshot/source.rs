@@ -123,7 +123,7 @@ impl SnapshotHandle {
         loop {
             match self.common.apply.standing(key).await {
                 Some(Standing { sound: true, .. }) => return said(SnapshotSaid::Yes),
-                Some(Standing { rebuild: true, .. }) => return no("its own copy must be made anew"),
+                Some(Standing { rebuild: true, doubtful, .. }) => return said(SnapshotSaid::Unmade(doubtful)),
                 // One that was at rest looks at its node first.
                 Some(_) if Clock::now() < end => tokio::time::sleep(LOOK).await,
                 Some(_) => return no("its own copy is not known to be sound now"),

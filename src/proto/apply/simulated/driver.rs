@@ -116,6 +116,7 @@ impl World {
                 self.at(when, Event::Verdict { shard, seq, asked: Some(process) });
             }
             Effect::Doubtful { .. } => self.count("doubtful"),
+            Effect::Untaken { .. } => self.count("untaken"),
             Effect::Mismatch { shard, seq } => {
                 let entry = self.journal.entry(shard, seq);
                 let here = matches!(entry.bad, Bad::No | Bad::Poison(_));

@@ -150,6 +150,38 @@ async fn a_learner_that_ends_anywhere_begins_anew_and_serves_no_half_copy() {
 }
 
 #[tokio::test]
+async fn of_copies_that_are_all_in_doubt_one_stays() {
+    let mut all = All::that_rebuilds().await;
+    let mut rng = fastrand::Rng::with_seed(26);
+    for id in 0..10 {
+        all.set(&(0..SHARDS).map(|shard| document(shard, id, 1)).collect::<Vec<_>>()).await;
+    }
+    // No copy can be made of a journal alone.
+    all.trim().await;
+    for _ in 0..3 {
+        all.are_whole().await;
+        all.nodes.iter().for_each(|node| node.state().stands = true);
+        let seqs = all.write(Kind::Edit, (0..SHARDS).map(|shard| (shard, EDIT.into())).collect()).await;
+        for i in 0..MEMBERS {
+            for (shard, seq) in (0..SHARDS).map(key).zip(&seqs) {
+                let sent = async || all.handle(i).standing(&shard).await.is_some_and(|s| s.conditional == *seq);
+                until("the edit is with each node", sent).await;
+            }
+        }
+        for i in 0..MEMBERS {
+            all.kill(i).await;
+        }
+        for i in 0..MEMBERS {
+            all.run(i).await;
+        }
+        let all_rebuilt = async || (0..MEMBERS).all(|i| all.rebuilt(i).len() == usize::from(SHARDS));
+        until("all copies are in doubt", all_rebuilt).await;
+        all.nodes.iter().for_each(|node| node.state().stands = false);
+        all.are_made(&mut rng, 10).await;
+    }
+}
+
+#[tokio::test]
 async fn a_source_that_ends_is_replaced_by_another() {
     let mut all = All::that_rebuilds().await;
     let mut rng = fastrand::Rng::with_seed(23);
