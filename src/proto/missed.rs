@@ -1,13 +1,15 @@
 //! Changes of settings that members have yet to get, because they were away when the others got them.
 //!
 //! Each change is kept under its task, in the index's record, until its members have it: settings are sent as they came, so the
-//! same changes in the same order give the same settings, and what a node hides when it is asked is not lost. Rule: a member
-//! that misses one serves nothing of the index, and gets no later one before it. Must not know: who is away, nodes, the ledger.
+//! same changes in the same order give the same settings, and what a node hides when it is asked is not lost. Their order is
+//! that of the record's versions with which they came: tasks that are begun later may have lower numbers. Rule: a member that
+//! misses one serves nothing of the index, and gets no later one before it, or gets the later one once more behind it. Must not
+//! know: who is away, nodes, the ledger.
 
 use std::collections::BTreeSet;
 
 use crate::types::limits::MISSED_SETTINGS_MAX_BYTES;
-use crate::types::{IndexRecord, MemberId, MissedSettings, TaskUid};
+use crate::types::{IndexRecord, MemberId, MissedSettings, RecordVersion, TaskUid};
 
 /// Whether a change of so many bytes may be kept beside those that are there.
 pub fn has_room(record: &IndexRecord, bytes: usize) -> bool {
@@ -15,16 +17,16 @@ pub fn has_room(record: &IndexRecord, bytes: usize) -> bool {
     kept.saturating_add(bytes) <= MISSED_SETTINGS_MAX_BYTES
 }
 
-/// These members miss the change of a task; of others than `holders` nothing is kept any more.
+/// These members miss the change of a task, which came with version `place`; of others than `holders` nothing is kept any more.
 pub fn add(
     record: &mut IndexRecord,
-    task: TaskUid,
+    (task, place): (TaskUid, RecordVersion),
     members: &BTreeSet<MemberId>,
     patch: &str,
     holders: &BTreeSet<MemberId>,
 ) {
     if !members.is_empty() {
-        let new = || MissedSettings { members: BTreeSet::new(), patch: patch.to_owned() };
+        let new = || MissedSettings { place, members: BTreeSet::new(), patch: patch.to_owned() };
         record.missed_settings.entry(task).or_insert_with(new).members.extend(members.iter().cloned());
     }
     keep(record, |member| holders.contains(member));
@@ -32,13 +34,26 @@ pub fn add(
 
 /// The change that a member is to get next.
 pub fn next<'a>(record: &'a IndexRecord, member: &MemberId) -> Option<(TaskUid, &'a str)> {
-    let all = record.missed_settings.iter();
-    all.filter(|(_, missed)| missed.members.contains(member)).map(|(task, missed)| (*task, &*missed.patch)).next()
+    let all = record.missed_settings.iter().filter(|(_, missed)| missed.members.contains(member));
+    let next = all.min_by_key(|(task, missed)| (missed.place, **task));
+    next.map(|(task, missed)| (*task, &*missed.patch))
 }
 
-/// A member has got the change of a task.
+/// Whether a member misses a change behind that place.
+pub fn misses_later(record: &IndexRecord, place: RecordVersion, member: &MemberId) -> bool {
+    record.missed_settings.values().any(|missed| missed.place > place && missed.members.contains(member))
+}
+
+/// Whose node has all settings of the index: this member's, or another's that holds copies and is not `me`.
+pub fn settled<'a>(record: &'a IndexRecord, first: &'a MemberId, me: &MemberId) -> Option<&'a MemberId> {
+    let others = record.members().into_iter().filter(|member| *member != me);
+    std::iter::once(first).chain(others).find(|member| !record.misses_settings(member))
+}
+
+/// A member has got the change of a task: unless an earlier one was noted meanwhile, behind which it needs this one again.
 pub fn got(record: &mut IndexRecord, task: TaskUid, member: &MemberId) {
-    if let Some(missed) = record.missed_settings.get_mut(&task) {
+    let is_next = next(record, member).is_some_and(|(next, _)| next == task);
+    if let Some(missed) = record.missed_settings.get_mut(&task).filter(|_| is_next) {
         missed.members.remove(member);
     }
     keep(record, |_| true);
@@ -59,7 +74,7 @@ fn keep(record: &mut IndexRecord, stays: impl Fn(&MemberId) -> bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{IndexUid, PhysicalIndex};
+    use crate::types::{IndexUid, PhysicalIndex, ReplicaState, ShardRecord, ShardReplica};
 
     fn record() -> IndexRecord {
         IndexRecord {
@@ -85,17 +100,19 @@ mod tests {
     }
 
     #[test]
-    fn a_member_gets_what_it_missed_in_the_order_of_the_tasks_and_then_misses_nothing() {
+    fn a_member_gets_what_it_missed_in_the_order_of_the_record_and_then_misses_nothing() {
         let (mut record, all) = (record(), set(&["a", "b", "c"]));
-        add(&mut record, TaskUid(9), &set(&["b", "c"]), "nine", &all);
-        add(&mut record, TaskUid(4), &set(&["b"]), "four", &all);
+        // Whoever begun the second had numbers to spare.
+        add(&mut record, (TaskUid(9), 2), &set(&["b", "c"]), "nine", &all);
+        add(&mut record, (TaskUid(4), 3), &set(&["b"]), "four", &all);
         // Somebody who had taken it is found to be away.
-        add(&mut record, TaskUid(4), &set(&["a"]), "four", &all);
+        add(&mut record, (TaskUid(4), 5), &set(&["a"]), "four", &all);
         assert!(["a", "b", "c"].iter().all(|m| record.misses_settings(&member(m))));
+        assert_eq!(next(&record, &member("b")), Some((TaskUid(9), "nine")));
+        assert!(misses_later(&record, 2, &member("b")) && !misses_later(&record, 3, &member("b")));
+        got(&mut record, TaskUid(9), &member("b"));
         assert_eq!(next(&record, &member("b")), Some((TaskUid(4), "four")));
         got(&mut record, TaskUid(4), &member("b"));
-        assert_eq!(next(&record, &member("b")), Some((TaskUid(9), "nine")));
-        got(&mut record, TaskUid(9), &member("b"));
         assert!(next(&record, &member("b")).is_none() && !record.misses_settings(&member("b")));
         got(&mut record, TaskUid(4), &member("a"));
         got(&mut record, TaskUid(9), &member("c"));
@@ -104,23 +121,51 @@ mod tests {
     }
 
     #[test]
+    fn a_change_that_was_got_before_an_earlier_one_was_noted_is_got_again_behind_it() {
+        let (mut record, all, b) = (record(), set(&["a", "b"]), member("b"));
+        add(&mut record, (TaskUid(2), 7), &set(&["b"]), "later", &all);
+        // While the member is at it, it is found to have gone away before it had done another.
+        assert_eq!(next(&record, &b), Some((TaskUid(2), "later")));
+        add(&mut record, (TaskUid(1), 5), &set(&["b"]), "earlier", &all);
+        got(&mut record, TaskUid(2), &b);
+        assert_eq!(next(&record, &b), Some((TaskUid(1), "earlier")));
+        got(&mut record, TaskUid(1), &b);
+        assert_eq!(next(&record, &b), Some((TaskUid(2), "later")));
+        got(&mut record, TaskUid(2), &b);
+        assert!(record.missed_settings.is_empty());
+    }
+
+    #[test]
     fn what_nobody_is_to_get_any_more_is_not_kept() {
         let (mut record, all) = (record(), set(&["a", "b", "c"]));
-        add(&mut record, TaskUid(1), &set(&[]), "one", &all);
+        add(&mut record, (TaskUid(1), 1), &set(&[]), "one", &all);
         assert!(record.missed_settings.is_empty());
-        add(&mut record, TaskUid(1), &set(&["b", "c"]), "one", &all);
-        add(&mut record, TaskUid(2), &set(&["b"]), "two", &all);
+        add(&mut record, (TaskUid(1), 1), &set(&["b", "c"]), "one", &all);
+        add(&mut record, (TaskUid(2), 2), &set(&["b"]), "two", &all);
         withdraw(&mut record, TaskUid(2));
         assert_eq!(record.missed_settings.len(), 1);
-        add(&mut record, TaskUid(3), &set(&[]), "three", &set(&["a", "c"]));
+        add(&mut record, (TaskUid(3), 3), &set(&[]), "three", &set(&["a", "c"]));
         assert_eq!(record.missed_settings[&TaskUid(1)].members, set(&["c"]));
+    }
+
+    #[test]
+    fn settings_are_taken_from_who_misses_none() {
+        let copy = |name| ShardReplica { member: member(name), state: ReplicaState::Replica };
+        let shard = |names: [&'static str; 2]| ShardRecord { replicas: names.map(copy).into() };
+        let mut record = IndexRecord { shards: vec![shard(["a", "b"]), shard(["c", "b"])], ..record() };
+        let (me, source) = (member("a"), member("b"));
+        assert_eq!(settled(&record, &source, &me), Some(&source));
+        add(&mut record, (TaskUid(1), 1), &set(&["b"]), "{}", &set(&["a", "b", "c"]));
+        assert_eq!(settled(&record, &source, &me), Some(&member("c")));
+        add(&mut record, (TaskUid(1), 1), &set(&["c"]), "{}", &set(&["a", "b", "c"]));
+        assert_eq!(settled(&record, &source, &me), None);
     }
 
     #[test]
     fn what_is_kept_is_bounded() {
         let (mut record, all) = (record(), set(&["a"]));
         assert!(has_room(&record, MISSED_SETTINGS_MAX_BYTES) && !has_room(&record, usize::MAX));
-        add(&mut record, TaskUid(1), &all, &"x".repeat(100), &all);
+        add(&mut record, (TaskUid(1), 1), &all, &"x".repeat(100), &all);
         assert!(has_room(&record, MISSED_SETTINGS_MAX_BYTES - 100));
         assert!(!has_room(&record, MISSED_SETTINGS_MAX_BYTES - 99));
     }
@@ -131,7 +176,7 @@ mod tests {
         assert!(!text.contains("missed"), "{text}");
         assert_eq!(serde_json::from_str::<IndexRecord>(&text).unwrap(), record());
         let mut some = record();
-        add(&mut some, TaskUid(7), &set(&["b"]), "{\"a\":1}", &set(&["b"]));
+        add(&mut some, (TaskUid(7), 3), &set(&["b"]), "{\"a\":1}", &set(&["b"]));
         let text = serde_json::to_string(&some).unwrap();
         assert_eq!(serde_json::from_str::<IndexRecord>(&text).unwrap(), some);
     }

@@ -23,7 +23,7 @@ use crate::proto::tasks::Subject;
 use crate::proto::tasks::view::Summary;
 use crate::rt::clock;
 use crate::types::TraceId;
-use crate::types::{ErrorCode, IndexRecord, IndexUid, MemberId, NamesRecord, PhysicalIndex, ReplicaId};
+use crate::types::{ErrorCode, IndexRecord, IndexUid, MemberId, NamesRecord, PhysicalIndex, RecordVersion, ReplicaId};
 use crate::wire::verbs::WriteKind;
 
 /// Attempts against rivals; each lost one means that another change was made.
@@ -238,12 +238,25 @@ impl Indexes {
         trace: TraceId,
         edit: impl Fn(&mut IndexRecord) -> Result<(), Failure>,
     ) -> Result<Index, Failure> {
+        self.update_to(physical, trace, |record, _| edit(record)).await
+    }
+
+    /// As [`Self::update`]; `edit` is told the version that it makes, too.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub async fn update_to(
+        &self,
+        physical: &PhysicalIndex,
+        trace: TraceId,
+        edit: impl Fn(&mut IndexRecord, RecordVersion) -> Result<(), Failure>,
+    ) -> Result<Index, Failure> {
         for _ in 0..ATTEMPTS {
             let Some(index) = self.records.snapshot().index(physical) else {
                 return Err(Failure::internal(format!("there is no record of {physical}")));
             };
             let mut record = index.value.clone();
-            edit(&mut record)?;
+            edit(&mut record, index.version + 1)?;
             if record == index.value {
                 return Ok(index);
             }

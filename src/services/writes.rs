@@ -99,6 +99,11 @@ impl Taken {
     pub fn summary(&self) -> Summary {
         self.task.summary()
     }
+
+    /// Members whose nodes have it in their queues.
+    pub fn members(&self) -> impl Iterator<Item = &MemberId> {
+        self.parts.iter().map(|part| &part.member)
+    }
 }
 
 /// What became of an order on the nodes.
@@ -244,11 +249,14 @@ impl Writes {
                     () = self.is_away(&member) => Fate::Unknown("it is out of service".into()),
                 };
                 let goes_on = matches!(fate, Fate::Taken(_) | Fate::Nothing);
-                fates.push((member.clone(), fate));
+                let mut later = false;
+                if matches!(fate, Fate::NotTaken(_) | Fate::Unknown(_)) {
+                    self.find_out(&member).await;
+                    // Looked at now: when the others have done their parts, it may be back without this one.
+                    later = self.gets_it_later(index, &member);
+                }
+                fates.push((member.clone(), fate, later));
                 if !goes_on {
-                    if matches!(fates.last(), Some((_, Fate::NotTaken(_) | Fate::Unknown(_)))) {
-                        self.find_out(&member).await;
-                    }
                     break;
                 }
             }
@@ -353,13 +361,14 @@ impl Writes {
         }
     }
 
-    fn conclude(&self, index: &Index, task: Task, fates: Vec<(MemberId, Fate)>) -> Result<Taken, Failure> {
+    /// The fates of all parts, each with whether its member is brought to it later if it has not taken it.
+    fn conclude(&self, index: &Index, task: Task, fates: Vec<(MemberId, Fate, bool)>) -> Result<Taken, Failure> {
         let (mut parts, mut away) = (Vec::new(), BTreeSet::new());
         let (mut not_taken, mut unknown, mut rejected) = (Vec::new(), Vec::new(), None);
-        let some = fates.iter().any(|(_, fate)| matches!(fate, Fate::Taken(_) | Fate::Nothing));
-        for (member, fate) in fates {
+        let some = fates.iter().any(|(_, fate, _)| matches!(fate, Fate::Taken(_) | Fate::Nothing));
+        for (member, fate, later) in fates {
             match fate {
-                Fate::NotTaken(_) | Fate::Unknown(_) if some && self.gets_it_later(index, &member) => {
+                Fate::NotTaken(_) | Fate::Unknown(_) if some && later => {
                     away.insert(member);
                 }
                 Fate::Taken(task) => parts.push(Part { member, task }),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::{GroupId, IndexUid, MemberId, MeshId, PhysicalIndex, TaskUid};
+use super::ids::{GroupId, IndexUid, MemberId, MeshId, PhysicalIndex, RecordVersion, TaskUid};
 use super::lease::Epoch;
 use super::ledger::{StoreId, VoterList};
 use super::shards::{ShardId, ShardSet};
@@ -79,6 +79,9 @@ pub struct ShardRecord {
 /// A change of settings that some members have not got, because they were away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MissedSettings {
+    /// Its place in the order of changes: the version of this record with which it came.
+    #[serde(default)]
+    pub place: RecordVersion,
     /// Who has yet to get it.
     pub members: BTreeSet<MemberId>,
     /// What the nodes are told, as JSON.
