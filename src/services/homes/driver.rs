@@ -122,6 +122,8 @@ pub struct Driver {
     pub(super) slots: BTreeMap<u16, Slot>,
     // What homes were told last; `None`: not known yet.
     pub(super) awaiting: BTreeMap<PhysicalIndex, Option<Awaited>>,
+    // Members that are not alive, each since when.
+    away: BTreeMap<MemberId, Instant>,
     pub(super) generation: u64,
     pub(super) done: JoinSet<Result<(u16, Done), StoreError>>,
 }
@@ -161,6 +163,7 @@ impl Driver {
             inputs,
             slots: BTreeMap::new(),
             awaiting: BTreeMap::new(),
+            away: BTreeMap::new(),
             generation: 0,
             done: JoinSet::new(),
         };
@@ -173,6 +176,7 @@ impl Driver {
     /// [`StoreError`]: the store has failed, and the process must end.
     pub async fn run(mut self) -> Result<(), StoreError> {
         let (mut records, mut members) = (self.homes.ledger.watch(), self.cluster.watch());
+        self.look_at_members();
         self.look_at_journals().await?;
         loop {
             let wake = self.slots.values().filter_map(Slot::next_wake).min();
@@ -192,7 +196,10 @@ impl Driver {
                     Err(_) => return Ok(()),
                 },
                 changed = members.changed() => match changed {
-                    Ok(()) => self.tell_awaited(),
+                    Ok(()) => {
+                        self.look_at_members();
+                        self.tell_awaited();
+                    }
                     Err(_) => return Ok(()),
                 },
                 Some(done) = self.done.join_next() => {
@@ -204,6 +211,22 @@ impl Driver {
             }
             self.tick();
         }
+    }
+
+    /// Notes who is alive.
+    fn look_at_members(&mut self) {
+        let (live, all, at) = (self.cluster.live(), self.cluster.topology(), now());
+        self.away.retain(|member, _| all.contains(member) && !live.contains(member));
+        for member in all.ids().filter(|member| !live.contains(*member)) {
+            self.away.entry(member.clone()).or_insert(at);
+        }
+    }
+
+    /// Members that have been away for so long that nobody waits for what they were to do: a suspicion may be over in a moment.
+    pub(super) fn long_away(&self) -> BTreeSet<MemberId> {
+        let (patience, at) = (self.config.core.incomplete_after, now());
+        let long = self.away.iter().filter(|(_, since)| since.plus(patience) <= at);
+        long.map(|(member, _)| member.clone()).collect()
     }
 
     /// What may have been missed: who reigns, what is committed.

@@ -123,14 +123,13 @@ impl Driver {
             Effect::Refuse { uid, index, parts } => self.refuse(home, epoch, uid, index, parts),
             Effect::RefuseOrder { uid, late } => {
                 let members: Vec<MemberId> = self.cluster.topology().ids().cloned().collect();
-                let cluster = self.cluster.clone();
+                let away = if late { self.long_away() } else { BTreeSet::new() };
                 self.spawn(home, epoch, async move {
                     // Of all processes that may have it, none will ever carry it out, or one does. Of one that is away for long
                     // nobody will hear what became of it: its host may never come back.
                     let asked = join_all(members.iter().map(|member| homes.order_at(member, uid))).await;
                     let there = asked.contains(&Some(Refusal::There));
-                    let away = |member: &MemberId| late && !cluster.alive(member);
-                    let all = asked.iter().zip(&members).all(|(said, member)| said.is_some() || away(member));
+                    let all = asked.iter().zip(&members).all(|(said, member)| said.is_some() || away.contains(member));
                     let refusal = if there { Refusal::There } else { Refusal::Refused };
                     (there || all).then_some(ForReign::OrderRefused(uid, refusal))
                 });

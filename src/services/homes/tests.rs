@@ -340,6 +340,51 @@ async fn an_order_ends_also_while_the_member_that_had_it_stays_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_order_goes_on_while_the_member_that_has_it_is_suspected_for_a_moment() {
+    let world = world().await;
+    let seen = |state| {
+        let is = crate::services::cluster::Seen { suspect: false, state, ..crate::services::cluster::Seen::unknown() };
+        for (_, m) in world.alive() {
+            m.cluster.update(|seen| seen.values_mut().for_each(|of| *of = is.clone()));
+        }
+    };
+    let alive = Some(crate::services::cluster::MemberState::Active);
+    seen(alive);
+    let order = Head { work: Work::Order, subject: Subject::IndexDeletion, ..head(&[0]) };
+    let mut orders = Vec::new();
+    while orders.len() < 6 {
+        let uid = world.at(0).homes.next_uid().await.unwrap();
+        // Kept by another.
+        if primary(&world, (uid.0 % u32::from(HOMES)) as u16).is_none_or(|i| i == 0) {
+            continue;
+        }
+        let held = world.at(0).homes.orders().hold(uid);
+        world.at(0).homes.take(uid, &order, soon(), TraceId::default()).await.unwrap();
+        assert!(held.begin());
+        orders.push((uid, held));
+    }
+    // It is given up after two seconds; then whoever may have it is asked again and again.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for _ in 0..4 {
+        world.cut(0);
+        seen(None);
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        world.heal();
+        seen(alive);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    for (uid, _) in orders {
+        let shown = get(&world, 1, uid).await.unwrap();
+        assert_eq!(shown.outcome, None, "its member is at it");
+        let at = wall();
+        let done =
+            Outcome { status: Status::Succeeded, error: None, changed: 0, matched: 0, started: at, finished: at };
+        world.at(0).homes.ended(uid, done, soon(), TraceId::default()).await.unwrap();
+        assert_eq!(ends(&world, 1, uid).await.0, Status::Succeeded);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_question_is_refused() {
     use crate::net::Call;
     use crate::wire::verbs::{Refusal, Reply, Request};
