@@ -265,6 +265,12 @@ impl Applier {
         self.run(env);
     }
 
+    /// What kept requests from being sent is over: none waits any longer for that alone.
+    pub fn handle_ready(&mut self, env: &mut Env) {
+        (self.pause, self.attempts) = (None, 0);
+        self.run(env);
+    }
+
     fn took(&mut self, env: &mut Env, note: u64, task: TaskRef) {
         // Numbers only grow, unless the node was put back.
         if self.look.newest.is_some_and(|newest| task.uid <= newest) {

@@ -240,6 +240,23 @@ fn a_conditional_entry_that_did_not_get_through_goes_again_whatever_is_to_wait()
 }
 
 #[test]
+fn what_could_not_be_sent_for_long_goes_at_once_when_it_can() {
+    let mut scripted = Scripted::of(1, Kind::Delete);
+    scripted.tell(|core, env| core.handle_committed(env, SHARD, 1));
+    for note in 1..=12 {
+        assert_eq!(scripted.sent().len(), note);
+        scripted.tell(|core, env| core.handle_answered(env, note as u64, Answer::NotSent));
+        if note < 12 {
+            scripted.pass(60);
+        }
+    }
+    scripted.pass(5);
+    assert_eq!(scripted.sent().len(), 12, "it waits");
+    scripted.tell(Applier::handle_ready);
+    assert_eq!(scripted.sent().len(), 13);
+}
+
+#[test]
 fn an_entry_that_another_primary_has_applied_has_not_failed_any_more() {
     let row = LaneRow { applied: 3, ..LaneRow::default() };
     let mut scripted =

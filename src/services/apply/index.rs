@@ -62,6 +62,8 @@ pub(super) struct Task {
     shaken: bool,
     /// The node has lost the index, and the applier has noted it.
     emptied: bool,
+    /// Nothing is sent before the node has settings that others have.
+    early: bool,
     idle_since: Option<Instant>,
 }
 
@@ -104,6 +106,7 @@ pub(super) async fn run(common: Arc<Common>, index: PhysicalIndex, board: Arc<Bo
         filled: BTreeSet::new(),
         shaken: false,
         emptied: false,
+        early: false,
         idle_since: None,
     };
     for (shard, to) in task.committed.clone() {
@@ -135,6 +138,10 @@ impl Task {
                         Err(ended) if ended.is_cancelled() => {}
                         Err(_) => return Err(StoreError::Closed),
                     }
+                }
+                () = self.common.local.has_settings(&self.index), if self.early => {
+                    self.early = false;
+                    self.call(Applier::handle_ready);
                 }
                 () = tokio::time::sleep(nap) => {}
             }
@@ -375,8 +382,9 @@ impl Task {
     }
 
     fn was_queued(&mut self, note: u64, queued: Queued) {
-        let Queued { answer, why, shaken, loss } = queued;
+        let Queued { answer, why, shaken, loss, early } = queued;
         self.shaken |= shaken;
+        self.early = early;
         self.has_trouble(why);
         self.call(|core, env| core.handle_answered(env, note, answer));
         self.has_lost(loss);

@@ -29,8 +29,8 @@ use crate::services::snapshot::{self, SnapshotHandle};
 use crate::services::testing::{LONG, World, member, within};
 use crate::store::StoreError;
 use crate::types::{
-    IndexRecord, IndexUid, JournalKey, JournalRecord, MemberId, PhysicalIndex, ReplicaId, ReplicaState, ShardId,
-    ShardRecord, ShardReplica, TaskPart, TaskUid, TraceId, Value as RecordValue,
+    IndexRecord, IndexUid, JournalKey, JournalRecord, MemberId, MissedSettings, PhysicalIndex, ReplicaId, ReplicaState,
+    ShardId, ShardRecord, ShardReplica, TaskPart, TaskUid, TraceId, Value as RecordValue,
 };
 use crate::wire::verbs::{Reply, Request};
 
@@ -94,6 +94,7 @@ impl Peers for Between {
                 handle.verdicts(of).await.map(|all| Answer::of(Reply::Verdicts(all))).map_err(refused)
             }
             Request::Documents(of) => handle.documents(of).await.map_err(refused),
+            Request::Node(question) => Ok(handle.local.question(question, &call.body, call.deadline).await),
             Request::Snapshot(of) => {
                 let from = &self.1;
                 let answer = snapshots.receive(from, of, &call.body).await;
@@ -341,6 +342,14 @@ fn index_record() -> IndexRecord {
     }
 }
 
+/// The same, of which these members have yet to get a change of settings.
+fn lacking(who: &[usize]) -> IndexRecord {
+    let members: BTreeSet<MemberId> = who.iter().map(|i| member(*i)).collect();
+    let missed = MissedSettings { place: 1, members, patch: r#"{"stopWords":["new"]}"#.into() };
+    let missed_settings = if who.is_empty() { BTreeMap::new() } else { [(TaskUid(7), missed)].into() };
+    IndexRecord { settings_version: 1, missed_settings, ..index_record() }
+}
+
 fn shard_of(document: &Value) -> u16 {
     document["id"].as_str().unwrap().split_once('-').unwrap().0.parse().unwrap()
 }
@@ -458,6 +467,29 @@ async fn a_member_that_was_away_applies_what_it_missed() {
         all.write_any(&mut rng).await;
     }
     all.are_whole().await;
+}
+
+#[tokio::test]
+async fn entries_wait_until_the_node_has_the_settings_that_were_changed_while_it_was_away() {
+    let mut all = All::start().await;
+    all.set(&[document(0, 1, 3), document(0, 2, 1)]).await;
+    all.are_whole().await;
+    put_record(&all.world, &lacking(&[2])).await;
+    all.write(Kind::DeleteByFilter, vec![(0, r#"{"filter":"v = 3"}"#.into())]).await;
+    all.set(&[document(0, 3, 1)]).await;
+    all.is_whole(0).await;
+    all.is_whole(1).await;
+    let says = |all: &All| all.handle(2).trouble(&index()).is_some_and(|why| why.contains("has yet to get settings"));
+    until("it says so", async || says(&all)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let found: Vec<String> = all.nodes[2].documents(index().as_str()).into_keys().collect();
+    assert_eq!(found, ["0-1", "0-2"]);
+    // As by a member that is back; whoever gets the settings is told by the record.
+    let follows = tokio::spawn(all.running[2].as_ref().unwrap().local.clone().follow_records());
+    all.are_whole().await;
+    assert_eq!(all.nodes[2].state().indexes[index().as_str()].settings["stopWords"], json!(["new"]));
+    assert!(!says(&all));
+    follows.abort();
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use crate::proto::journal::Kind;
 use crate::proto::search;
 use crate::services::cluster::NodeHealth;
 use crate::services::health;
-use crate::services::records::Versioned;
+use crate::services::records::{Versioned, index_key, key_of};
 use crate::store::StoreError;
 use crate::store::local::LocalIndex;
 use crate::types::{IndexRecord, PhysicalIndex, ShardSet};
@@ -27,6 +27,8 @@ use crate::wire::verbs::Reply;
 
 /// How long a request may wait for its turn and for the node together.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a majority may take to say which settings an index has.
+const NEWS: Duration = Duration::from_secs(1);
 
 /// One request that enqueues.
 #[derive(Debug, Clone)]
@@ -64,12 +66,14 @@ pub struct Queued {
     pub shaken: bool,
     /// What was found to be lost.
     pub loss: Loss,
+    /// It was not sent because the node has yet to get settings: see [`Local::has_settings`].
+    pub early: bool,
 }
 
 impl Queued {
     /// What the node, or whoever speaks for it, has said.
     pub fn said(answer: Answer) -> Self {
-        Self { answer, why: None, shaken: false, loss: Loss::Nothing }
+        Self { answer, why: None, shaken: false, loss: Loss::Nothing, early: false }
     }
 
     /// It certainly did not reach the node.
@@ -90,6 +94,10 @@ impl Local {
     /// Not cancel-safe: a dropped request may be in the queue.
     pub async fn queue(&self, physical: &PhysicalIndex, work: &Work) -> Queued {
         let deadline = Instant::now() + PATIENCE;
+        if matches!(work.kind, Kind::DeleteByFilter | Kind::Edit) {
+            // What it may name was settled before it was written, and a member that was away may not have heard of that yet.
+            self.refresh(physical).await;
+        }
         let slot = self.slot(physical);
         let mut on_node = slot.enqueue.lock().await;
         if let Some(Answered { reply: Reply::NodeDown(why), .. }) = self.node_down() {
@@ -110,6 +118,10 @@ impl Local {
             };
             let loss = if shaken { Loss::Nothing } else { self.loss_of(&record.value, &slot, deadline).await };
             return Queued { shaken, loss, ..Queued::not_sent(why) };
+        }
+        if self.misses_settings(physical) {
+            let why = "the node has yet to get settings that were changed while it was away";
+            return Queued { early: true, ..Queued::not_sent(why) };
         }
         if matches!(work.kind, Kind::Set { .. } | Kind::Merge { .. })
             && let Err(answer) = self.hold(physical, &slot, &work.shards).await
@@ -223,6 +235,14 @@ impl Local {
             Queued { answer: Answer::Refused(flaw), .. } => Err(format!("{}: {}", flaw.code, flaw.message)),
             Queued { why, .. } => Err(why.unwrap_or_default()),
         }
+    }
+
+    /// Brings the copy of an index's record up to what a majority knows, if that answers soon.
+    ///
+    /// Cancel-safe.
+    pub async fn refresh(&self, physical: &PhysicalIndex) {
+        let key = key_of(&index_key(physical));
+        drop(tokio::time::timeout(NEWS, self.records.refresh(&key)).await);
     }
 
     /// An index's record, as it is known here.

@@ -1,6 +1,6 @@
 //! Settings that were changed while this member was away: its node gets them when it is back, before it is searched.
 //!
-//! Rule: one change after the other, in the order of their tasks; a change is told as got only when the node's task for it has
+//! Rule: one change after the other, in the order of the record; what journals hold waits for them; a change is told as got only when the node's task for it has
 //! ended. What the settings themselves are refused for every node refuses; the node's own trouble is waited for. Must not know:
 //! who noted what was missed.
 
@@ -49,6 +49,22 @@ impl Local {
     /// Whether the index's record says that this member's node lacks settings that others have.
     pub fn misses_settings(&self, physical: &PhysicalIndex) -> bool {
         self.record_of(physical).is_some_and(|record| record.value.misses_settings(self.cluster.own()))
+    }
+
+    /// Waits until the node has all settings of an index that others have.
+    ///
+    /// Cancel-safe.
+    pub async fn has_settings(&self, physical: &PhysicalIndex) {
+        let mut changes = self.records.watch();
+        loop {
+            changes.borrow_and_update();
+            if !self.misses_settings(physical) {
+                return;
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Begins to bring the node what it missed of an index, unless that is under way.

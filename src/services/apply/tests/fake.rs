@@ -29,6 +29,7 @@ pub(super) struct Faults {
 #[derive(Debug, Default, Clone)]
 pub(super) struct Index {
     pub(super) documents: Documents,
+    pub(super) settings: serde_json::Map<String, Value>,
     primary_key: Option<String>,
 }
 
@@ -202,6 +203,10 @@ impl State {
                 Some(task) => (200, task.view.clone()),
                 None => (404, json!({ "message": "Task not found.", "code": "task_not_found" })),
             },
+            ("GET", ["indexes", uid, "settings"]) => match self.indexes.get(*uid) {
+                Some(index) => (200, index.settings.clone().into()),
+                None => no_index(),
+            },
             ("GET", ["indexes", uid, "settings", _]) => match self.indexes.get(*uid) {
                 Some(_) => (200, json!([SHARD_FIELD])),
                 None => no_index(),
@@ -352,7 +357,8 @@ impl State {
 
     fn work(&mut self, uid: &str, task: &Task) -> Result<u64, (&'static str, String)> {
         if task.route == "settings" {
-            self.indexes.entry(uid.to_owned()).or_default();
+            let patch: serde_json::Map<String, Value> = serde_json::from_slice(&task.body).unwrap();
+            self.indexes.entry(uid.to_owned()).or_default().settings.extend(patch);
             return Ok(0);
         }
         let missing = ("index_not_found", format!("Index `{uid}` not found."));
