@@ -19,6 +19,7 @@ use crate::net::{Answer as Answered, Call};
 use crate::proto::apply::{self, Copied, Standing, Status, TaskRef};
 use crate::proto::env::{Env, Instant};
 use crate::proto::journal::Kind;
+use crate::proto::missed;
 use crate::proto::snapshot::learner::Did;
 use crate::proto::snapshot::{Answer, Begun, Effect, Here, Learner, Sum};
 use crate::services::apply::{ended, other_tag};
@@ -451,7 +452,14 @@ impl Job {
         let Some(source) = source else {
             return Err("the node has lost the index, and no other member can say which settings it had".into());
         };
-        let request = Request::Node(NodeQuestion::Settings(self.key.index.clone()));
+        // The source's own node may have yet to get some.
+        let (local, index) = (&self.common.local, &self.key.index);
+        local.refresh(index).await;
+        let record = local.record_of(index).ok_or("the index has no record here")?;
+        let Some(source) = missed::settled(&record.value, source, &self.common.journals.me().member) else {
+            return Err(format!("{source}, like all others, has yet to get settings of the index itself"));
+        };
+        let request = Request::Node(NodeQuestion::Settings(index.clone()));
         let call = Call { request, body: Bytes::new(), deadline: Clock::now() + PATIENCE, trace: TraceId::default() };
         let body = match self.common.peers.call(source, call).await {
             Ok(Answered { reply: Reply::Node(200), body }) => body,

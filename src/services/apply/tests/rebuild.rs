@@ -126,6 +126,41 @@ async fn a_node_that_was_emptied_is_filled_while_writes_go_on() {
 }
 
 #[tokio::test]
+async fn a_node_that_lost_its_index_gets_the_settings_of_one_that_misses_none() {
+    let mut all = All::that_rebuilds().await;
+    for id in 0..10 {
+        all.set(&(0..SHARDS).map(|shard| document(shard, id, 1)).collect::<Vec<_>>()).await;
+    }
+    all.trim().await;
+    let stop_words = |all: &All, i: usize| {
+        let state = all.nodes[i].state();
+        state.indexes.get(index().as_str()).and_then(|index| index.settings.get("stopWords").cloned())
+    };
+    put_record(&all.world, &lacking(&[0, 1])).await;
+    until("it is known", async || {
+        all.world.alive().all(|(_, m)| m.records.snapshot().index(&index()).unwrap().value.settings_version == 1)
+    })
+    .await;
+    let mut rebuilt = all.handle(2).rebuilt();
+    all.empty(2).await;
+    within("copies are of no use", rebuilt.wait_for(|all| all.contains_key(&index()))).await.unwrap();
+    let views = |all: &All| all.running[2].as_ref().unwrap().snapshots.views(&index());
+    until("it says so", async || {
+        let trouble = |view: &crate::proto::snapshot::View| view.trouble.clone();
+        views(&all).values().filter_map(trouble).any(|why| why.contains("yet to get settings"))
+    })
+    .await;
+    assert!(!all.nodes[2].state().indexes.contains_key(index().as_str()));
+    let patch = json!({"stopWords": ["new"]}).as_object().unwrap().clone();
+    all.nodes[1].state().indexes.get_mut(index().as_str()).unwrap().settings.extend(patch);
+    put_record(&all.world, &lacking(&[0])).await;
+    until("it is made", async || stop_words(&all, 2) == Some(json!(["new"]))).await;
+    put_record(&all.world, &lacking(&[])).await;
+    all.are_made(&mut fastrand::Rng::with_seed(31), 10).await;
+    assert_eq!(stop_words(&all, 2), Some(json!(["new"])));
+}
+
+#[tokio::test]
 async fn a_learner_that_ends_anywhere_begins_anew_and_serves_no_half_copy() {
     let mut all = All::that_rebuilds().await;
     let mut rng = fastrand::Rng::with_seed(22);
