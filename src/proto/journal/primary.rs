@@ -165,15 +165,16 @@ impl Primary {
     }
 
     /// What the store says about a part. The parts of a task are appended in their order, whichever the store has answered first: of
-    /// two documents with one id the later one counts.
+    /// two documents with one id the later one counts. All of them at one moment, so that a part that is refused has all later
+    /// ones refused, and none of them stands before it when it is sent again.
     pub(super) fn found(&mut self, base: &mut Base, now: Instant, part: TaskPart, at: Option<Stands>) {
         if let Some(finding) = self.finding.get_mut(&part) {
             finding.found = Some(at);
         }
         let first = TaskPart { part: 0, ..part };
-        loop {
-            let next = self.finding.range(first..).next().filter(|(next, _)| next.task == part.task);
-            let Some((next, Some(at))) = next.map(|(next, finding)| (*next, finding.found)) else { return };
+        let of_task = self.finding.range(first..).take_while(|(next, _)| next.task == part.task);
+        let found = of_task.map(|(next, finding)| Some((*next, finding.found?))).collect::<Option<Vec<_>>>();
+        for (next, at) in found.into_iter().flatten() {
             let ops = self.finding.remove(&next).map(|finding| finding.ops).unwrap_or_default();
             for (op, write) in ops {
                 let stored = at.filter(|at| at.seq <= base.log.last().seq);

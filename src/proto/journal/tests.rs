@@ -647,6 +647,44 @@ fn pieces_of_a_task_are_appended_in_their_order_whichever_the_store_finds_first(
 }
 
 #[test]
+fn pieces_of_a_task_are_refused_together_and_none_is_appended_before_an_earlier_one() {
+    let log = StoredLog { older: Some(TaskUid(9)), ..StoredLog::default() };
+    let stored = Stored { log, ..Stored::default() };
+    let mut one = One::new(0, 1, stored, state(&[0, 1], (0, 1), 1, 2), None);
+    one.effects();
+    one.stored(1);
+    let part = |part: u32| TaskPart { task: TaskUid(7), part };
+    let send = |one: &mut One, first: u64| {
+        for (op, n) in (first..).zip(0..3) {
+            let write = Write { part: part(n), kind: Kind::Delete, body: Body::empty() };
+            let effects = one.step(|r, env| r.handle_write(env, OpId(op), write));
+            assert!(matches!(&effects[..], [Effect::Find { .. }]), "{effects:?}");
+        }
+    };
+    let stores = |effects: &[Effect]| {
+        let rows = effects.iter().filter_map(|e| if let Effect::Store { rows, .. } = e { Some(rows) } else { None });
+        rows.flat_map(|rows| &rows.entries).filter_map(|entry| entry.part).collect::<Vec<_>>()
+    };
+    let found = |one: &mut One, n: u32| one.step(|r, env| r.handle_found(env, epoch(1), part(n), None));
+    // The window is full.
+    let mut token = 2;
+    while !stores(&one.write(token, 10 + u32::try_from(token).unwrap())).is_empty() {
+        token += 1;
+    }
+    send(&mut one, 100);
+    assert_eq!((found(&mut one, 2), found(&mut one, 0)), (Vec::new(), Vec::new()));
+    assert_eq!(answers(&found(&mut one, 1)), [Answer::Busy, Answer::Busy, Answer::Busy]);
+    // It is full when the first is found, and not any more when the others are.
+    send(&mut one, 200);
+    let mut effects = found(&mut one, 0);
+    one.stored(token);
+    one.all_store(1);
+    effects.extend(found(&mut one, 1));
+    effects.extend(found(&mut one, 2));
+    assert_eq!((stores(&effects), answers(&effects)), (vec![part(0), part(1), part(2)], Vec::new()));
+}
+
+#[test]
 fn a_member_counts_until_the_record_leaves_it_out() {
     let mut one = One::new(0, 1, Stored::default(), state(&[0, 1, 2], (0, 1), 1, 2), None);
     one.effects();

@@ -21,6 +21,8 @@ use crate::wire::verbs::{Append, AppendPart, Reply, Request};
 
 /// Who leads a shard, and since which epoch.
 type Led = Option<(Epoch, MemberId)>;
+/// Whom a hint of this epoch names.
+type Hinted = (Epoch, Option<MemberId>);
 
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -97,7 +99,7 @@ struct Part {
     /// An attempt may have appended it.
     maybe: bool,
     /// Whom the newest hint names.
-    hint: (Epoch, Option<MemberId>),
+    hint: Hinted,
 }
 
 impl Part {
@@ -117,18 +119,25 @@ impl Part {
     }
 }
 
-/// As few calls as their bounds allow.
+/// As few calls as their bounds allow. Calls may overtake each other: what does not fit into one call with the parts of the same
+/// shard before it is not sent before those are done.
 fn in_calls(parts: &[Part], which: Vec<usize>) -> Vec<Vec<usize>> {
     let (mut calls, mut bytes) = (Vec::<Vec<usize>>::new(), 0);
+    let (mut begun, mut held) = (BTreeMap::new(), BTreeSet::new());
     for i in which {
-        bytes += parts[i].write.body.0.len();
-        match calls.last_mut() {
-            Some(call) if call.len() < APPEND_PARTS_MAX && bytes <= CALL_BODY_MAX_BYTES => call.push(i),
-            _ => {
-                bytes = parts[i].write.body.0.len();
-                calls.push(vec![i]);
-            }
+        let (shard, size) = (parts[i].shard, parts[i].write.body.0.len());
+        let fits = |call: &Vec<usize>| call.len() < APPEND_PARTS_MAX && bytes + size <= CALL_BODY_MAX_BYTES;
+        let fits = calls.last().is_some_and(fits);
+        let call = calls.len() - usize::from(fits);
+        if held.contains(&shard) || *begun.entry(shard).or_insert(call) != call {
+            held.insert(shard);
+            continue;
         }
+        match calls.last_mut().filter(|_| fits) {
+            Some(call) => call.push(i),
+            None => calls.push(vec![i]),
+        }
+        bytes = if fits { bytes + size } else { size };
     }
     calls
 }
@@ -212,8 +221,14 @@ impl Sender {
         loop {
             let mut by_member: BTreeMap<MemberId, Vec<usize>> = BTreeMap::new();
             let record = self.journals.record(index);
+            let mut hints: BTreeMap<ShardId, &Hinted> = BTreeMap::new();
+            for part in &parts {
+                let newest = hints.entry(part.shard).or_insert(&part.hint);
+                *newest = if part.hint.0 > newest.0 { &part.hint } else { newest };
+            }
             for (i, part) in parts.iter().enumerate().filter(|(_, part)| !part.done) {
-                if let Some(to) = target(record.as_deref(), part) {
+                // All of a shard go to the same member, for they are appended in their order.
+                if let Some(to) = target(record.as_deref(), part.shard, hints[&part.shard]) {
                     by_member.entry(to).or_default().push(i);
                 }
             }
@@ -279,12 +294,41 @@ impl Sender {
 }
 
 /// Who orders the shard's writes, by the newest that was heard.
-fn target(record: Option<&JournalRecord>, part: &Part) -> Option<MemberId> {
-    let state = record.and_then(|record| record.shard(part.shard));
+fn target(record: Option<&JournalRecord>, shard: ShardId, hint: &Hinted) -> Option<MemberId> {
+    let state = record.and_then(|record| record.shard(shard));
     let known = state.and_then(|s| Some((s.epoch, &s.primary.as_ref()?.member)));
-    match (known, &part.hint) {
+    match (known, hint) {
         (Some((epoch, _)), (hinted, Some(member))) if *hinted > epoch => Some(member.clone()),
         (Some((_, member)), _) => Some(member.clone()),
         (None, (_, member)) => member.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::journal::{Body, Kind};
+    use crate::types::{TaskPart, TaskUid};
+
+    #[test]
+    fn parts_of_a_shard_never_go_in_two_calls_at_once() {
+        let part = |shard: u16, part: u32| Part {
+            shard: ShardId(shard),
+            write: Write { part: TaskPart { task: TaskUid(1), part }, kind: Kind::Delete, body: Body::empty() },
+            answer: Answer::Busy,
+            done: false,
+            maybe: false,
+            hint: (Epoch::ZERO, None),
+        };
+        let most = u32::try_from(APPEND_PARTS_MAX).unwrap();
+        let first = (0..most - 2).map(|n| part(0, n));
+        let parts: Vec<Part> = first.chain((0..5).map(|n| part(1, n))).chain((0..2).map(|n| part(2, n))).collect();
+        let calls = in_calls(&parts, (0..parts.len()).collect());
+        let of =
+            |call: &[usize]| call.iter().map(|i| (parts[*i].shard.0, parts[*i].write.part.part)).collect::<Vec<_>>();
+        assert_eq!(calls.len(), 2);
+        assert_eq!(calls[0].len(), APPEND_PARTS_MAX);
+        assert_eq!(of(&calls[0][APPEND_PARTS_MAX - 2..]), [(1, 0), (1, 1)]);
+        assert_eq!(of(&calls[1]), [(2, 0), (2, 1)], "the rest of the other shard waits");
     }
 }
