@@ -199,12 +199,14 @@ pub fn instead(
 }
 
 /// The next shard whose primary is not the first of its set, when all of the set are seen to live: at most one of an index
-/// at a time, and not before `pause` after the last, so that primaries return evenly and do not storm.
+/// at a time, and not before `pause` after the last, so that primaries return evenly and do not storm. Passes over shards that
+/// the first one `lacks`: it would only give them away again.
 pub fn give_back(
     shards: &[ShardState],
     by: &Holder,
     sight: &Sight,
     configured: Option<usize>,
+    lacks: impl Fn(usize, &MemberId) -> bool,
     (last, pause, now): (Option<Instant>, Duration, Instant),
 ) -> Option<(usize, Change)> {
     if last.is_some_and(|last| now < last.plus(pause)) {
@@ -216,7 +218,7 @@ pub fn give_back(
             return None;
         }
         let first = state.replicas.iter().map(|c| &c.id).find(|id| state.is_in_sync(id))?;
-        if state.primary.as_ref().is_some_and(|p| p.member == first.member) {
+        if state.primary.as_ref().is_some_and(|p| p.member == first.member) || lacks(i, &first.member) {
             return None;
         }
         let to = Holder { member: first.member.clone(), start: sight.get(&first.member)?.start };
@@ -381,7 +383,7 @@ mod tests {
         let seen = sight(&[(1, 5), (2, 5)]);
         let next = |shards: &[ShardState], last, now| {
             let times = (last, Duration::from_secs(1), Instant(now));
-            give_back(shards, &holder(2, 5), &seen, None, times)
+            give_back(shards, &holder(2, 5), &seen, None, |_, _| false, times)
         };
         let (i, change) = next(&shards, None, 0).unwrap();
         assert_eq!((i, change.after.primary.clone()), (0, Some(holder(1, 5))));
@@ -390,5 +392,17 @@ mod tests {
         assert_eq!(next(&shards, Some(Instant(0)), 1_000_000).unwrap().0, 2);
         shards[2].in_sync.pop();
         assert_eq!(next(&shards, None, 0), None, "not while somebody is missing");
+    }
+
+    #[test]
+    fn a_shard_whose_preferred_primary_lacks_it_keeps_no_other_from_its_own() {
+        let shards = [shard(&[1, 2], 2), shard(&[1, 2], 2)];
+        let seen = sight(&[(1, 5), (2, 5)]);
+        let next = |lacking: &[usize]| {
+            let times = (None, Duration::from_secs(1), Instant(0));
+            let lacks = |i: usize, who: &MemberId| *who == member(1) && lacking.contains(&i);
+            give_back(&shards, &holder(2, 5), &seen, None, lacks, times).map(|(i, _)| i)
+        };
+        assert_eq!((next(&[]), next(&[0]), next(&[0, 1])), (Some(0), Some(1), None));
     }
 }

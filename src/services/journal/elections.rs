@@ -258,16 +258,15 @@ impl Driver {
             }
             let times = (self.elections.gave_back.get(index).copied(), self.config.give_back_pause, now);
             let (shards, min) = (&known.record.shards, self.config.core.min_in_sync);
-            if let Some((shard, change)) = election::give_back(shards, &self.holder(), &self.seen_now.sight, min, times)
-                && let Ok(shard) = u16::try_from(shard)
-            {
-                let key = JournalKey { index: index.clone(), shard: ShardId(shard) };
-                let to = change.after.primary.as_ref().map(|primary| &primary.member);
-                // Whose copy is made anew would only give it away again.
-                if !to.is_some_and(|member| self.seen_now.lacks(member, &key)) {
-                    gave.push((key, change));
-                }
-            }
+            let key = |shard: usize| {
+                let shard = u16::try_from(shard).ok().map(ShardId)?;
+                Some(JournalKey { index: index.clone(), shard })
+            };
+            // Whose copy is made anew would only give it away again.
+            let lacks = |shard: usize, to: &MemberId| key(shard).is_some_and(|key| self.seen_now.lacks(to, &key));
+            let sight = &self.seen_now.sight;
+            let change = election::give_back(shards, &self.holder(), sight, min, lacks, times);
+            gave.extend(change.and_then(|(shard, change)| Some((key(shard)?, change))));
         }
         for (key, change) in gave {
             self.elections.gave_back.insert(key.index.clone(), now);
