@@ -77,6 +77,5 @@ async fn act(api: &Api, action: Action, query: Option<&str>, trace: TraceId) -> 
     let filter = parse_action(action, &decode(query))?;
     let original = original_filter(query.unwrap_or_default());
     let deadline = Instant::now() + PATIENCE;
-    let taken = api.tasks.homes().sweep(action, filter, original, deadline, trace).await;
-    json_value(StatusCode::OK, &taken.map_err(crate::services::Failure::from)?)
+    json_value(StatusCode::OK, &api.tasks.sweep(action, filter, original, deadline, trace).await?)
 }

@@ -14,8 +14,9 @@ use super::homes::submit::{NewWrite, NotDone, Submitted};
 use super::homes::{HomeError, Homes, wall};
 use super::journal::Sender;
 use crate::proto::tasks::home::Work;
+use crate::proto::tasks::query::Action;
 use crate::proto::tasks::view::{self, Summary};
-use crate::proto::tasks::{Head, Outcome, Status, Subject, TaskError, TaskKind, When};
+use crate::proto::tasks::{Filter, Head, Outcome, Status, Subject, TaskError, TaskKind, When};
 use crate::telemetry::metrics::Metrics;
 use crate::types::{ErrorCode, IndexUid, TaskUid, TraceId};
 
@@ -113,6 +114,44 @@ impl Tasks {
             return Err(Failure::new(ErrorCode::MiroirNoQuorum, message));
         }
         Ok(Order { uid, head, held, homes: self.homes.clone(), trace })
+    }
+
+    /// `POST /tasks/cancel` or `DELETE /tasks`: takes the task that does it. `original` is the query as it was sent.
+    ///
+    /// Dropping the future does not undo it.
+    ///
+    /// # Errors
+    /// `miroir_no_quorum` where nothing was done, `miroir_write_unknown` (with the task) where it may be, now or later;
+    /// `payload_too_large`.
+    pub async fn sweep(
+        &self,
+        action: Action,
+        filter: Filter,
+        original: String,
+        deadline: Instant,
+        trace: TraceId,
+    ) -> Result<Summary, Failure> {
+        let subject = match action {
+            Action::Cancel => Subject::Cancelation(original),
+            Action::Delete => Subject::Deletion(original),
+        };
+        let head = head(None, subject, Work::Sweep { action, filter }, None);
+        let uid = self.homes.next_uid().await?;
+        // The task alone does it: once its home has it, nobody may be told that nothing was done.
+        if !self.homes.has_room(&self.sender, uid, deadline).await {
+            return Err(not_done(NotDone::NoHome));
+        }
+        match self.homes.take(uid, &head, deadline, trace).await {
+            Ok(()) => Ok(view::summary(uid, &head)),
+            Err(HomeError::NoAnswer) => {
+                let message = format!(
+                    "Whether task {uid} is kept is not known. If it is, now or later, it is carried out. Look at it; or send \
+                     the request again."
+                );
+                Err(Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, message, task: Some(uid) })
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A write of documents, checked and split.

@@ -1,4 +1,4 @@
-//! Lists of tasks out of all homes, and the tasks that cancel or delete others.
+//! Lists of tasks out of all homes.
 //!
 //! Must not know: where a task is kept.
 
@@ -9,12 +9,10 @@ use serde::Serialize;
 
 use super::call::{Question, Said};
 use super::client::{HomeError, Homes};
-use super::wall;
-use crate::proto::tasks::home::Work;
 use crate::proto::tasks::page::Step;
-use crate::proto::tasks::query::{Action, Listing};
-use crate::proto::tasks::view::{self, Summary};
-use crate::proto::tasks::{Ask, End, Filter, Head, Merger, Page, Query, Shown, Subject};
+use crate::proto::tasks::query::Listing;
+use crate::proto::tasks::view;
+use crate::proto::tasks::{Ask, End, Merger, Page, Query, Shown};
 use crate::services::Failure;
 use crate::types::limits::{HOMES, MULTI_SEARCH_ANSWER_MAX_BYTES};
 use crate::types::{ErrorCode, TaskUid, TraceId};
@@ -118,37 +116,6 @@ impl Homes {
             },
         }
         Ok(Some(text))
-    }
-
-    /// `POST /tasks/cancel` or `DELETE /tasks`: takes the task that does it. `original` is the query as it was sent.
-    ///
-    /// Dropping the future does not undo it.
-    ///
-    /// # Errors
-    /// [`HomeError`].
-    pub async fn sweep(
-        &self,
-        action: Action,
-        filter: Filter,
-        original: String,
-        deadline: Instant,
-        trace: TraceId,
-    ) -> Result<Summary, HomeError> {
-        let subject = match action {
-            Action::Cancel => Subject::Cancelation(original),
-            Action::Delete => Subject::Deletion(original),
-        };
-        let head = Head {
-            index_uid: None,
-            subject,
-            work: Work::Sweep { action, filter },
-            enqueued: wall(),
-            custom_metadata: None,
-            key: None,
-        };
-        let uid = self.next_uid().await?;
-        self.take(uid, &head, deadline, trace).await?;
-        Ok(view::summary(uid, &head))
     }
 }
 

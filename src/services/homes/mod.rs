@@ -5,7 +5,7 @@
 //! | [`call`] | what is asked of homes and members, as it travels |
 //! | [`client`] | finds the primary of a home, and asks until it answers |
 //! | [`submit`] | a client's write: its head to its home, its parts to their shards |
-//! | [`list`] | one task, lists of tasks, cancelation and deletion |
+//! | [`list`] | one task, and lists of tasks |
 //! | [`driver`] | the one task that runs the homes of which this member holds a copy |
 //! | `slot` | one home: its state, its reign, what is read and stored of it |
 //! | `effects` | what a home wants done |

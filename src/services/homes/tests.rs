@@ -101,6 +101,11 @@ async fn acknowledged(world: &World, i: usize, shards: &[u16]) -> TaskUid {
     uid
 }
 
+fn tasks(world: &World, i: usize) -> Tasks {
+    let running = world.at(i);
+    Tasks::new(running.homes.clone(), running.sender.clone(), std::sync::Arc::clone(&running.metrics))
+}
+
 async fn get(world: &World, i: usize, uid: TaskUid) -> Option<Shown> {
     within("a task", world.at(i).homes.get(uid, soon(), TraceId::default())).await.unwrap()
 }
@@ -327,6 +332,49 @@ async fn a_write_whose_task_nobody_can_keep_is_refused_before_anything_of_it_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tasks_that_delete_others_are_refused_before_they_are_sent_or_may_be_kept_later() {
+    let world = world().await;
+    let led: Vec<u16> = (0..HOMES).filter(|home| primary(&world, *home) == Some(0)).collect();
+    assert!(!led.is_empty());
+    let fill = |full| [1, 2].into_iter().for_each(|i| world.fill(i, full));
+    let sweep = async |patience: Duration| {
+        let filter = parse_action(Action::Delete, &[("uids".to_owned(), "4000000000".to_owned())]).unwrap();
+        let (query, until) = (original_filter("uids=4000000000"), Instant::now() + patience);
+        tasks(&world, 0).sweep(Action::Delete, filter, query, until, TraceId::default()).await
+    };
+    // Nobody knows yet that no home can commit anything.
+    fill(true);
+    let sent = futures_util::future::join_all((0..HOMES).map(|_| sweep(Duration::from_secs(2)))).await;
+    let unknown = |sent| match sent {
+        Err(Failure::Mesh { code: ErrorCode::MiroirWriteUnknown, task: Some(uid), .. }) => uid,
+        other => panic!("{other:?}"),
+    };
+    let uids: Vec<TaskUid> = sent.into_iter().map(unknown).collect();
+    let say = |full| {
+        world
+            .at(0)
+            .cluster
+            .update(|seen| [1, 2].iter().for_each(|i| seen.get_mut(&member(*i)).unwrap().disk_full = full));
+    };
+    say(true);
+    for _ in 0..HOMES {
+        let refused = sweep(Duration::from_millis(100)).await.map_err(code_of);
+        assert_eq!(refused.map(|_| ()), Err(Some(ErrorCode::MiroirNoQuorum)));
+    }
+    fill(false);
+    say(false);
+    whole(&world, 0).await;
+    for uid in uids.iter().filter(|uid| led.contains(&home_of(**uid))) {
+        assert_eq!(ends(&world, 0, *uid).await.0, Status::Succeeded, "it was sent");
+    }
+    let last = sweep(LONG).await.unwrap();
+    let last = serde_json::to_value(&last).unwrap()["taskUid"].as_u64().unwrap();
+    let kept = self::uids(&listed(&world, 0, "limit=100").await);
+    assert!(kept.contains(&last));
+    assert!(kept.iter().all(|kept| *kept == last || uids.iter().any(|uid| u64::from(uid.0) == *kept)), "{kept:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_order_ends_also_while_the_member_that_had_it_stays_away() {
     let mut world = world().await;
     let order = Head { work: Work::Order, subject: Subject::IndexDeletion, ..head(&[0]) };
@@ -509,7 +557,7 @@ async fn a_key_whose_task_was_done_and_is_deleted_is_not_done_again() {
     .await;
     let filter = parse_action(Action::Delete, &[("uids".to_owned(), uid.to_string())]).unwrap();
     let query = original_filter(&format!("uids={uid}"));
-    world.at(0).homes.sweep(Action::Delete, filter, query, soon(), TraceId::default()).await.unwrap();
+    tasks(&world, 0).sweep(Action::Delete, filter, query, soon(), TraceId::default()).await.unwrap();
     until("it is deleted", async || get(&world, 0, uid).await.is_none()).await;
     let again = submit(&world, 1, write()).await;
     assert!(matches!(again, Submitted::Before(same, _) if same == uid), "{again:?}");
@@ -613,7 +661,7 @@ async fn lists_are_as_one_nodes_and_tasks_are_canceled_and_deleted() {
     let sweep = async |action, query: &str| {
         let pairs: Vec<(String, String)> = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
         let filter = parse_action(action, &pairs).unwrap();
-        let by = homes.sweep(action, filter, original_filter(query), soon(), trace).await.unwrap();
+        let by = tasks(&world, 0).sweep(action, filter, original_filter(query), soon(), trace).await.unwrap();
         let uid = serde_json::to_value(by).unwrap()["taskUid"].as_u64().unwrap();
         TaskUid(u32::try_from(uid).unwrap())
     };
@@ -883,20 +931,16 @@ async fn a_number_whose_key_came_too_late_does_not_keep_others_from_being_settle
 async fn a_key_counts_also_where_a_write_is_refused_or_could_not_be_done_now() {
     let world = world().await;
     let trace = TraceId::default();
-    let tasks = |i: usize| {
-        let running = world.at(i);
-        Tasks::new(running.homes.clone(), running.sender.clone(), std::sync::Arc::clone(&running.metrics))
-    };
     let movies = IndexUid::new("movies").unwrap();
     let key = |key: &str, hash: u8| Some((key.to_owned(), [hash; 32]));
     let refuse = async |i: usize, with| {
         let error = (ErrorCode::IndexNotFound, "Index `movies` not found.");
-        let tasks = tasks(i);
+        let tasks = tasks(&world, i);
         let refused = tasks.refused(&movies, Subject::Clear, error, None, with, trace);
         within("a refusal", refused).await.map(|accepted| uid_of(&accepted)).map_err(code_of)
     };
     let before = async |i: usize, with: Option<(String, [u8; 32])>| {
-        let known = within("a key", tasks(i).before(&movies, Subject::Clear, with.as_ref(), trace)).await;
+        let known = within("a key", tasks(&world, i).before(&movies, Subject::Clear, with.as_ref(), trace)).await;
         known.map(|known| known.map(|accepted| uid_of(&accepted))).map_err(code_of)
     };
     let reused: Result<Option<TaskUid>, _> = Err(Some(ErrorCode::MiroirIdempotencyKeyReused));
@@ -924,7 +968,7 @@ async fn a_key_counts_also_where_a_write_is_refused_or_could_not_be_done_now() {
     // Also when it is deleted.
     let filter = parse_action(Action::Delete, &[("uids".to_owned(), uid.to_string())]).unwrap();
     let query = original_filter(&format!("uids={uid}"));
-    world.at(0).homes.sweep(Action::Delete, filter, query, soon(), trace).await.unwrap();
+    tasks(&world, 0).sweep(Action::Delete, filter, query, soon(), trace).await.unwrap();
     until("it is deleted", async || get(&world, 0, uid).await.is_none()).await;
     assert_eq!(before(2, key("k", 1)).await, Ok(Some(uid)));
     assert_eq!(before(2, key("k", 2)).await, reused);

@@ -134,10 +134,13 @@ impl Home {
         if !entry::is_head(&head) {
             return self.answer(op, Answer::Refused);
         }
-        if self.state.task(uid).is_none() && self.state.open().len() >= OPEN_MAX {
+        let entry = HomeEntry::Head { uid, head: Box::new(head) };
+        // Of one that is on its way nobody may say that nothing was done.
+        let new = self.state.task(uid).is_none() && entry.part().is_none_or(|part| !self.flights.contains_key(&part));
+        if new && self.state.open().len() >= OPEN_MAX {
             return self.answer(op, Answer::Busy);
         }
-        self.append(env.now, HomeEntry::Head { uid, head: Box::new(head) }, Some(op));
+        self.append(env.now, entry, Some(op));
     }
 
     /// A number that is to stand for no task, unless it does: [`Answer::Void`], or [`Answer::Other`] if there is or was one.

@@ -616,10 +616,17 @@ fn what_breaks_the_bounds_is_refused_and_changes_nothing() {
     assert_eq!(answer, Answer::Refused);
     assert_eq!(HomeEntry::decode(b"{}"), None);
     assert_eq!(HomeEntry::decode(&[b' '; entry::HOME_ENTRY_MAX_BYTES + 1]), None);
-    for uid in 1..=primary::OPEN_MAX as u32 {
-        t.take(TaskUid(uid), head(Subject::IndexDeletion, Work::Order));
+    let order = || head(Subject::IndexDeletion, Work::Order);
+    for uid in 1..primary::OPEN_MAX as u32 {
+        t.take(TaskUid(uid), order());
     }
+    let again = |t: &mut Lone, op| t.tell(|home, env| home.handle_head(env, OpId(op), TaskUid(888_888), order()));
+    t.held = true;
+    assert!(matches!(again(&mut t, 1)[..], [Effect::Append { .. }]));
+    t.held = false;
+    t.take(TaskUid(primary::OPEN_MAX as u32), order());
     assert_eq!(t.take(TaskUid(999_999), clear(&[0])), Answer::Busy);
+    assert_eq!(again(&mut t, 2), [], "it is on its way, and may come to be kept");
 }
 
 #[test]
