@@ -74,6 +74,8 @@ const GAUGES: Duration = Duration::from_secs(1);
 const CERTIFICATE_WARNING: Duration = Duration::from_secs(14 * 86_400);
 /// Time between two such lines.
 const CERTIFICATE_WARNING_AGAIN: Duration = Duration::from_secs(86_400);
+/// In so many rounds of gossip all members hear what one tells: each round brings it to three others.
+const GOSSIP_ROUNDS: u32 = 5;
 
 /// One thread for each so many cores: the node beside this member does ten times the work for a search, and threads that
 /// hand requests to one another cost more than they gain while one is enough.
@@ -263,6 +265,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         watch::channel(if config.node.witness { witness_health() } else { NodeHealth::default() });
     // Nothing is served before it is known what can be.
     let (says_unserved, unserved) = watch::channel(None);
+    let (tells_unserved, told_unserved) = watch::channel(None);
     let local = Local::load(
         node.clone(),
         store.clone(),
@@ -273,7 +276,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Arc::clone(&metrics),
     )
     .await?
-    .serving(unserved.clone());
+    .serving(unserved);
     let peers = Arc::clone(&mesh) as Arc<dyn Peers>;
     let (apply_driver, apply) = ApplyDriver::new(apply::Parts {
         config: apply::Config::default(),
@@ -311,6 +314,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let serving = ServingDriver::new(
         serving::Parts {
             lag: Duration::from_millis(config.journal.serve_lag_ms),
+            told: Duration::from_millis(config.mesh.gossip_interval_ms) * GOSSIP_ROUNDS,
             ledger: ledger.clone(),
             records: records.clone(),
             journals: journal.clone(),
@@ -320,6 +324,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             health: health_rx.clone(),
         },
         says_unserved,
+        tells_unserved,
     );
     let runners: Vec<Arc<dyn Runner>> = vec![Arc::new(AliasFlips::new(records.clone(), Arc::clone(&metrics)))];
     let orders = Orders::new(&runners, leases.clone(), records.clone(), Arc::clone(&metrics));
@@ -399,7 +404,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         state: own_state.subscribe(),
         leases: signs,
         lost: local.lost(),
-        unserved,
+        unserved: told_unserved,
         pressed: apply.watch_pressed(),
         room: room.clone(),
         suspects: mesh.suspects(),

@@ -1,7 +1,8 @@
 //! Whether a replica serves searches: in sync and serving are two things.
 //!
 //! A replica in sync has stored everything that is committed, so what it had stored at one moment covers all that was committed
-//! then: it begins to serve when its node has applied that. It ends when its node is behind the furthest replica for longer than it
+//! then: it begins to serve when its node has applied that. Where more comes all the while, it first tells that it is awaited, so
+//! that no task ends without it any more, and serves what it had stored when all know that. It ends when its node is behind the furthest replica for longer than it
 //! may be, also where it has left the set; a load that all replicas are working through takes nobody out, nor does a cut during
 //! which nothing is written. Rule: a copy that is to be made anew, or whose node is not known to have what was noted, serves
 //! nothing. Must not know: searches, the node.
@@ -12,7 +13,7 @@ use std::time::Duration;
 use super::env::Instant;
 
 /// What comes while a replica applies what it had is committed and told to be done without it: so often it takes that in, too,
-/// before it serves, each time in less time. More often a replica under load would never serve.
+/// each time in less time, before it is awaited. More often a replica under load would never serve.
 const ROUNDS: u32 = 3;
 /// A replica that has not served for so long should not order writes, if another one serves.
 const UNFIT: Duration = Duration::from_secs(10);
@@ -36,10 +37,15 @@ pub struct Sight {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    /// Serves when this is applied, so many times in a row, unless it is as far as it can be before; `None` while it is not in sync.
+    /// Serves when this is applied, and awaited when that was so many times in a row; `None` while it is not in sync.
     Waits {
         until: Option<u64>,
         rounds: u32,
+    },
+    /// Tells since then that it is awaited, and serves when this is applied; `None` until all may know it.
+    Awaited {
+        since: Instant,
+        until: Option<u64>,
     },
     Serves,
 }
@@ -53,6 +59,8 @@ impl State {
 pub struct Serving {
     /// How long it may be behind.
     lag: Duration,
+    /// How long it takes until all know what it tells.
+    told: Duration,
     state: State,
     /// Up to here its node had applied entries when it was last seen.
     applied: u64,
@@ -67,15 +75,20 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// A replica of a process that has just begun.
-    pub fn new(lag: Duration) -> Self {
+    /// A replica of a process that has just begun: how long it may be behind, and how long it takes until all know what it tells.
+    pub fn new(lag: Duration, told: Duration) -> Self {
         let state = State::WAITS;
-        Self { lag, state, applied: 0, outside: None, behind: None, furthest: VecDeque::new(), unserved: None }
+        Self { lag, told, state, applied: 0, outside: None, behind: None, furthest: VecDeque::new(), unserved: None }
     }
 
     /// Whether it serves, as far as was seen.
     pub fn serves(&self) -> bool {
         self.state == State::Serves
+    }
+
+    /// Whether tasks are to wait for it, as far as was seen: it serves, or will serve what it has by now only when it is applied.
+    pub fn is_awaited(&self) -> bool {
+        !matches!(self.state, State::Waits { .. })
     }
 
     /// Whether somebody else should order writes, if another replica serves: its node does not get on, and whoever orders writes judges
@@ -93,7 +106,7 @@ impl Serving {
     /// of sync, so that it does not hear what is committed.
     pub fn asks(&self, now: Instant) -> bool {
         let behind = self.behind.is_some_and(|(_, since)| since.plus(self.lag / 2) <= now);
-        self.serves() && (behind || self.outside.is_some())
+        self.is_awaited() && (behind || self.outside.is_some())
     }
 
     /// What is so now. Says whether it serves.
@@ -110,25 +123,31 @@ impl Serving {
         self.outside = if sight.in_sync { None } else { self.outside.or(Some(now)) };
         // Its node has lost what it had.
         let back = sight.applied < std::mem::replace(&mut self.applied, sight.applied);
+        let behind = self.furthest.front().is_some_and(|(at, _)| at.plus(self.lag) <= now);
+        let fails = !sight.whole || behind || back;
         match &mut self.state {
             State::Waits { until, rounds } => {
                 *until = sight.in_sync.then(|| until.unwrap_or(sight.last)).filter(|_| sight.whole && !back);
                 if until.is_some_and(|until| until <= sight.applied) {
-                    if sight.last <= sight.applied || *rounds == 1 {
+                    if sight.last <= sight.applied {
                         self.state = State::Serves;
+                    } else if *rounds == 1 {
+                        self.state = State::Awaited { since: now, until: None };
                     } else {
                         (*until, *rounds) = (Some(sight.last), *rounds - 1);
                     }
                 }
             }
-            State::Serves => {
-                let behind = self.furthest.front().is_some_and(|(at, _)| at.plus(self.lag) <= now);
-                if !sight.whole || behind || back {
-                    self.state = State::WAITS;
+            State::Awaited { .. } if fails || !sight.in_sync => self.state = State::WAITS,
+            State::Awaited { since, until } => {
+                if since.plus(self.told) <= now && *until.get_or_insert(sight.last) <= sight.applied {
+                    self.state = State::Serves;
                 }
             }
+            State::Serves if fails => self.state = State::WAITS,
+            State::Serves => {}
         }
-        self.unserved = if self.serves() { None } else { self.unserved.or(Some(now)) };
+        self.unserved = if self.is_awaited() { None } else { self.unserved.or(Some(now)) };
         self.serves()
     }
 
@@ -146,6 +165,7 @@ mod tests {
     use super::*;
 
     const LAG: Duration = Duration::from_secs(5);
+    const TOLD: Duration = Duration::from_secs(3);
 
     fn at(seconds: u64) -> Instant {
         Instant(0).plus(Duration::from_secs(seconds))
@@ -156,7 +176,7 @@ mod tests {
     }
 
     fn serving() -> Serving {
-        let mut one = Serving::new(LAG);
+        let mut one = Serving::new(LAG, TOLD);
         assert!(!one.serves());
         assert!(one.handle_sight(at(0), sight(3, 3)));
         assert!(one.is_at_rest());
@@ -165,7 +185,7 @@ mod tests {
 
     #[test]
     fn it_begins_when_what_was_stored_is_applied_and_not_what_came_since() {
-        let mut one = Serving::new(LAG);
+        let mut one = Serving::new(LAG, TOLD);
         let outside = Sight { in_sync: false, ..sight(9, 9) };
         assert!(!one.handle_sight(at(0), outside));
         assert!(!one.handle_sight(at(1), Sight { last: 12, ..sight(9, 9) }), "12 may be committed");
@@ -175,7 +195,39 @@ mod tests {
             "tasks of what came since may be told as done"
         );
         assert!(!one.handle_sight(at(4), Sight { last: 120, ..sight(99, 120) }));
-        assert!(one.handle_sight(at(5), Sight { last: 130, ..sight(120, 130) }), "under load there is always more");
+        assert!(!one.is_awaited());
+        // Under load there is always more.
+        let mut look = |s, last, applied| {
+            let serves = one.handle_sight(at(s), Sight { last, ..sight(applied, last) });
+            (serves, one.is_awaited())
+        };
+        assert_eq!(look(5, 130, 120), (false, true), "of what came meanwhile tasks may have ended without it");
+        assert_eq!(look(7, 150, 149), (false, true), "not all may know that it is awaited");
+        assert_eq!(look(8, 160, 155), (false, true));
+        assert_eq!(look(9, 190, 159), (false, true));
+        assert_eq!(look(10, 210, 160), (true, true), "of what came since no task ends without it");
+    }
+
+    #[test]
+    fn who_is_awaited_and_does_not_keep_up_is_not_any_more() {
+        let awaited = || {
+            let mut one = Serving::new(LAG, TOLD);
+            for (s, applied) in (0..).zip([0, 10, 20, 30]) {
+                assert!(!one.handle_sight(at(s), Sight { last: applied + 10, ..sight(applied, applied) }));
+            }
+            assert!(one.is_awaited() && !one.is_at_rest() && !one.is_unfit(at(60)));
+            one
+        };
+        let more = |applied| Sight { last: 99, ..sight(applied, 99) };
+        let mut left = awaited();
+        assert!(!left.handle_sight(at(4), Sight { in_sync: false, ..more(31) }) && !left.is_awaited());
+        let mut lost = awaited();
+        assert!(!lost.handle_sight(at(4), Sight { whole: false, ..more(31) }) && !lost.is_awaited());
+        let mut slow = awaited();
+        assert!(!slow.handle_sight(at(4), more(31)) && slow.asks(at(7)));
+        slow.handle_furthest(at(7), 90);
+        assert!(!slow.handle_sight(at(11), more(40)) && slow.is_awaited());
+        assert!(!slow.handle_sight(at(12), more(41)) && !slow.is_awaited());
     }
 
     #[test]
@@ -188,7 +240,7 @@ mod tests {
 
     #[test]
     fn who_leaves_the_set_while_waiting_waits_for_what_it_has_when_it_is_back() {
-        let mut one = Serving::new(LAG);
+        let mut one = Serving::new(LAG, TOLD);
         assert!(!one.handle_sight(at(0), Sight { last: 5, ..sight(1, 5) }));
         assert!(!one.handle_sight(at(1), Sight { in_sync: false, ..sight(4, 5) }));
         assert!(!one.handle_sight(at(2), Sight { last: 8, ..sight(5, 8) }));

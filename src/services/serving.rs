@@ -42,6 +42,8 @@ pub type Unserved = Option<Lost>;
 pub struct Parts {
     /// How far behind the furthest replica one may be.
     pub lag: Duration,
+    /// How long it takes until all members know what one tells.
+    pub told: Duration,
     /// The mesh's state.
     pub ledger: LedgerHandle,
     /// Indexes.
@@ -77,8 +79,8 @@ impl Held {
         self.shards.values().all(Serving::is_at_rest)
     }
 
-    fn unserved(&self) -> ShardSet {
-        self.shards.iter().filter(|(_, one)| !one.serves()).map(|(shard, _)| *shard).collect()
+    fn without(&self, is_so: impl Fn(&Serving) -> bool) -> ShardSet {
+        self.shards.iter().filter(|(_, one)| !is_so(one)).map(|(shard, _)| *shard).collect()
     }
 }
 
@@ -89,13 +91,15 @@ pub struct Driver {
     me: ReplicaId,
     held: BTreeMap<PhysicalIndex, Held>,
     says: watch::Sender<Unserved>,
+    tells: watch::Sender<Unserved>,
 }
 
 impl Driver {
-    /// The driver over its parts, and where it says what is not served.
-    pub fn new(parts: Parts, says: watch::Sender<Unserved>) -> Self {
+    /// The driver over its parts; where it says what is not served, and where what others are to know of that: tasks wait for
+    /// all else, so that they are told of a shard before it is served.
+    pub fn new(parts: Parts, says: watch::Sender<Unserved>, tells: watch::Sender<Unserved>) -> Self {
         let me = parts.journals.me().clone();
-        Self { parts, me, held: BTreeMap::new(), says }
+        Self { parts, me, held: BTreeMap::new(), says, tells }
     }
 
     /// Looks until the process ends.
@@ -162,7 +166,7 @@ impl Driver {
             held.others = all.filter(|member| **member != self.me.member).cloned().collect();
             held.shards.retain(|shard, _| own.contains(*shard));
             for shard in own.iter() {
-                held.shards.entry(shard).or_insert_with(|| Serving::new(self.parts.lag));
+                held.shards.entry(shard).or_insert_with(|| Serving::new(self.parts.lag, self.parts.told));
             }
         }
         self.held.retain(|physical, _| there.contains(physical));
@@ -260,9 +264,14 @@ impl Driver {
     }
 
     fn say(&self) {
-        let all = self.held.iter().map(|(physical, held)| (physical.clone(), held.unserved()));
+        self.say_to(&self.tells, Serving::is_awaited);
+        self.say_to(&self.says, Serving::serves);
+    }
+
+    fn say_to(&self, to: &watch::Sender<Unserved>, is_so: impl Fn(&Serving) -> bool) {
+        let all = self.held.iter().map(|(physical, held)| (physical.clone(), held.without(&is_so)));
         let unserved: Lost = all.filter(|(_, shards)| !shards.is_empty()).collect();
-        self.says.send_if_modified(|said| {
+        to.send_if_modified(|said| {
             let new = said.as_ref() != Some(&unserved);
             *said = Some(unserved);
             new
