@@ -281,7 +281,12 @@ async fn another_is_elected_for_a_primary_that_was_killed_and_nothing_is_lost() 
     let clients = [Client::start(&world.at(1).sender, 0, 3), Client::start(&world.at(2).sender, 1_000_000, 3)];
     for _ in 0..2 {
         // The second time it has been given its shard back.
-        until("it leads", async || primary(&world, 0) == Some(0)).await;
+        until("it leads, as all know", async || {
+            let state = state(&world, 0);
+            let knows = |record: std::sync::Arc<JournalRecord>| record.shard(ShardId(0)) == state.as_ref();
+            primary(&world, 0) == Some(0) && world.alive().all(|(_, m)| m.journals.record(&index()).is_some_and(knows))
+        })
+        .await;
         let epoch = state(&world, 0).unwrap().epoch;
         world.kill(0).await;
         until("an election", async || primary(&world, 0).is_some_and(|i| i != 0)).await;
