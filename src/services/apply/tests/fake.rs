@@ -301,6 +301,11 @@ impl State {
         (202, json!({ "taskUid": uid, "indexUid": index, "status": "enqueued", "type": kind, "enqueuedAt": at }))
     }
 
+    /// Tasks in the queue.
+    pub(super) fn waiting(&self) -> usize {
+        self.tasks.values().filter(|task| task.view["status"] == "enqueued").count()
+    }
+
     /// Works on some of what waits: consecutive tasks of one index and of document kinds, all or none.
     fn batch(&mut self) {
         let first = self.tasks.iter().find(|(_, task)| task.view["status"] == "enqueued").map(|(uid, _)| *uid);
