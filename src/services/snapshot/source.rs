@@ -60,7 +60,7 @@ fn json(value: &impl Serialize) -> Answer {
 impl SnapshotHandle {
     /// What a learner is told of the copy here.
     ///
-    /// Cancel-safe: entries that wait for an answer which nobody takes go on after a while.
+    /// Cancel-safe: entries that wait for an answer which nobody takes go on.
     pub async fn receive(&self, from: &MemberId, of: &SnapshotOf, body: &Bytes) -> Answer {
         let key = JournalKey { index: of.index.clone(), shard: of.shard };
         if key.index.is_of_tasks() {
@@ -138,6 +138,7 @@ impl SnapshotHandle {
             return said(SnapshotSaid::Later);
         }
         let until = common.reads().holds(now(), attempt);
+        let waiting = Waiting { handle: self.clone(), key: key.clone(), begins: Some(from.clone()), over: false };
         let standing = match until {
             Some(until) => common.apply.stop(&key, Some((Stop::Conditional, until))).await,
             None => common.apply.standing(&key).await,
@@ -153,6 +154,7 @@ impl SnapshotHandle {
                 self.let_go(&key).await;
             }
         }
+        waiting.is_over();
         begun
     }
 
@@ -244,8 +246,10 @@ impl SnapshotHandle {
             Patience::None => return no("the shard does not come to rest"),
             Patience::Unknown => return no("no such read"),
         };
+        let waiting = Waiting { handle: self.clone(), key: key.clone(), begins: None, over: false };
         let sum = self.settled(key, span).await;
         self.common.apply.stop(key, None).await;
+        waiting.is_over();
         match sum {
             Ok(Some(sum)) => json(&sum),
             Ok(None) => said(SnapshotSaid::Later),
@@ -274,6 +278,38 @@ impl SnapshotHandle {
         let standing = common.apply.standing(key).await;
         let still = standing.is_some_and(|s| s.sound && s.quiet && s.stopped && s.applied == at);
         Ok(sum.filter(|_| still))
+    }
+}
+
+/// Entries may wait for an answer that is being made. If nobody takes it any more, they go on.
+struct Waiting {
+    handle: SnapshotHandle,
+    key: JournalKey,
+    /// For whom a read is to begin with the answer: it is over, too.
+    begins: Option<MemberId>,
+    over: bool,
+}
+
+impl Waiting {
+    /// The answer is made.
+    fn is_over(mut self) {
+        self.over = true;
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.over {
+            return;
+        }
+        let (handle, key) = (self.handle.clone(), self.key.clone());
+        if let Some(learner) = &self.begins
+            && handle.common.reads().end_of(learner, &key).is_some()
+        {
+            handle.common.journals.release(&key, learner);
+        }
+        runtime.spawn(async move { handle.let_go(&key).await });
     }
 }
 

@@ -36,6 +36,28 @@ async fn what_the_node_holds_decides_the_filter_by_shard_and_not_what_the_record
 }
 
 #[tokio::test]
+async fn a_read_that_nobody_waits_for_any_more_keeps_no_entries_waiting() {
+    let mut all = All::start().await;
+    all.set(&[document(0, 1, 1)]).await;
+    all.are_whole().await;
+    all.nodes[0].state().stands = true;
+    all.write(Kind::Edit, vec![(0, EDIT.into())]).await;
+    until("the edit is with the node", async || all.nodes[0].state().waiting() == 1).await;
+    // So late an attempt has conditional entries wait for minutes.
+    let of = SnapshotOf { index: index(), shard: ShardId(0), act: SnapshotAct::Begin(10) };
+    let running = all.running[0].as_ref().unwrap();
+    let stopped = async || all.handle(0).standing(&key(0)).await.is_some_and(|standing| standing.stopped);
+    let (from, nothing) = (member(1), Default::default());
+    tokio::select! {
+        answer = running.snapshots.receive(&from, &of, &nothing) => panic!("{answer:?}"),
+        () = until("entries wait", stopped) => {}
+    }
+    until("entries go on", async || !stopped().await).await;
+    all.nodes[0].state().stands = false;
+    all.are_whole().await;
+}
+
+#[tokio::test]
 async fn the_ids_of_a_copy_are_all_that_were_there_all_the_time_though_others_go_meanwhile() {
     let mut all = All::start().await;
     for id in 0..40 {
