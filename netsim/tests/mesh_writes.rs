@@ -13,6 +13,7 @@ use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::{Answer, Client, Dice, Mesh, Plan, say, wait_until};
+use netsim::heard::{Attempt, End, judge};
 use serde_json::{Value, json};
 
 const ALL: [usize; 3] = [0, 1, 2];
@@ -208,28 +209,6 @@ impl Books {
     }
 }
 
-/// How a write ended for its client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum End {
-    /// 202, with the task.
-    Taken(u64),
-    /// An answer that says that nothing was done, or no connection.
-    Refused(String),
-    /// No answer, or one that says that nobody knows; with the task, if it is named.
-    Unknown(Option<u64>),
-}
-
-#[derive(Debug, Clone)]
-struct Attempt {
-    client: usize,
-    number: u64,
-    ids: BTreeSet<usize>,
-    at: usize,
-    sent: Instant,
-    ended: Instant,
-    end: End,
-}
-
 /// Clients that write on and on, each its own field of the same documents, and what they have heard.
 struct Writers {
     addresses: Vec<SocketAddr>,
@@ -284,7 +263,7 @@ impl Writers {
             }
             let mut ids = BTreeSet::new();
             while ids.len() < AT_ONCE {
-                ids.insert(dice.below(IDS));
+                ids.insert(dice.below(IDS) as u64);
             }
             let mut order = (0..self.addresses.len()).map(|i| (own + i) % self.addresses.len());
             let is_shunned = |m: usize| shunned[m].is_some_and(|since: Instant| since.elapsed() < SHUN);
@@ -297,7 +276,7 @@ impl Writers {
             });
             match &end {
                 End::Taken(_) => drop(self.taken.fetch_add(1, Ordering::SeqCst)),
-                End::Refused(_) | End::Unknown(_) => shunned[at] = Some(Instant::now()),
+                End::Refused(_) | End::Unknown(_) | End::GivenUp => shunned[at] = Some(Instant::now()),
             }
             let attempt = Attempt { client, number, ids, at, sent, ended: Instant::now(), end };
             self.heard.lock().unwrap().push(attempt);
@@ -315,14 +294,16 @@ impl Drop for Stop<'_> {
 }
 
 /// One write: each document gets the number in the client's own field, and in one that all share.
-fn put(client: &Client, who: usize, number: u64, ids: &BTreeSet<usize>) -> Result<End, String> {
+fn put(client: &Client, who: usize, number: u64, ids: &BTreeSet<u64>) -> Result<End, String> {
     let field = format!("c{who}");
-    let document = |id: &usize| json!({"id": id, &*field: number, "newest": format!("{who}-{number}")});
+    let document = |id: &u64| json!({"id": id, &*field: number, "newest": format!("{who}-{number}")});
     let body = json!(ids.iter().map(document).collect::<Vec<_>>()).to_string();
     let headers = [("content-type", "application/json")];
     let answer = match client.try_call("PUT", "/indexes/books/documents", &headers, body.as_bytes()) {
         Ok(answer) => answer,
         Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => return Ok(End::Refused(e.to_string())),
+        // Its own patience, not the other side: a member that stands still goes on with it later.
+        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(End::GivenUp),
         Err(_) => return Ok(End::Unknown(None)),
     };
     let said = answer.json();
@@ -336,7 +317,7 @@ fn put(client: &Client, who: usize, number: u64, ids: &BTreeSet<usize>) -> Resul
 
 /// A single write of a client of its own.
 fn once(client: &Client, at: usize, who: usize) -> Attempt {
-    let ids: BTreeSet<usize> = (0..AT_ONCE).map(|i| (who * 37 + i * 101) % IDS).collect();
+    let ids: BTreeSet<u64> = (0..AT_ONCE).map(|i| ((who * 37 + i * 101) % IDS) as u64).collect();
     let sent = Instant::now();
     let end = put(client, who, 1, &ids).unwrap();
     Attempt { client: who, number: 1, ids, at, sent, ended: Instant::now(), end }
@@ -345,37 +326,21 @@ fn once(client: &Client, at: usize, who: usize) -> Attempt {
 /// Every acknowledged write is there, or was written over by a later one of its client; nothing refused is there.
 #[track_caller]
 fn assert_nothing_lost(heard: &[Attempt], documents: &[Value]) {
-    let mut by: BTreeMap<(usize, usize), Vec<&Attempt>> = BTreeMap::new();
-    for attempt in heard {
-        attempt.ids.iter().for_each(|id| by.entry((*id, attempt.client)).or_default().push(attempt));
-    }
-    let mut faults = Vec::new();
-    let mut late = 0;
-    for ((id, client), attempts) in &by {
-        let found = documents.iter().find(|d| d["id"] == *id).and_then(|d| d[format!("c{client}")].as_u64());
-        let last = attempts.iter().rev().find(|a| matches!(a.end, End::Taken(_))).map(|a| a.number);
-        let is_unknown = |n: u64| attempts.iter().any(|a| a.number == n && matches!(a.end, End::Unknown(_)));
-        match found {
-            found if found == last => {}
-            // Whoever hears nothing of a write can't say when it was done.
-            Some(n) if is_unknown(n) => late += usize::from(Some(n) < last),
-            found => {
-                let all: Vec<_> = attempts.iter().map(|a| (a.number, a.at, a.sent, a.ended, &a.end)).collect();
-                faults.push(format!("document {id} of client {client}: {found:?}, not {last:?}: {all:?}"));
-            }
-        }
-    }
-    let count = |is: fn(&End) -> bool| heard.iter().filter(|a| is(&a.end)).count();
+    let documents: BTreeMap<u64, &Value> = documents.iter().map(|d| (d["id"].as_u64().unwrap(), d)).collect();
+    let judged = judge(heard, |id, client| documents.get(&id)?[format!("c{client}")].as_u64());
+    let count = |is: fn(&Attempt) -> bool| heard.iter().filter(|a| is(a)).count();
     let refusals: BTreeSet<&str> =
         heard.iter().filter_map(|a| if let End::Refused(why) = &a.end { Some(why.as_str()) } else { None }).collect();
     say(&format!(
-        "{} writes acknowledged, {} refused, {} unknown; {late} fields have an unknown one later than an acknowledged one; \
-         refusals: {refusals:?}",
-        count(|e| matches!(e, End::Taken(_))),
-        count(|e| matches!(e, End::Refused(_))),
-        count(|e| matches!(e, End::Unknown(_))),
+        "{} writes acknowledged, {} refused, {} unknown; refusals: {refusals:?}",
+        count(Attempt::is_taken),
+        count(|a| matches!(a.end, End::Refused(_))),
+        count(Attempt::is_unknown),
     ));
-    assert!(faults.is_empty(), "{} are wrong, first: {}", faults.len(), faults[..faults.len().min(3)].join("\n"));
+    match judged {
+        Ok(sound) => say(&format!("unknown writes that came behind an acknowledged one: {:?}", sound.late)),
+        Err(faults) => panic!("{} are wrong, first: {}", faults.len(), faults[..faults.len().min(3)].join("\n")),
+    }
 }
 
 /// Tasks of all acknowledged writes have succeeded; those of unknown ones have ended.
@@ -395,8 +360,8 @@ fn assert_tasks_done(books: &Books, heard: &[Attempt]) {
 fn gap(of: &[usize], heard: &[Attempt], shards: &BTreeSet<usize>, from: Instant, until: Instant) -> Duration {
     let mut longest = Duration::ZERO;
     for shard in shards {
-        let touches = |a: &&Attempt| a.ids.iter().any(|id| of[*id] == *shard);
-        let taken = heard.iter().filter(|a| matches!(a.end, End::Taken(_))).filter(touches);
+        let touches = |a: &&Attempt| a.ids.iter().any(|id| of[usize::try_from(*id).unwrap()] == *shard);
+        let taken = heard.iter().filter(|a| a.is_taken()).filter(touches);
         let mut acknowledged: Vec<Instant> = taken.map(|a| a.ended).filter(|at| *at <= until).collect();
         acknowledged.push(until);
         acknowledged.sort_unstable();

@@ -16,6 +16,9 @@ use super::errors::{ConfigError, ConfigErrors, Place};
 use super::secret::{SECRET_MAX_BYTES, Secret};
 use super::sections::{Key, KeyDefault};
 
+/// What makes a secret of a text, or says which rule the text breaks.
+type Form = fn(&str) -> Result<Secret, &'static str>;
+
 /// The config file's name and text.
 pub(super) struct File<'a> {
     pub name: &'a str,
@@ -96,7 +99,13 @@ impl<'a> Reader<'a> {
     }
 
     /// A secret: from the variable, or from the file that `<name>_file` names. `None`: none is set, or a fault.
-    pub fn secret(&mut self, section: &'static str, name: &'static str, min_bytes: usize) -> Option<Secret> {
+    pub fn secret(
+        &mut self,
+        section: &'static str,
+        name: &'static str,
+        form: Form,
+        min_bytes: usize,
+    ) -> Option<Secret> {
         let (direct, by_file) = (variable(section, name), variable(section, &format!("{name}_file")));
         if let Some(text) = self.env.get(&direct) {
             if self.env.contains_key(&by_file) {
@@ -104,7 +113,7 @@ impl<'a> Reader<'a> {
                 self.fault(Place::Variable(direct), fault);
                 return None;
             }
-            return self.accept_secret(Place::Variable(direct), section, name, min_bytes, text);
+            return self.accept_secret(Place::Variable(direct), section, name, (form, min_bytes), text);
         }
         let key = format!("{name}_file");
         let place = self.place_of(section, &key);
@@ -118,7 +127,7 @@ impl<'a> Reader<'a> {
             Ok(text) => {
                 let text = text.strip_suffix('\n').unwrap_or(&text);
                 let text = text.strip_suffix('\r').unwrap_or(text);
-                self.accept_secret(place, section, name, min_bytes, text)
+                self.accept_secret(place, section, name, (form, min_bytes), text)
             }
             Err(e) => {
                 self.fault(place, format!("[{section}] {key}: can't read {}: {e}", path.display()));
@@ -184,10 +193,10 @@ impl<'a> Reader<'a> {
         place: Place,
         section: &str,
         name: &str,
-        min_bytes: usize,
+        (form, min_bytes): (Form, usize),
         text: &str,
     ) -> Option<Secret> {
-        let fault = match Secret::new(text) {
+        let fault = match form(text) {
             Ok(secret) if secret.expose().len() >= min_bytes => return Some(secret),
             Ok(_) => format!("it is shorter than {min_bytes} bytes"),
             Err(rule) => rule.to_owned(),

@@ -8,28 +8,42 @@ use std::fmt;
 /// Longest secret that is read, from a file or from the environment.
 pub const SECRET_MAX_BYTES: usize = 4 << 10;
 
-/// A secret text: visible ASCII, 1 to 4,096 bytes.
+/// A secret text: visible ASCII, with spaces only in the value of a header, 1 to 4,096 bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes a text as a secret.
+    /// Takes a text as a secret without spaces.
     ///
     /// # Errors
     /// The rule that the text breaks, without the text.
-    pub fn new(text: impl Into<String>) -> Result<Self, &'static str> {
-        let text = text.into();
+    pub fn new(text: &str) -> Result<Self, &'static str> {
+        // It travels in a header, and keys with spaces or controls are broken copies.
+        Self::of(text, |b| b.is_ascii_graphic(), "it has characters other than visible ASCII")
+    }
+
+    /// Takes the whole value of a header as a secret: words with a space between them, such as `Bearer abc`.
+    ///
+    /// # Errors
+    /// The rule that the text breaks, without the text.
+    pub fn header(text: &str) -> Result<Self, &'static str> {
+        if text.trim() != text {
+            return Err("it begins or ends with a space");
+        }
+        Self::of(text, |b| b == b' ' || b.is_ascii_graphic(), "it has characters other than visible ASCII and spaces")
+    }
+
+    fn of(text: &str, may_have: fn(u8) -> bool, else_is: &'static str) -> Result<Self, &'static str> {
         if text.is_empty() {
             return Err("it is empty");
         }
         if text.len() > SECRET_MAX_BYTES {
             return Err("it is longer than 4096 bytes");
         }
-        // It travels in a header, and keys with spaces or controls are broken copies.
-        if !text.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("it has characters other than visible ASCII");
+        if !text.bytes().all(may_have) {
+            return Err(else_is);
         }
-        Ok(Self(text))
+        Ok(Self(text.to_owned()))
     }
 
     /// The text, for the one place that uses it.
@@ -82,5 +96,9 @@ mod tests {
         for bad in ["", "two words", "line\nbreak", "schlüssel", &"x".repeat(SECRET_MAX_BYTES + 1)] {
             assert!(Secret::new(bad).is_err());
         }
+        for bad in ["", " Bearer abc", "Bearer abc ", "line\nbreak", "tab\tstop", "schlüssel"] {
+            assert!(Secret::header(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(Secret::header("Bearer abc").unwrap().expose(), "Bearer abc");
     }
 }

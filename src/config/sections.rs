@@ -52,7 +52,7 @@ macro_rules! sections {
         $(#[$about:meta])*
         $section:ident $struct:ident {
             $( $(#[$doc:meta])* $key:ident: $type:ty = $default:expr, $expected:literal, $check:expr; )*
-            $( @secret $(#[$sdoc:meta])* $secret:ident $secret_file:ident $min:literal; )*
+            $( @secret $(#[$sdoc:meta])* $secret:ident $secret_file:ident $form:ident($min:literal); )*
         }
     )+) => {
         $(
@@ -70,7 +70,7 @@ macro_rules! sections {
                     $(
                         let _: Option<Option<PathBuf>> =
                             reader.key(&sections!(@file $section $secret_file), |_| true);
-                        let $secret = reader.secret(stringify!($section), stringify!($secret), $min);
+                        let $secret = reader.secret(stringify!($section), stringify!($secret), Secret::$form, $min);
                     )*
                     Some(Self { $( $key: $key?, )* $( $secret, )* })
                 }
@@ -140,7 +140,7 @@ sections! {
         timeout_s: u64 = Value("60"), "a number of seconds from 1 to 3600", |v| (1..=3600).contains(v);
         @secret
         /// The node's master key, or a key of it that allows everything; `None`: the node is open.
-        key key_file 1;
+        key key_file new(1);
     }
 
     /// `[http]`: the Meilisearch API for clients.
@@ -224,7 +224,7 @@ sections! {
             |v: &String| v.is_empty() || v.starts_with("http://") || v.starts_with("https://");
         @secret
         /// The `Authorization` header that the webhook gets.
-        webhook_authorization webhook_authorization_file 1;
+        webhook_authorization webhook_authorization_file header(1);
     }
 
     /// `[metrics]`: the Prometheus exposition.
@@ -237,10 +237,10 @@ sections! {
     access AccessConfig {
         @secret
         /// Clients must send it as Bearer; `None`: the mesh is open.
-        master_key master_key_file 16;
+        master_key master_key_file new(16);
         @secret
         /// For `/_miroir/*`; `None`: the master key.
-        admin_key admin_key_file 16;
+        admin_key admin_key_file new(16);
     }
 
     /// `[index]`: what a new index gets.

@@ -122,7 +122,7 @@ impl Client {
         let port = authority.port_u16().unwrap_or(80);
         let key = match (&target.admin_key_file, std::env::var("MIROIR_ACCESS__ADMIN_KEY").ok(), config) {
             (Some(path), ..) => Some(key_file(path)?),
-            (None, Some(key), _) => Some(Secret::new(key).map_err(|reason| ClientError::Key {
+            (None, Some(key), _) => Some(Secret::new(&key).map_err(|reason| ClientError::Key {
                 path: PathBuf::from("MIROIR_ACCESS__ADMIN_KEY"),
                 reason: reason.to_owned(),
             })?),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use hyper::Method;
+use netsim::heard::{Attempt, End, judge};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -28,28 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// Within this all is as it was, after the last fault.
 const SETTLED: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(100);
-
-/// How a write ended for its client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum End {
-    /// 202, with the task.
-    Taken(u64),
-    /// Nothing was done.
-    Refused,
-    /// Nobody knows; with the task, if it was named.
-    Unknown(Option<u64>),
-}
-
-/// One write: `number` in the field of the client at `member`, of each document of `ids`.
-#[derive(Debug, Clone)]
-struct Attempt {
-    member: usize,
-    number: u64,
-    ids: BTreeSet<u64>,
-    sent: Instant,
-    ended: Instant,
-    end: End,
-}
 
 /// One shard, by the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,11 +149,11 @@ impl Writes {
         let from = Instant::now();
         loop {
             let heard = self.heard();
-            let taken = heard.iter().filter(|a| a.sent >= from && matches!(a.end, End::Taken(_)));
+            let taken = heard.iter().filter(|a| a.sent >= from.into_std() && a.is_taken());
             let mut lacking: BTreeSet<(usize, usize)> =
                 among.iter().flat_map(|m| self.shards.iter().map(|s| (*m, *s))).collect();
             for attempt in taken {
-                lacking.retain(|(m, s)| *m != attempt.member || !self.of(attempt).any(|shard| shard == *s));
+                lacking.retain(|(m, s)| *m != attempt.at || !self.of(attempt).any(|shard| shard == *s));
             }
             if lacking.is_empty() {
                 return Ok(());
@@ -198,8 +177,8 @@ impl Writes {
         let now = Instant::now();
         let all: BTreeSet<usize> = self.shards.iter().copied().collect();
         let longest = |shard: &usize| {
-            let touches = |a: &&Attempt| among.contains(&a.member) && self.of(a).any(|s| s == *shard);
-            let taken = heard.iter().filter(|a| matches!(a.end, End::Taken(_))).filter(touches).map(|a| a.ended);
+            let touches = |a: &&Attempt| among.contains(&a.at) && self.of(a).any(|s| s == *shard);
+            let taken = heard.iter().filter(|a| a.is_taken()).filter(touches).map(|a| Instant::from_std(a.ended));
             let mut at: Vec<Instant> = taken.chain([now]).collect();
             at.sort_unstable();
             at.windows(2).filter(|pair| pair[1] > from).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
@@ -209,7 +188,7 @@ impl Writes {
 
     /// How many writes sent from `from` on through `member` were acknowledged.
     pub fn taken_by(&self, member: usize, from: Instant) -> usize {
-        let is = |a: &&Attempt| a.member == member && a.sent >= from && matches!(a.end, End::Taken(_));
+        let is = |a: &&Attempt| a.at == member && a.sent >= from.into_std() && a.is_taken();
         self.heard().iter().filter(is).count()
     }
 
@@ -231,20 +210,27 @@ impl Writes {
                     );
                 }
                 // A task that nobody knows when all faults are over has left nothing anywhere.
-                End::Unknown(Some(uid)) if ended(members, uid, until).await?.is_none() => attempt.end = End::Refused,
-                End::Unknown(_) | End::Refused => {}
+                End::Unknown(Some(uid)) if ended(members, uid, until).await?.is_none() => {
+                    attempt.end = End::Refused("there is no such task".into());
+                }
+                End::Unknown(_) | End::GivenUp | End::Refused(_) => {}
             }
         }
         let copies = self.equal_copies(members, until).await?;
         let documents: BTreeMap<u64, &Value> =
             copies.values().flatten().map(|(id, document)| (*id, document)).collect();
-        judge(&heard, &documents)?;
-        let count = |is: fn(&End) -> bool| heard.iter().filter(|a| is(&a.end)).count();
+        let judged = judge(&heard, |id, client| documents.get(&id)?[format!("c{client}")].as_u64());
+        let sound = judged.map_err(|faults| {
+            let some = faults[..faults.len().min(3)].join("\n");
+            anyhow::anyhow!("{} writes are not as they must be:\n{some}", faults.len())
+        })?;
+        let count = |is: fn(&Attempt) -> bool| heard.iter().filter(|a| is(a)).count();
         Ok(format!(
-            "{} writes acknowledged, {} refused, {} unknown",
-            count(|e| matches!(e, End::Taken(_))),
-            count(|e| matches!(e, End::Refused)),
-            count(|e| matches!(e, End::Unknown(_)))
+            "{} writes acknowledged, {} refused, {} unknown, of which {} came behind an acknowledged one",
+            count(Attempt::is_taken),
+            count(|a| matches!(a.end, End::Refused(_))),
+            count(Attempt::is_unknown),
+            sound.late.len()
         ))
     }
 
@@ -321,11 +307,13 @@ async fn write(client: &mut Client, member: usize, number: u64) -> Attempt {
     let answer = client.send(Method::PUT, &documents(), "application/json", body, PATIENCE).await;
     let end = match answer.and_then(|answer| Ok((answer.status, answer.json()?))) {
         Ok((202, said)) => End::Taken(said["taskUid"].as_u64().unwrap_or_default()),
-        Ok((503, _)) => End::Refused,
+        Ok((503, said)) => End::Refused(said["code"].to_string()),
         Ok((_, said)) => End::Unknown(said["taskUid"].as_u64()),
+        Err(_) if sent.elapsed() >= PATIENCE => End::GivenUp,
         Err(_) => End::Unknown(None),
     };
-    Attempt { member, number, ids, sent, ended: Instant::now(), end }
+    let (sent, ended) = (sent.into_std(), Instant::now().into_std());
+    Attempt { client: member, number, ids, at: member, sent, ended, end }
 }
 
 /// Waits until a member says how a task has ended; `None`: it knows of no such task.
@@ -343,53 +331,5 @@ async fn ended(members: &Members, uid: u64, until: Instant) -> anyhow::Result<Op
             None => bail!("expected a status in {task}"),
         }
         sleep(LOOK).await;
-    }
-}
-
-/// Each document has of each client the last acknowledged write, or one that nobody knows of.
-fn judge(heard: &[Attempt], documents: &BTreeMap<u64, &Value>) -> anyhow::Result<()> {
-    let mut by: BTreeMap<(u64, usize), Vec<&Attempt>> = BTreeMap::new();
-    for attempt in heard {
-        attempt.ids.iter().for_each(|id| by.entry((*id, attempt.member)).or_default().push(attempt));
-    }
-    let mut faults = Vec::new();
-    for ((id, member), attempts) in by {
-        let found = documents.get(&id).and_then(|d| d[format!("c{member}")].as_u64());
-        let last = attempts.iter().rev().find(|a| matches!(a.end, End::Taken(_))).map(|a| a.number);
-        let is_unknown = |n: u64| attempts.iter().any(|a| a.number == n && matches!(a.end, End::Unknown(_)));
-        if found != last && !found.is_some_and(is_unknown) {
-            let all: Vec<_> = attempts.iter().map(|a| (a.number, &a.end)).collect();
-            faults.push(format!("document {id}, client at m{}: {found:?}, not {last:?}: {all:?}", member + 1));
-        }
-    }
-    ensure!(
-        faults.is_empty(),
-        "{} writes are not as they must be:\n{}",
-        faults.len(),
-        faults[..faults.len().min(3)].join("\n")
-    );
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lost_write_and_one_that_was_refused_and_done_are_found() {
-        let now = Instant::now();
-        let attempt = |number, end| Attempt { member: 1, number, ids: [5].into(), sent: now, ended: now, end };
-        let heard = [
-            attempt(1, End::Taken(9)),
-            attempt(2, End::Unknown(None)),
-            attempt(3, End::Taken(10)),
-            attempt(4, End::Refused),
-            attempt(5, End::Unknown(Some(11))),
-        ];
-        let is_sound = |found: Value| judge(&heard, &[(5, &json!({ "c1": found }))].into()).is_ok();
-        assert!(is_sound(json!(3)) && is_sound(json!(5)), "the last acknowledged, or a later unknown one");
-        assert!(is_sound(json!(2)), "who heard nothing can't say when it was done");
-        assert!(!is_sound(json!(1)) && !is_sound(Value::Null), "the last acknowledged is lost");
-        assert!(!is_sound(json!(4)), "a refused one was done");
     }
 }
