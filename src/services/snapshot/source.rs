@@ -154,7 +154,7 @@ impl SnapshotHandle {
                 self.let_go(&key).await;
             }
         }
-        waiting.is_over();
+        waiting.end();
         begun
     }
 
@@ -249,7 +249,7 @@ impl SnapshotHandle {
         let waiting = Waiting { handle: self.clone(), key: key.clone(), begins: None, over: false };
         let sum = self.settled(key, span).await;
         self.common.apply.stop(key, None).await;
-        waiting.is_over();
+        waiting.end();
         match sum {
             Ok(Some(sum)) => json(&sum),
             Ok(None) => said(SnapshotSaid::Later),
@@ -292,7 +292,7 @@ struct Waiting {
 
 impl Waiting {
     /// The answer is made.
-    fn is_over(mut self) {
+    fn end(mut self) {
         self.over = true;
     }
 }
