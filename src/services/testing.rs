@@ -16,7 +16,7 @@ use crate::proto::ledger::{Bootstrap, BootstrapMember, Config as LedgerConfig};
 use crate::proto::tasks::home::{Config as HomeConfig, Done};
 use crate::services::cluster::{Cluster, Listed, MemberState, Topology};
 use crate::services::homes::{self, Homes, Outcomes, Reporter};
-use crate::services::journal::{self, JournalHandle, Seen, Sender};
+use crate::services::journal::{self, CreateError, JournalHandle, Seen, Sender};
 use crate::services::leases::{self, LeaseHandle};
 use crate::services::ledger::{self, LedgerHandle};
 use crate::services::members::Members;
@@ -25,7 +25,7 @@ use crate::services::records::Records;
 use crate::services::task_ids::{self, TaskIdsHandle};
 use crate::store::{JournalStore, LedgerStore, Store, StoreError, identity};
 use crate::telemetry::metrics::Metrics;
-use crate::types::{GroupId, JournalKey, MemberId, MeshId, ReplicaId};
+use crate::types::{GroupId, JournalKey, MemberId, MeshId, PhysicalIndex, ReplicaId};
 use crate::wire::gossip::MemberGossip;
 use crate::wire::verbs::{Reply, Request};
 
@@ -306,6 +306,20 @@ impl World {
         // What the process had given to its store is done or not before another begins.
         running.journal_store.set_applied(Vec::new()).await.ok();
         self.look();
+    }
+
+    /// Makes an index's record. Whether one attempt was made nobody may know where machines are slow; the next one says so.
+    pub(super) async fn create(&self, index: &PhysicalIndex, copies: Vec<Vec<ReplicaId>>) {
+        within("the index's record", async {
+            loop {
+                match self.at(0).journals.create(index, copies.clone(), LONG).await {
+                    Ok(()) | Err(CreateError::Exists) => break,
+                    Err(CreateError::Unknown) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        })
+        .await;
     }
 
     /// Everybody sees who is up and not cut off.

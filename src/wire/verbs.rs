@@ -224,14 +224,19 @@ pub enum SnapshotSaid {
     Again,
     /// No; why, for people.
     No(String),
-    /// No: its own copy must be made anew, for nothing but a doubt if this is set, so that it may stay where nobody has a better one.
-    Unmade(bool),
     /// The read of this number has begun behind this entry; all ids are in the body.
     Begun(u64, Position),
     /// The first so many of the ids were looked for; what was found is in the body as NDJSON.
     Documents(u32),
     /// In the body, as JSON.
     Json,
+    /// No: its own copy must be made anew.
+    Unmade {
+        /// For nothing but a doubt, so that it may stay where nobody has a better one.
+        doubtful: bool,
+        /// Its journal has everything that ever was, so that it needs nobody for that.
+        whole: bool,
+    },
 }
 
 /// Entries whose verdicts are wanted.

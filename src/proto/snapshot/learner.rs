@@ -62,6 +62,13 @@ pub struct Here {
     pub floor: u64,
 }
 
+impl Here {
+    /// Whether it has everything that ever was: a copy can be made of it alone.
+    pub fn is_whole(&self) -> bool {
+        !self.anew && self.floor == 0
+    }
+}
+
 /// What came of something that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer<T> {
@@ -308,7 +315,7 @@ impl Learner {
             self.source = self.sources.iter().find(|member| !self.useless.contains(*member)).cloned();
             if self.source.is_some() {
                 self.go_to(Phase::Offer);
-            } else if !here.anew && here.floor == 0 {
+            } else if here.is_whole() {
                 // Nobody has a copy, but everything that ever was is in the journal.
                 self.go_to(Phase::Clear);
             } else {

@@ -21,7 +21,7 @@ use crate::proto::apply::effect::Need;
 use crate::proto::apply::{self, Status, TaskRef};
 use crate::proto::document::{Format, IdList, Payload, strip_shard_into};
 use crate::proto::journal::{Entry, Kind};
-use crate::services::local::{Local, Work};
+use crate::services::local::{Local, Loss, Work};
 use crate::store::StoreError;
 use crate::types::{JournalKey, PhysicalIndex, TraceId};
 use crate::wire::verbs::{DocumentsOf, Refusal, Reply, Request};
@@ -109,6 +109,8 @@ async fn take_one(common: &Common, key: &JournalKey, seq: u64, first: u64) -> Tr
         let task = match queued.answer {
             apply::Answer::Taken(task) => task,
             apply::Answer::Refused(_) => return Tried::Never,
+            // The node has lost what the documents were to be beside.
+            apply::Answer::NotSent if queued.loss != Loss::Nothing => return Tried::Never,
             apply::Answer::NotSent => return Tried::Away,
             apply::Answer::Unknown => return Tried::Later,
         };

@@ -144,7 +144,7 @@ impl All {
         let copies: Vec<ReplicaId> = (0..MEMBERS).map(|i| world.at(i).journals.me().clone()).collect();
         let of = |shard: u16| (0..MEMBERS).map(|i| copies[(usize::from(shard) + i) % MEMBERS].clone()).collect();
         put_record(&world, &index_record()).await;
-        world.at(0).journals.create(&index(), (0..SHARDS).map(of).collect(), LONG).await.unwrap();
+        world.create(&index(), (0..SHARDS).map(of).collect()).await;
         let mut all = Self {
             world,
             nodes: Vec::new(),

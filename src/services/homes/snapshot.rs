@@ -3,7 +3,7 @@
 //! Rule: rows, parts and position are those of one member at one entry, and become durable together. Must not know: why the
 //! copy is of no use.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::call::{Copied, MemberQuestion, Told};
 use super::client::Homes;
@@ -17,6 +17,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// How long the source may take to make a copy of a large home, and to send a page of it.
 const MAKE: Duration = Duration::from_secs(30);
 const PAGE: Duration = Duration::from_secs(5);
+/// How long it may take until what was taken is durable.
+const DURABLE: Duration = Duration::from_secs(10);
 /// How often a page is asked for.
 const TRIES: usize = 5;
 /// More pages than any home has.
@@ -27,12 +29,14 @@ impl Driver {
     pub(super) fn copy(&mut self, home: u16) {
         let homes = self.homes.clone();
         self.done.spawn(async move {
-            let (key, mut taken) = (journal_of(home), false);
+            let (key, mut taken) = (journal_of(home), None::<Instant>);
             while homes.holds(home) {
-                taken = taken || homes.take_copy(home).await?;
-                // What was taken is durable a little later.
+                // What was taken is durable a little later, unless the journal became of no use once more.
+                if taken.is_none_or(|at| at.elapsed() >= DURABLE) {
+                    taken = homes.take_copy(home).await?.then(Instant::now);
+                }
                 match homes.journals.home(&key).await {
-                    Ok(stored) if taken && !stored.rebuild && stored.applied >= stored.floor => break,
+                    Ok(stored) if taken.is_some() && !stored.rebuild && stored.applied >= stored.floor => break,
                     Ok(_) | Err(StoreError::Damaged { .. }) => {}
                     Err(error) => return Err(error),
                 }

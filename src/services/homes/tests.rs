@@ -56,7 +56,7 @@ async fn world() -> World {
         world.alive().map(|(_, m)| found(m.journals.clone(), m.leases.clone(), m.cluster.clone(), m.seen.subscribe()));
     within("homes", futures_util::future::join_all(founding)).await;
     let copies: Vec<ReplicaId> = (0..3).map(|i| world.at(i).journals.me().clone()).collect();
-    world.at(0).journals.create(&index(), vec![copies; usize::from(SHARDS)], LONG).await.unwrap();
+    world.create(&index(), vec![copies; usize::from(SHARDS)]).await;
     until("the index is known", async || world.alive().all(|(_, m)| m.journals.record(&index()).is_some())).await;
     world
 }
@@ -315,7 +315,7 @@ async fn a_write_whose_task_nobody_can_keep_is_refused_before_anything_of_it_is_
     // One copy alone goes on where three do not.
     let alone = PhysicalIndex::new("alone__m00000002").unwrap();
     let copies = vec![vec![world.at(0).journals.me().clone()]];
-    world.at(0).journals.create(&alone, copies, LONG).await.unwrap();
+    world.create(&alone, copies).await;
     let write = || NewWrite { index: alone.clone(), ..new_write(&[0], None) };
     let taken = submit(&world, 0, write()).await;
     assert!(matches!(taken, Submitted::Taken { .. }), "{taken:?}");

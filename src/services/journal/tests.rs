@@ -50,7 +50,7 @@ async fn world(shards: u16) -> World {
     let copies: Vec<ReplicaId> = (0..3).map(|i| world.at(i).journals.me().clone()).collect();
     // The order of the set is the order in which they are elected: spread over the members.
     let of = |shard: u16| (0..3).map(|i| copies[(usize::from(shard) + i) % 3].clone()).collect();
-    world.at(0).journals.create(&index(), (0..shards).map(of).collect(), LONG).await.unwrap();
+    world.create(&index(), (0..shards).map(of).collect()).await;
     whole(&world, shards).await;
     world
 }
@@ -774,7 +774,7 @@ async fn order(world: &World, to: usize, accept_loss: bool) -> Result<(ShardStat
 async fn an_operator_elects_who_is_not_in_sync_and_what_others_have_is_given_up() {
     let mut world = World::start(3, |_, _| Vec::new()).await;
     let copies: Vec<ReplicaId> = (0..2).map(|i| world.at(i).journals.me().clone()).collect();
-    world.at(0).journals.create(&index(), vec![copies], LONG).await.unwrap();
+    world.create(&index(), vec![copies]).await;
     let send = async |world: &World, tasks: std::ops::Range<u32>| {
         let mut last = 0;
         for task in tasks {

@@ -22,7 +22,7 @@ use crate::services::health;
 use crate::services::records::{Versioned, index_key, key_of};
 use crate::store::StoreError;
 use crate::store::local::LocalIndex;
-use crate::types::{IndexRecord, PhysicalIndex, ShardSet};
+use crate::types::{IndexRecord, PhysicalIndex, RecordKey, ShardSet};
 use crate::wire::verbs::Reply;
 
 /// How long a request may wait for its turn and for the node together.
@@ -242,7 +242,14 @@ impl Local {
     /// Cancel-safe.
     pub async fn refresh(&self, physical: &PhysicalIndex) {
         let key = key_of(&index_key(physical));
-        drop(tokio::time::timeout(NEWS, self.records.refresh(&key)).await);
+        self.refresh_record(&key).await;
+    }
+
+    /// Brings the copy of a record up to what a majority knows; says whether one answered soon.
+    ///
+    /// Cancel-safe.
+    pub async fn refresh_record(&self, key: &RecordKey) -> bool {
+        matches!(tokio::time::timeout(NEWS, self.records.refresh(key)).await, Ok(Ok(())))
     }
 
     /// An index's record, as it is known here.

@@ -13,11 +13,12 @@ use tokio::task::JoinSet;
 use super::fill::{self, Ended};
 use super::handle::SnapshotHandle;
 use crate::net::Peers;
-use crate::proto::snapshot::{Learner, Queue, Source, View, learner, source};
+use crate::proto::snapshot::{Here, Learner, Queue, Source, View, learner, source};
 use crate::services::apply::{ApplyHandle, Told};
 use crate::services::journal::{Event, JournalHandle};
 use crate::services::ledger::{nap, now};
 use crate::services::local::Local;
+use crate::store::journal::Listed;
 use crate::store::{JournalStore, StoreError};
 use crate::types::{JournalKey, MemberId, PhysicalIndex};
 
@@ -110,6 +111,18 @@ impl Common {
     /// It has.
     pub(super) fn got_settings(&self, index: &PhysicalIndex) {
         self.settings().insert(index.clone());
+    }
+
+    /// How a journal stands in the store.
+    pub(super) async fn listed(&self, key: &JournalKey) -> Result<Option<Listed>, StoreError> {
+        let all = self.journals.stored().await?;
+        Ok(all.into_iter().find(|listed| listed.key == *key))
+    }
+
+    /// The same, as far as a copy that is made anew has to know.
+    pub(super) async fn here(&self, key: &JournalKey) -> Result<Here, StoreError> {
+        let listed = self.listed(key).await?;
+        Ok(listed.map_or(Here::default(), |listed| Here { anew: listed.rebuild, floor: listed.floor.seq }))
     }
 
     pub(super) fn views(&self) -> MutexGuard<'_, BTreeMap<JournalKey, View>> {

@@ -3,7 +3,7 @@
 //! Rule: whatever was sent to the node is waited for, or given up as one whose fate nobody knows; nothing is dropped half-way but by
 //! the end of the process. Must not know: when what is done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant as Clock};
 
@@ -20,14 +20,13 @@ use crate::proto::apply::{self, Copied, Standing, Status, TaskRef};
 use crate::proto::env::{Env, Instant};
 use crate::proto::journal::Kind;
 use crate::proto::missed;
-use crate::proto::snapshot::learner::Did;
-use crate::proto::snapshot::{Answer, Begun, Effect, Here, Learner, Sum};
+use crate::proto::snapshot::learner::{self, Did};
+use crate::proto::snapshot::{Answer, Begun, Effect, Learner, Sum};
 use crate::services::apply::{ended, other_tag};
 use crate::services::ledger::{driver::seed, nap, now};
 use crate::services::local::{Loss, Work};
 use crate::store::StoreError;
-use crate::store::journal::Listed;
-use crate::types::{JournalKey, MemberId, Position, ShardCopy, ShardState, TraceId};
+use crate::types::{JournalKey, JournalRecord, MemberId, Position, ShardCopy, ShardState, TraceId};
 use crate::wire::verbs::{NodeQuestion, Reply, Request, SnapshotAct, SnapshotOf, SnapshotSaid};
 
 /// How long a source may take for one answer: all ids of a shard are one, and the shard may have to come to rest for another.
@@ -61,7 +60,7 @@ pub(super) enum Ended {
 /// What has come about.
 enum Done {
     Stays,
-    Sources(u64, Here, Vec<MemberId>),
+    Sources(u64, learner::Here, Vec<MemberId>),
     Offered(u64, Answer<()>),
     Cleared(u64, Did),
     Begun(u64, Answer<Begun>),
@@ -262,10 +261,10 @@ impl Fill {
             Effect::Sources { round } => {
                 let sources = self.sources();
                 self.spawn(async move {
-                    if job.stays(&sources).await {
+                    let here = job.common.here(&job.key).await?;
+                    if !here.is_whole() && job.stays(&sources).await {
                         return Ok(Done::Stays);
                     }
-                    let here = job.here().await?;
                     Ok(Done::Sources(round, here, sources))
                 });
             }
@@ -349,7 +348,7 @@ impl Job {
     ) -> Answer<T> {
         match self.ask(to, act, body).await {
             Err(why) | Ok((SnapshotSaid::No(why), _)) => Answer::Never(why),
-            Ok((SnapshotSaid::Unmade(_), _)) => Answer::Never("its own copy must be made anew".into()),
+            Ok((SnapshotSaid::Unmade { .. }, _)) => Answer::Never("its own copy must be made anew".into()),
             Ok((SnapshotSaid::Later, _)) => Answer::Later,
             Ok((SnapshotSaid::Again, _)) => Answer::Again,
             Ok((said, body)) => match take(said, body) {
@@ -359,17 +358,19 @@ impl Job {
         }
     }
 
-    /// Keeps a copy that is only in doubt if all others in sync say that theirs is no better, and none of them is to keep its own
-    /// before this one: the same for all, whoever asks first.
+    /// Keeps a copy that is only in doubt if all others in sync say that theirs is no better and will not be, and none of them is to
+    /// keep its own before this one: the same for all, whoever asks first.
     async fn stays(&self, others: &[MemberId]) -> bool {
         let (apply, me) = (&self.common.apply, &self.common.journals.me().member);
         let doubtful = async || apply.standing(&self.key).await.is_some_and(|standing| standing.doubtful);
-        if !self.is_in_sync() || !doubtful().await {
+        // The record as it is now: somebody may have come into the set who has a better one.
+        let key = JournalRecord::key(&self.key.index);
+        if !self.common.local.refresh_record(&key).await || !self.is_in_sync_with(others) || !doubtful().await {
             return false;
         }
         for other in others {
             match self.ask(other, SnapshotAct::Offer, Bytes::new()).await {
-                Ok((SnapshotSaid::Unmade(doubtful), _)) if !doubtful || me < other => {}
+                Ok((SnapshotSaid::Unmade { doubtful, whole: false }, _)) if !doubtful || me < other => {}
                 _ => return false,
             }
         }
@@ -380,21 +381,14 @@ impl Job {
         stays
     }
 
-    fn is_in_sync(&self) -> bool {
-        let record = self.common.journals.record(&self.key.index);
-        record.is_some_and(|record| {
-            record.shard(self.key.shard).is_some_and(|state| state.is_in_sync(self.common.journals.me()))
+    /// Whether the set is this member and these.
+    fn is_in_sync_with(&self, others: &[MemberId]) -> bool {
+        let (record, me) = (self.common.journals.record(&self.key.index), self.common.journals.me());
+        let state = record.as_ref().and_then(|record| record.shard(self.key.shard));
+        state.is_some_and(|state| {
+            let rest = state.in_sync.iter().filter(|id| *id != me).map(|id| &id.member);
+            state.is_in_sync(me) && rest.collect::<BTreeSet<_>>() == others.iter().collect()
         })
-    }
-
-    async fn listed(&self) -> Result<Option<Listed>, StoreError> {
-        let all = self.common.journals.stored().await?;
-        Ok(all.into_iter().find(|listed| listed.key == self.key))
-    }
-
-    async fn here(&self) -> Result<Here, StoreError> {
-        let listed = self.listed().await?;
-        Ok(listed.map_or(Here::default(), |listed| Here { anew: listed.rebuild, floor: listed.floor.seq }))
     }
 
     /// Nothing more is applied to a copy that was made and is of no use after all.
@@ -537,7 +531,7 @@ impl Job {
         compare: Option<u64>,
     ) -> Result<Answer<()>, StoreError> {
         let Common { journals, apply, .. } = &*self.common;
-        let listed = self.listed().await?;
+        let listed = self.common.listed(&self.key).await?;
         let anew = listed.as_ref().is_some_and(|listed| listed.rebuild);
         let mut beside = Beside::default();
         if let Some((source, token)) = &source {
@@ -560,7 +554,8 @@ impl Job {
                 return Ok(Answer::Later);
             }
             let end = Clock::now() + DURABLE;
-            while self.listed().await?.is_none_or(|listed| listed.rebuild || listed.floor.seq < at.seq) {
+            while self.common.listed(&self.key).await?.is_none_or(|listed| listed.rebuild || listed.floor.seq < at.seq)
+            {
                 if Clock::now() >= end {
                     return Ok(Answer::Later);
                 }

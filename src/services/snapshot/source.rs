@@ -123,7 +123,12 @@ impl SnapshotHandle {
         loop {
             match self.common.apply.standing(key).await {
                 Some(Standing { sound: true, .. }) => return said(SnapshotSaid::Yes),
-                Some(Standing { rebuild: true, doubtful, .. }) => return said(SnapshotSaid::Unmade(doubtful)),
+                Some(Standing { rebuild: true, doubtful, .. }) => {
+                    return match self.common.here(key).await {
+                        Ok(here) => said(SnapshotSaid::Unmade { doubtful, whole: here.is_whole() }),
+                        Err(error) => no(&error.to_string()),
+                    };
+                }
                 // One that was at rest looks at its node first.
                 Some(_) if Clock::now() < end => tokio::time::sleep(LOOK).await,
                 Some(_) => return no("its own copy is not known to be sound now"),
@@ -138,12 +143,12 @@ impl SnapshotHandle {
             return said(SnapshotSaid::Later);
         }
         let until = common.reads().holds(now(), attempt);
-        let waiting = Waiting { handle: self.clone(), key: key.clone(), begins: Some(from.clone()), over: false };
+        let mut waiting = Waiting::new(self, &key, until.is_some());
         let standing = match until {
             Some(until) => common.apply.stop(&key, Some((Stop::Conditional, until))).await,
             None => common.apply.standing(&key).await,
         };
-        let begun = self.begin_held(from, &key, standing, until.is_some()).await;
+        let begun = self.begin_held(from, &key, standing, &mut waiting).await;
         if !matches!(begun.reply, Reply::Snapshot(SnapshotSaid::Begun(..))) {
             // The learner knows of no read, so nothing is to wait for it.
             let read = self.common.reads().end_of(from, &key);
@@ -159,8 +164,14 @@ impl SnapshotHandle {
     }
 
     /// A read begins, while conditional entries wait if they are to.
-    async fn begin_held(&self, from: &MemberId, key: &JournalKey, standing: Option<Standing>, holds: bool) -> Answer {
-        let (common, end) = (&self.common, Clock::now() + ENDED);
+    async fn begin_held(
+        &self,
+        from: &MemberId,
+        key: &JournalKey,
+        standing: Option<Standing>,
+        waiting: &mut Waiting,
+    ) -> Answer {
+        let (common, end, holds) = (&self.common, Clock::now() + ENDED, waiting.stops);
         let mut standing = standing;
         let seq = loop {
             let Some(now) = standing else { return no("it does not hold the shard") };
@@ -183,6 +194,7 @@ impl SnapshotHandle {
             Ok(None) | Err(_) => return said(SnapshotSaid::Later),
         };
         let (token, _) = common.reads().begin(now(), key.clone(), from.clone(), seq, holds);
+        waiting.begins = Some(token);
         let ids = node::ids(&common.local, key).await;
         match (self.judge(token, key).await, ids) {
             (Use::Yes, Some(ids)) => match serde_json::to_vec(&ids) {
@@ -236,7 +248,12 @@ impl SnapshotHandle {
 
     /// Has the shard come to rest at one entry, and says what it holds then.
     async fn settle(&self, from: &MemberId, key: &JournalKey) -> Answer {
-        let Some(_settling) = Settling::begin(&self.common, key, from) else { return said(SnapshotSaid::Later) };
+        // Made first, so that it is dropped last: others may not settle what is still held up for this.
+        let mut waiting = Waiting::new(self, key, false);
+        let Some(_settling) = Settling::begin(&self.common, key, from) else {
+            waiting.end();
+            return said(SnapshotSaid::Later);
+        };
         if self.common.reads().is_held(key) {
             return said(SnapshotSaid::Later);
         }
@@ -246,7 +263,7 @@ impl SnapshotHandle {
             Patience::None => return no("the shard does not come to rest"),
             Patience::Unknown => return no("no such read"),
         };
-        let waiting = Waiting { handle: self.clone(), key: key.clone(), begins: None, over: false };
+        waiting.stops = true;
         let sum = self.settled(key, span).await;
         self.common.apply.stop(key, None).await;
         waiting.end();
@@ -285,12 +302,18 @@ impl SnapshotHandle {
 struct Waiting {
     handle: SnapshotHandle,
     key: JournalKey,
-    /// For whom a read is to begin with the answer: it is over, too.
-    begins: Option<MemberId>,
+    /// Entries wait.
+    stops: bool,
+    /// The read that begins with the answer: it is over, too.
+    begins: Option<u64>,
     over: bool,
 }
 
 impl Waiting {
+    fn new(handle: &SnapshotHandle, key: &JournalKey, stops: bool) -> Self {
+        Self { handle: handle.clone(), key: key.clone(), stops, begins: None, over: false }
+    }
+
     /// The answer is made.
     fn end(mut self) {
         self.over = true;
@@ -304,12 +327,13 @@ impl Drop for Waiting {
             return;
         }
         let (handle, key) = (self.handle.clone(), self.key.clone());
-        if let Some(learner) = &self.begins
-            && handle.common.reads().end_of(learner, &key).is_some()
-        {
-            handle.common.journals.release(&key, learner);
+        let read = self.begins.and_then(|token| handle.common.reads().end(token));
+        if let Some(read) = read {
+            handle.common.journals.release(&read.key, &read.learner);
         }
-        runtime.spawn(async move { handle.let_go(&key).await });
+        if self.stops {
+            runtime.spawn(async move { handle.let_go(&key).await });
+        }
     }
 }
 

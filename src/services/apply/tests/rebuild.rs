@@ -186,13 +186,25 @@ async fn a_learner_that_ends_anywhere_begins_anew_and_serves_no_half_copy() {
 
 #[tokio::test]
 async fn of_copies_that_are_all_in_doubt_one_stays() {
+    all_in_doubt(true).await;
+}
+
+#[tokio::test]
+async fn copies_that_are_all_in_doubt_are_made_of_whole_journals() {
+    all_in_doubt(false).await;
+}
+
+/// Edits are under way everywhere when all members begin anew, whose journals are whole or not.
+async fn all_in_doubt(trimmed: bool) {
     let mut all = All::that_rebuilds().await;
     let mut rng = fastrand::Rng::with_seed(26);
     for id in 0..10 {
         all.set(&(0..SHARDS).map(|shard| document(shard, id, 1)).collect::<Vec<_>>()).await;
     }
-    // No copy can be made of a journal alone.
-    all.trim().await;
+    if trimmed {
+        // No copy can be made of a journal alone.
+        all.trim().await;
+    }
     for _ in 0..3 {
         all.are_whole().await;
         all.nodes.iter().for_each(|node| node.state().stands = true);
