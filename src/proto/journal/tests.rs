@@ -314,6 +314,16 @@ impl One {
         Self { replica, rng, now: Instant(0) }
     }
 
+    /// A primary that has to ask its store whether it has a task.
+    fn that_has_forgotten() -> Self {
+        let log = StoredLog { older: Some(TaskUid(9)), ..StoredLog::default() };
+        let stored = Stored { log, ..Stored::default() };
+        let mut one = Self::new(0, 1, stored, state(&[0, 1], (0, 1), 1, 2), None);
+        one.effects();
+        one.stored(1);
+        one
+    }
+
     fn step(&mut self, f: impl FnOnce(&mut Replica, &mut Env)) -> Vec<Effect> {
         f(&mut self.replica, &mut Env { now: self.now, rng: &mut self.rng });
         std::iter::from_fn(|| self.replica.poll_effect()).collect()
@@ -622,14 +632,15 @@ fn a_new_primary_lets_in_who_has_everything_for_who_is_gone() {
     assert_eq!(answers(&effects), [Answer::Committed { seq: 2, refused: false, in_sync: 2, copies: 3 }]);
 }
 
+/// The parts of what is to be stored, in its order.
+fn parts_stored(effects: &[Effect]) -> Vec<TaskPart> {
+    let rows = effects.iter().filter_map(|e| if let Effect::Store { rows, .. } = e { Some(rows) } else { None });
+    rows.flat_map(|rows| &rows.entries).filter_map(|entry| entry.part).collect()
+}
+
 #[test]
 fn pieces_of_a_task_are_appended_in_their_order_whichever_the_store_finds_first() {
-    let log = StoredLog { older: Some(TaskUid(9)), ..StoredLog::default() };
-    let stored = Stored { log, ..Stored::default() };
-    let mut one = One::new(0, 1, stored, state(&[0, 1], (0, 1), 1, 2), None);
-    one.effects();
-    one.stored(1);
-    let part = |part: u32| TaskPart { task: TaskUid(7), part };
+    let (mut one, part) = (One::that_has_forgotten(), |part: u32| TaskPart { task: TaskUid(7), part });
     let mut finds = Vec::new();
     for n in 0..3 {
         let write = Write { part: part(n), kind: Kind::Delete, body: Body::empty() };
@@ -638,22 +649,14 @@ fn pieces_of_a_task_are_appended_in_their_order_whichever_the_store_finds_first(
     assert_eq!(finds.iter().filter(|e| matches!(e, Effect::Find { .. })).count(), 3);
     let mut appended = Vec::new();
     for n in [2, 0, 1] {
-        let effects = one.step(|r, env| r.handle_found(env, epoch(1), part(n), None));
-        let stores =
-            effects.into_iter().filter_map(|e| if let Effect::Store { rows, .. } = e { Some(rows) } else { None });
-        appended.extend(stores.flat_map(|rows| rows.entries).filter_map(|entry| entry.part));
+        appended.extend(parts_stored(&one.step(|r, env| r.handle_found(env, epoch(1), part(n), None))));
     }
     assert_eq!(appended, [part(0), part(1), part(2)]);
 }
 
 #[test]
 fn pieces_of_a_task_are_refused_together_and_none_is_appended_before_an_earlier_one() {
-    let log = StoredLog { older: Some(TaskUid(9)), ..StoredLog::default() };
-    let stored = Stored { log, ..Stored::default() };
-    let mut one = One::new(0, 1, stored, state(&[0, 1], (0, 1), 1, 2), None);
-    one.effects();
-    one.stored(1);
-    let part = |part: u32| TaskPart { task: TaskUid(7), part };
+    let (mut one, part) = (One::that_has_forgotten(), |part: u32| TaskPart { task: TaskUid(7), part });
     let send = |one: &mut One, first: u64| {
         for (op, n) in (first..).zip(0..3) {
             let write = Write { part: part(n), kind: Kind::Delete, body: Body::empty() };
@@ -661,14 +664,10 @@ fn pieces_of_a_task_are_refused_together_and_none_is_appended_before_an_earlier_
             assert!(matches!(&effects[..], [Effect::Find { .. }]), "{effects:?}");
         }
     };
-    let stores = |effects: &[Effect]| {
-        let rows = effects.iter().filter_map(|e| if let Effect::Store { rows, .. } = e { Some(rows) } else { None });
-        rows.flat_map(|rows| &rows.entries).filter_map(|entry| entry.part).collect::<Vec<_>>()
-    };
     let found = |one: &mut One, n: u32| one.step(|r, env| r.handle_found(env, epoch(1), part(n), None));
     // The window is full.
     let mut token = 2;
-    while !stores(&one.write(token, 10 + u32::try_from(token).unwrap())).is_empty() {
+    while !parts_stored(&one.write(token, 10 + u32::try_from(token).unwrap())).is_empty() {
         token += 1;
     }
     send(&mut one, 100);
@@ -681,7 +680,7 @@ fn pieces_of_a_task_are_refused_together_and_none_is_appended_before_an_earlier_
     one.all_store(1);
     effects.extend(found(&mut one, 1));
     effects.extend(found(&mut one, 2));
-    assert_eq!((stores(&effects), answers(&effects)), (vec![part(0), part(1), part(2)], Vec::new()));
+    assert_eq!((parts_stored(&effects), answers(&effects)), (vec![part(0), part(1), part(2)], Vec::new()));
 }
 
 #[test]

@@ -119,17 +119,14 @@ impl Driver {
     /// Who gets a shard that this member should not lead: whoever says that it serves it, and has not had it yet.
     fn borrower(&self, key: &JournalKey, unfit: &Unfit, state: &ShardState, now: Instant) -> Option<Holder> {
         let sight = &self.seen_now.sight;
-        let lacking = || sight.keys().filter(|member| self.seen_now.lacks(member, key));
-        let idle = || self.seen_now.idle.iter();
-        let find = |except: BTreeSet<&MemberId>, again: bool| {
-            let had = unfit.lent_to.iter().filter(|_| !again);
-            let except = except.into_iter().chain(had).chain([&self.me.member]).cloned().collect();
-            election::candidate(state, sight, &except)
+        let find = |mut except: BTreeSet<MemberId>| {
+            except.insert(self.me.member.clone());
+            let fresh = election::candidate(state, sight, &except.union(&unfit.lent_to).cloned().collect());
+            fresh.or_else(|| election::candidate(state, sight, &except))
         };
+        let lacking = sight.keys().filter(|member| self.seen_now.lacks(member, key)).cloned().collect();
         let reluctant = unfit.since.plus(RELUCTANT) <= now;
-        let serving = || find(lacking().collect(), false).or_else(|| find(lacking().collect(), true));
-        let any = || find(idle().collect(), false).or_else(|| find(idle().collect(), true));
-        serving().or_else(|| reluctant.then(any).flatten())
+        find(lacking).or_else(|| if reluctant { find(self.seen_now.idle.clone()) } else { None })
     }
 
     /// The record names another primary of a shard that this member led. What is not granted is asked for again soon; what was

@@ -362,10 +362,13 @@ impl Job {
     /// keep its own before this one: the same for all, whoever asks first.
     async fn stays(&self, others: &[MemberId]) -> bool {
         let (apply, me) = (&self.common.apply, &self.common.journals.me().member);
-        let doubtful = async || apply.standing(&self.key).await.is_some_and(|standing| standing.doubtful);
+        // Most copies are in no doubt, and nobody has to be asked for that.
+        if !apply.standing(&self.key).await.is_some_and(|standing| standing.doubtful) {
+            return false;
+        }
         // The record as it is now: somebody may have come into the set who has a better one.
         let key = JournalRecord::key(&self.key.index);
-        if !self.common.local.refresh_record(&key).await || !self.is_in_sync_with(others) || !doubtful().await {
+        if !self.common.local.refresh_record(&key).await || !self.is_in_sync_with(others) {
             return false;
         }
         for other in others {
