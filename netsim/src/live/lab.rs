@@ -18,7 +18,8 @@ use super::faults::{Faults, TABLE};
 use crate::mesh::{Network, Place};
 
 /// What the lab runs, with the Debian package of each.
-pub const TOOLS: [(&str, &str); 3] = [("ip", "iproute2"), ("nft", "nftables"), ("unshare", "util-linux")];
+pub const TOOLS: [(&str, &str); 4] =
+    [("ip", "iproute2"), ("nft", "nftables"), ("unshare", "util-linux"), ("mount", "mount")];
 /// Directories of tools that an ordinary user's PATH lacks.
 const TOOL_DIRS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 const TOOL_PATIENCE: Duration = Duration::from_secs(10);
@@ -117,7 +118,7 @@ pub fn find_tool(name: &str) -> Option<PathBuf> {
 ///
 /// # Errors
 /// It is not there, takes too long, or fails; with what it said.
-async fn tool(name: &str, arguments: &[&str], input: &str, network: Option<&Network>) -> anyhow::Result<()> {
+pub async fn tool(name: &str, arguments: &[&str], input: &str, network: Option<&Network>) -> anyhow::Result<()> {
     let path = find_tool(name).with_context(|| format!("`{name}` is missing"))?;
     let mut command = Command::new(path);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);

@@ -4,7 +4,7 @@
 //! scenario wants.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use miroir::wire::verbs::LeaderOrder;
 use serde_json::Value;
 use tokio::time::timeout;
 
+use super::disk;
 use super::faults::{Faults, Picture};
 use super::forged::{self, Former};
 use super::lab::Lab;
@@ -237,6 +238,37 @@ impl Members {
             picture.down.remove(&member);
         });
         Ok(())
+    }
+
+    /// Puts the store of a member that does not run on a disk of so many bytes.
+    pub async fn give_disk(&self, member: usize, bytes: u64) -> anyhow::Result<()> {
+        disk::give(&self.store(member), bytes).await
+    }
+
+    /// Fills the disk of a member's store with so many bytes, or with as many as it takes.
+    pub async fn fill_disk(&self, member: usize, bytes: Option<u64>) -> anyhow::Result<u64> {
+        disk::fill(self.store(member), bytes).await
+    }
+
+    /// The disk of a member's store has all its room again.
+    pub fn empty_disk(&self, member: usize) -> anyhow::Result<()> {
+        disk::empty(&self.store(member))
+    }
+
+    fn store(&self, member: usize) -> PathBuf {
+        self.mesh.members[member].store()
+    }
+
+    /// Waits until a member's sidecar has ended by itself; the last of its log.
+    pub async fn ends(&mut self, member: usize, within: Duration) -> anyhow::Result<String> {
+        let mut sidecar = self.mesh.take_sidecar(member).context("it runs")?;
+        let ended = timeout(within, sidecar.wait()).await;
+        self.pictures.change(|picture| {
+            picture.down.insert(member);
+        });
+        let status = ended.with_context(|| format!("{} goes on", self.name(member)))??;
+        ensure!(!status.success(), "{} ended as if all were well", self.name(member));
+        Ok(sidecar.last_words())
     }
 
     /// Waits until all members see each other again, with healthy nodes.

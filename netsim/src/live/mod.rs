@@ -3,6 +3,7 @@
 //!
 //! Must not know: the members' insides. They are judged by what anybody could ask them, and by their logs.
 
+mod disk;
 mod faults;
 mod forged;
 mod holdings;

@@ -8,11 +8,14 @@ use futures_util::future::LocalBoxFuture;
 use tokio::time::{Instant, sleep};
 
 use super::faults::Faults;
-use super::trial::{FAILOVER, HEALED_LEADERS, TTL, Trial, boottime_us};
+use super::trial::{FAILOVER, HEALED_LEADERS, MIN_FREE, TTL, Trial, boottime_us};
 use super::writes::Writes;
 
 /// Within 5 s of a cut, writes go on; twice that, for machines that are shared.
 const WRITES_GO_ON: Duration = Duration::from_secs(10);
+
+/// Preferred primaries return one after the other, every 10 s; twice that for the first, and more for the picture to settle.
+const GIVEN_BACK: Duration = Duration::from_secs(30);
 
 /// A scenario.
 pub struct Scenario {
@@ -141,6 +144,13 @@ pub const SCENARIOS: &[Scenario] = &[
         ci: false,
         leases: true,
         run: |t| Box::pin(partial_writes(t)),
+    },
+    Scenario {
+        name: "full-disk",
+        about: "a primary's disk fills up, then all at once: others take over, searches go on, it comes back",
+        ci: true,
+        leases: true,
+        run: |t| Box::pin(full_disk(t)),
     },
 ];
 
@@ -478,6 +488,53 @@ async fn partial_writes(t: &mut Trial) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn full_disk(t: &mut Trial) -> anyhow::Result<()> {
+    const DISK: u64 = 2 * MIN_FREE;
+    let writes = Writes::begin(&t.members).await?;
+    let all = t.all();
+    writes.go_on(&all, WRITES_GO_ON).await?;
+    let full = writes.primary_of_most(&t.members).await?;
+    let others = t.others(&[full]);
+    t.step("it gets a small disk", &others)?;
+    t.members.stop(full).await?;
+    t.members.give_disk(full, DISK).await?;
+    t.restart(full)?;
+    t.seen().await?;
+    writes.in_sync(&t.members, Instant::now() + WRITES_GO_ON * 2).await?;
+    // It has shards to lead again.
+    writes.leads(&t.members, full, Instant::now() + GIVEN_BACK).await?;
+
+    t.step("its disk is almost full", &all)?;
+    let began = Instant::now();
+    t.members.fill_disk(full, Some(DISK / 4 * 3)).await?;
+    t.disk_is_full(full, &all, true).await?;
+    writes.leaves(&t.members, full, Instant::now() + WRITES_GO_ON).await?;
+    writes.go_on(&all, WRITES_GO_ON).await?;
+    t.seen().await?;
+    let gap = writes.gap(&all, began);
+    t.measure("its disk is almost full: the longest pause of writes to a shard", gap);
+    anyhow::ensure!(gap <= WRITES_GO_ON, "writes stood still for {gap:?}");
+    t.step("its disk has room again", &all)?;
+    t.members.empty_disk(full)?;
+    t.disk_is_full(full, &all, false).await?;
+    writes.in_sync(&t.members, Instant::now() + WRITES_GO_ON * 2).await?;
+    t.seen().await?;
+
+    t.step("its disk is full all at once", &others)?;
+    t.members.fill_disk(full, None).await?;
+    let words = t.members.ends(full, WRITES_GO_ON).await?;
+    anyhow::ensure!(words.contains("full"), "it ended for another reason: {words}");
+    writes.go_on(&others, WRITES_GO_ON).await?;
+    t.seen().await?;
+    t.step("it is started again with room", &others)?;
+    t.members.empty_disk(full)?;
+    t.restart(full)?;
+    t.seen().await?;
+    writes.in_sync(&t.members, Instant::now() + WRITES_GO_ON * 4).await?;
+    t.tell(&writes.end(&t.members).await?);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -490,6 +547,9 @@ mod tests {
         assert_eq!(names.len(), SCENARIOS.len());
         assert!(!names.contains("all") && !names.contains("ci"));
         let ci: Vec<&str> = SCENARIOS.iter().filter(|s| s.ci).map(|s| s.name).collect();
-        assert_eq!(ci, ["links", "processes", "majority", "one-way", "pause", "stale-leader", "primary-cut"]);
+        assert_eq!(
+            ci,
+            ["links", "processes", "majority", "one-way", "pause", "stale-leader", "primary-cut", "full-disk"]
+        );
     }
 }

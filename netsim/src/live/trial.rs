@@ -42,11 +42,19 @@ pub const ALIAS: &str = "live";
 const OTHER: &str = "other";
 const LOOK_INTERVAL: Duration = Duration::from_millis(25);
 
+/// A disk with less room than this is almost full here, so that a small one can be filled; the default is 256 MiB.
+pub const MIN_FREE: u64 = 64 << 20;
+
 /// What the members' config says beyond the usual.
 pub fn more_config() -> String {
+    let journal = format!("[journal]\nmin_free_bytes = {MIN_FREE}\n");
     match has_leases() {
-        true => format!("[leader_election]\nlease_ttl_s = {}\nrenew_interval_s = {}\n", TTL.as_secs(), RENEW.as_secs()),
-        false => String::new(),
+        true => format!(
+            "{journal}[leader_election]\nlease_ttl_s = {}\nrenew_interval_s = {}\n",
+            TTL.as_secs(),
+            RENEW.as_secs()
+        ),
+        false => journal,
     }
 }
 
@@ -156,6 +164,30 @@ impl Trial {
     pub fn restart(&mut self, member: usize) -> anyhow::Result<()> {
         self.step.as_mut().context("a step was begun")?.heard_anew = true;
         self.members.restart(member)
+    }
+
+    /// Waits until every member of `among` tells that the disk of one is almost full, or that it is not, and its metrics say so.
+    pub async fn disk_is_full(&self, of: usize, among: &[usize], full: bool) -> anyhow::Result<()> {
+        let until = Instant::now() + NOTICED;
+        let metric = format!("miroir_disk_full {}", u8::from(full));
+        for at in among {
+            loop {
+                let topology = self.members.ask(*at, "/_miroir/topology").await?;
+                let entries = topology["members"].as_array().context("expected members in the topology")?;
+                let told = entries.iter().find(|m| m["id"] == self.members.name(of)).map(|m| m["diskFull"] == full);
+                let metrics = self.members.metrics(of).get("/metrics").await?.success()?.text();
+                if told == Some(true) && metrics.lines().any(|line| line == metric) {
+                    break;
+                }
+                let name = self.members.name(*at);
+                ensure!(
+                    Instant::now() < until,
+                    "{name} does not know that diskFull is {full}, or there is no {metric}"
+                );
+                sleep(LOOK_INTERVAL).await;
+            }
+        }
+        Ok(())
     }
 
     /// Ends a step: waits until every member that runs sees what there is, holds that for a while, and ends the searches.

@@ -144,6 +144,36 @@ impl Writes {
         }
     }
 
+    /// Waits until a member is primary of a shard.
+    pub async fn leads(&self, members: &Members, member: usize, until: Instant) -> anyhow::Result<()> {
+        let leads = |shards: &[Shard]| shards.iter().any(|shard| shard.primary == member);
+        self.becomes(members, member, leads, "leads nothing", until).await
+    }
+
+    /// Waits until a member is primary of no shard, and in no set.
+    pub async fn leaves(&self, members: &Members, member: usize, until: Instant) -> anyhow::Result<()> {
+        let out = |shards: &[Shard]| shards.iter().all(|s| s.primary != member && !s.in_sync.contains(&member));
+        self.becomes(members, member, out, "leads or stores still", until).await
+    }
+
+    async fn becomes(
+        &self,
+        members: &Members,
+        member: usize,
+        is: impl Fn(&[Shard]) -> bool,
+        otherwise: &str,
+        until: Instant,
+    ) -> anyhow::Result<()> {
+        loop {
+            let state = self.state(members, 0).await?;
+            if is(&state) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "{} {otherwise}: {state:?}", members.name(member));
+            sleep(LOOK).await;
+        }
+    }
+
     /// Waits until clients of each of `among` have had writes of every shard acknowledged that were sent from now on.
     pub async fn go_on(&self, among: &[usize], within: Duration) -> anyhow::Result<()> {
         let from = Instant::now();

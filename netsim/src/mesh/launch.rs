@@ -72,6 +72,11 @@ impl Member {
         self.sidecar.as_ref().map_or(0, Child::pid)
     }
 
+    /// Where its sidecar's store lies.
+    pub fn store(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
     /// The node's process id, 0 before it was started.
     pub fn node_pid(&self) -> u32 {
         self.node_process.as_ref().map_or(0, Child::pid)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::world::{Event, Heard, World, index};
+use super::world::{Event, GIVE_BACK, Heard, World, index};
 use crate::proto::env::{Env, Instant};
 use crate::proto::journal::election::{self, Waiting};
 use crate::proto::journal::record;
@@ -121,6 +121,23 @@ impl World {
         self.at(waiting.due().expect("it looks again"), Event::Elect(at.clone()));
         self.trace(|| format!("{at} elects for {wanted} shards"));
         self.write_asks(at);
+    }
+
+    /// Preferred primaries return, where this member holds `shard_leaders`.
+    pub(super) fn give_back(&mut self, at: &MemberId) {
+        self.after(GIVE_BACK, Event::GiveBack(at.clone()));
+        let min = self.config.min_in_sync;
+        let (now, leads) = (self.now, self.leader == *at);
+        let member = self.member(at);
+        let Seen { sight, reach, .. } = &member.seen;
+        let times = (None, GIVE_BACK, now);
+        let shards = &member.record.shards;
+        let change = election::give_back(shards, &member.holder(), sight, reach, min, |_, _| false, times);
+        if let Some((shard, change)) = change.filter(|_| leads) {
+            member.asks.insert(ShardId(u16::try_from(shard).unwrap()), change);
+            self.trace(|| format!("{at} gives back {shard}"));
+            self.write_asks(at);
+        }
     }
 
     // The record.

@@ -170,3 +170,37 @@ fn what_a_frozen_primary_appends_when_it_goes_on_is_refused() {
         assert!(replaced > 0 && refused * 2 > replaced);
     }
 }
+
+/// The one in between sees everybody, holds `shard_leaders`, and must not give the shard back to a primary that the others,
+/// who do not reach it, would only replace again.
+#[test]
+fn a_primary_that_reaches_one_other_only_is_replaced_once() {
+    for (way, name) in [(NEAR, "near"), (FAR, "far")] {
+        let mesh = World::new(1, Setting { members: 5, copies: 3, way });
+        let one = |seed: u64| {
+            let mut world = mesh.again(seed);
+            let victim = world.primary(SHARD);
+            let others: Vec<MemberId> = (0..5).map(id).filter(|m| *m != victim).collect();
+            let between = others[usize::try_from(seed).unwrap() % others.len()].clone();
+            world.leader = between.clone();
+            world.connect(&between);
+            world.connect(&between);
+            world.run(ms(500));
+            for away in others.iter().filter(|m| **m != between) {
+                let pair = if *away < victim { (away.clone(), victim.clone()) } else { (victim.clone(), away.clone()) };
+                world.cuts.insert(pair);
+            }
+            world.run(ms(10_000));
+            let epoch = world.epoch(SHARD);
+            assert_ne!(world.primary(SHARD), victim, "seed {seed}");
+            world.run(ms(20_000));
+            assert_eq!(world.epoch(SHARD), epoch, "seed {seed}: nobody is elected any more");
+            world.cuts.clear();
+            let longest = pause(&mut world, ms(10_000));
+            assert_eq!(world.primary(SHARD), victim, "seed {seed}: it has its shard again");
+            (seed, longest)
+        };
+        let pauses = told(&format!("{name}, cut off from all but one"), seeds(6).map(one));
+        assert!(pauses.last() <= Some(&ms(5_000)));
+    }
+}

@@ -22,6 +22,8 @@ use crate::wire::gossip::Unreached;
 
 /// A transaction on a disk that is made durable takes so many microseconds.
 const STORE: RangeInclusive<u64> = 500..=6_000;
+/// Between two looks whether preferred primaries are to have their shards again: sooner than a member does, to meet elections.
+pub(super) const GIVE_BACK: Duration = Duration::from_secs(3);
 /// How long a read of the store takes.
 const LOAD: Duration = Duration::from_millis(1);
 
@@ -79,6 +81,8 @@ pub(super) enum Event {
     },
     /// An election may be due.
     Elect(MemberId),
+    /// Preferred primaries may be given their shards back.
+    GiveBack(MemberId),
     /// A probe of the second is due at the first.
     Probe(MemberId, MemberId),
     Probed {
@@ -114,7 +118,7 @@ impl Event {
         match self {
             Self::Ledger(at, Heard::Message(from, _)) => (Some(at), Some(from)),
             Self::Ledger(at, _) | Self::LedgerOut(at, _) | Self::Stored(at) | Self::Tick(at, _) => (Some(at), None),
-            Self::Elect(at) | Self::Probe(at, _) => (Some(at), None),
+            Self::Elect(at) | Self::GiveBack(at) | Self::Probe(at, _) => (Some(at), None),
             Self::Load { at, .. } | Self::Find { at, .. } => (Some(at), None),
             Self::Journal { from, to, .. }
             | Self::Probed { from, to, .. }
@@ -180,6 +184,8 @@ pub(super) struct World {
     pub leader: MemberId,
     /// All packets of these members are dropped.
     pub black_holes: BTreeSet<MemberId>,
+    /// Pairs that do not hear each other, the lesser first.
+    pub cuts: BTreeSet<(MemberId, MemberId)>,
     pub histories: BTreeMap<ShardId, History>,
     pub clients: Vec<Client>,
     /// Writes under way: whose, which attempt, which part.
@@ -203,6 +209,7 @@ impl World {
             members: BTreeMap::new(),
             leader: id(0),
             black_holes: BTreeSet::new(),
+            cuts: BTreeSet::new(),
             histories: (0..2).map(|shard| (ShardId(shard), History::default())).collect(),
             clients: Vec::new(),
             ops: BTreeMap::new(),
@@ -283,6 +290,7 @@ impl World {
         for other in &others {
             self.after(Duration::ZERO, Event::Probe(member.clone(), other.clone()));
         }
+        self.after(GIVE_BACK, Event::GiveBack(member.clone()));
         self.after(Duration::ZERO, Event::Ledger(member.clone(), Heard::Command(Command::Peers(others))));
     }
 
@@ -378,17 +386,29 @@ impl World {
     }
 
     fn is_cut(&self, from: &MemberId, to: &MemberId) -> bool {
-        from != to && (self.black_holes.contains(from) || self.black_holes.contains(to))
+        let pair = if from < to { (from, to) } else { (to, from) };
+        let between = || self.cuts.iter().any(|(a, b)| (a, b) == pair);
+        from != to && (self.black_holes.contains(from) || self.black_holes.contains(to) || between())
     }
 
     pub fn member(&mut self, id: &MemberId) -> &mut Member {
         self.members.get_mut(id).expect("a member of this world")
     }
 
+    /// A shard, as the newest copy of the record has it.
+    fn state(&self, shard: ShardId) -> &ShardState {
+        let newest = self.members.values().max_by_key(|m| m.version).unwrap();
+        newest.record.shard(shard).expect("a shard of the index")
+    }
+
     /// The primary of a shard, as the newest copy of the record has it.
     pub fn primary(&self, shard: ShardId) -> MemberId {
-        let newest = self.members.values().max_by_key(|m| m.version).unwrap();
-        newest.record.shard(shard).and_then(|state| state.primary.clone()).expect("it has been elected").member
+        self.state(shard).primary.clone().expect("it has been elected").member
+    }
+
+    /// How many elections the shard has had, by the newest copy of the record.
+    pub fn epoch(&self, shard: ShardId) -> u64 {
+        self.state(shard).epoch.number()
     }
 
     /// SIGKILL: the process is gone, and what it had not sent with it.
@@ -459,6 +479,7 @@ impl World {
                 self.call(&at, shard, |core, env| core.handle_found(env, epoch, part, stands));
             }
             Event::Elect(at) => self.elect(&at),
+            Event::GiveBack(at) => self.give_back(&at),
             Event::Probe(at, peer) => self.probe(&at, &peer),
             Event::Probed { from, to, sent } => {
                 let unreached = Unreached::Some(self.members[&to].suspects.clone());

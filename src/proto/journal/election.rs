@@ -51,10 +51,12 @@ fn reached(state: &ShardState, member: &MemberId, reach: &Reach) -> (usize, usiz
     (copies.filter(reaches).count(), reach.keys().filter(reaches).count())
 }
 
-/// The first live member of the in-sync set that is none of `except`.
-pub fn candidate(state: &ShardState, sight: &Sight, except: &BTreeSet<MemberId>) -> Option<Holder> {
+/// The live member of the in-sync set that reaches most of the shard's copies, and then of all members, and is none of
+/// `except`; the first of those that reach as many.
+pub fn candidate(state: &ShardState, sight: &Sight, reach: &Reach, except: &BTreeSet<MemberId>) -> Option<Holder> {
     let may = |id: &&ReplicaId| lives(sight, id) && !except.contains(&id.member);
-    let id = state.in_sync.iter().find(may)?;
+    // `max_by_key` gives the last of equals.
+    let id = state.in_sync.iter().filter(may).rev().max_by_key(|id| reached(state, &id.member, reach))?;
     Some(Holder { member: id.member.clone(), start: sight.get(&id.member)?.start })
 }
 
@@ -84,7 +86,7 @@ pub fn plan(
         let to = if was && state.in_sync.iter().any(|id| id.member == by.member) {
             by.clone()
         } else {
-            candidate(state, sight, &BTreeSet::new())?
+            candidate(state, sight, reach, &BTreeSet::new())?
         };
         Some((i, record::elect(state, by, &to, &away, min_in_sync(state, configured))?))
     };
@@ -154,11 +156,17 @@ impl Waiting {
 }
 
 /// What a member that is about to stop writes: other primaries for all shards that it leads, and itself out of the sets.
-pub fn hand_over(shards: &[ShardState], me: &Holder, sight: &Sight, configured: Option<usize>) -> Vec<(usize, Change)> {
+pub fn hand_over(
+    shards: &[ShardState],
+    me: &Holder,
+    sight: &Sight,
+    reach: &Reach,
+    configured: Option<usize>,
+) -> Vec<(usize, Change)> {
     let own: BTreeSet<MemberId> = [me.member.clone()].into();
     let one = |(i, state): (usize, &ShardState)| {
         let leads = state.primary.as_ref() == Some(me);
-        let to = candidate(state, sight, &own).filter(|_| leads)?;
+        let to = candidate(state, sight, reach, &own).filter(|_| leads)?;
         Some((i, record::elect(state, me, &to, &own, min_in_sync(state, configured))?))
     };
     shards.iter().enumerate().filter_map(one).collect()
@@ -167,15 +175,9 @@ pub fn hand_over(shards: &[ShardState], me: &Holder, sight: &Sight, configured: 
 /// The member that reaches most of the shard's copies, and then of all members, among those that a primary wants to leave out,
 /// if that is more than the primary reaches: then the two can't reach each other, and it is the primary that should go.
 pub fn better_connected<'a>(state: &'a ShardState, out: &BTreeSet<&ReplicaId>, reach: &Reach) -> Option<&'a ReplicaId> {
-    let primary = reached(state, &state.primary.as_ref()?.member, reach);
-    let mut best: Option<(&ReplicaId, (usize, usize))> = None;
-    for id in state.in_sync.iter().filter(|id| out.contains(id)) {
-        let count = reached(state, &id.member, reach);
-        if count > best.map_or(primary, |(_, most)| most) {
-            best = Some((id, count));
-        }
-    }
-    best.map(|(id, _)| id)
+    let of = |id: &&ReplicaId| reached(state, &id.member, reach);
+    let best = state.in_sync.iter().filter(|id| out.contains(id)).rev().max_by_key(of)?;
+    (of(&best) > reached(state, &state.primary.as_ref()?.member, reach)).then_some(best)
 }
 
 /// What is written instead of a primary's wish to leave members out, if one of them is better connected: that one becomes
@@ -200,11 +202,13 @@ pub fn instead(
 
 /// The next shard whose primary is not the first of its set, when all of the set are seen to live: at most one of an index
 /// at a time, and not before `pause` after the last, so that primaries return evenly and do not storm. Passes over shards that
-/// the first one `lacks`: it would only give them away again.
+/// the first one `lacks`, and over those whose primary reaches more than the first one does: they would only be taken from it
+/// again.
 pub fn give_back(
     shards: &[ShardState],
     by: &Holder,
     sight: &Sight,
+    reach: &Reach,
     configured: Option<usize>,
     lacks: impl Fn(usize, &MemberId) -> bool,
     (last, pause, now): (Option<Instant>, Duration, Instant),
@@ -218,7 +222,9 @@ pub fn give_back(
             return None;
         }
         let first = state.replicas.iter().map(|c| &c.id).find(|id| state.is_in_sync(id))?;
-        if state.primary.as_ref().is_some_and(|p| p.member == first.member) || lacks(i, &first.member) {
+        let primary = &state.primary.as_ref()?.member;
+        let worse = reached(state, &first.member, reach) < reached(state, primary, reach);
+        if *primary == first.member || worse || lacks(i, &first.member) {
             return None;
         }
         let to = Holder { member: first.member.clone(), start: sight.get(&first.member)?.start };
@@ -294,11 +300,11 @@ mod tests {
     fn nobody_outside_the_set_is_elected() {
         let mut state = shard(&[1, 2, 3], 1);
         state.in_sync = vec![id(1), id(3)];
-        assert_eq!(candidate(&state, &sight(&[(2, 5)]), &[].into()), None);
+        assert_eq!(candidate(&state, &sight(&[(2, 5)]), &Reach::new(), &[].into()), None);
         assert!(plan(&[state.clone()], &holder(2, 5), &sight(&[(2, 5)]), &Reach::new(), None).is_empty());
         let mut other = sight(&[(2, 5), (3, 5)]);
         other.get_mut(&member(3)).unwrap().store = StoreId([9; 16]);
-        assert_eq!(candidate(&state, &other, &[].into()), None, "in another store");
+        assert_eq!(candidate(&state, &other, &Reach::new(), &[].into()), None, "in another store");
     }
 
     #[test]
@@ -354,7 +360,7 @@ mod tests {
     #[test]
     fn a_clean_stop_hands_over() {
         let shards = [shard(&[1, 2, 3], 1), shard(&[1, 2], 2), shard(&[1], 1)];
-        let changes = hand_over(&shards, &holder(1, 5), &sight(&[(1, 5), (2, 5), (3, 5)]), None);
+        let changes = hand_over(&shards, &holder(1, 5), &sight(&[(1, 5), (2, 5), (3, 5)]), &Reach::new(), None);
         assert_eq!(changes.len(), 1);
         let after = &changes[0].1.after;
         assert_eq!((after.primary.clone(), after.in_sync.clone()), (Some(holder(2, 5)), vec![id(2), id(3)]));
@@ -383,7 +389,7 @@ mod tests {
         let seen = sight(&[(1, 5), (2, 5)]);
         let next = |shards: &[ShardState], last, now| {
             let times = (last, Duration::from_secs(1), Instant(now));
-            give_back(shards, &holder(2, 5), &seen, None, |_, _| false, times)
+            give_back(shards, &holder(2, 5), &seen, &Reach::new(), None, |_, _| false, times)
         };
         let (i, change) = next(&shards, None, 0).unwrap();
         assert_eq!((i, change.after.primary.clone()), (0, Some(holder(1, 5))));
@@ -401,8 +407,36 @@ mod tests {
         let next = |lacking: &[usize]| {
             let times = (None, Duration::from_secs(1), Instant(0));
             let lacks = |i: usize, who: &MemberId| *who == member(1) && lacking.contains(&i);
-            give_back(&shards, &holder(2, 5), &seen, None, lacks, times).map(|(i, _)| i)
+            give_back(&shards, &holder(2, 5), &seen, &Reach::new(), None, lacks, times).map(|(i, _)| i)
         };
         assert_eq!((next(&[]), next(&[0]), next(&[0, 1])), (Some(0), Some(1), None));
+    }
+
+    #[test]
+    fn nobody_is_given_a_shard_who_reaches_less_than_its_primary() {
+        let shards = [shard(&[1, 2, 3], 2)];
+        let seen = sight(&[(1, 5), (2, 5), (3, 5), (4, 5)]);
+        let next = |pairs: &[(u8, u8)]| {
+            let times = (None, Duration::from_secs(1), Instant(0));
+            give_back(&shards, &holder(2, 5), &seen, &reach(pairs), None, |_, _| false, times).map(|(i, _)| i)
+        };
+        let whole = [(1, 2), (1, 3), (2, 3), (1, 4), (2, 4), (3, 4)];
+        assert_eq!(next(&whole), Some(0));
+        // The writer sees the first one, another copy does not.
+        assert_eq!(next(&[(1, 2), (2, 3), (1, 4), (2, 4), (3, 4)]), None);
+        // All copies do, another member does not.
+        assert_eq!(next(&[(1, 2), (1, 3), (2, 3), (2, 4), (3, 4)]), None);
+    }
+
+    #[test]
+    fn of_those_that_may_be_elected_the_best_connected_is() {
+        let state = shard(&[1, 2, 3, 4], 1);
+        let seen = sight(&[(2, 5), (3, 5), (4, 5)]);
+        let elected = |pairs: &[(u8, u8)]| candidate(&state, &seen, &reach(pairs), &[].into()).map(|to| to.member);
+        assert_eq!(elected(&[]), Some(member(2)));
+        assert_eq!(elected(&[(2, 3), (2, 4), (3, 4)]), Some(member(2)));
+        assert_eq!(elected(&[(2, 3), (3, 4)]), Some(member(3)));
+        let plan = plan(std::slice::from_ref(&state), &holder(2, 5), &seen, &reach(&[(2, 3), (3, 4)]), None);
+        assert_eq!(plan[0].1.after.primary, Some(holder(3, 5)));
     }
 }

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use super::effect::Effect;
 use super::peer::Peer;
 use super::primary::Primary;
-use super::record;
 use super::replica::Base;
+use super::{election, record};
 use crate::proto::env::Instant;
 use crate::types::{MemberId, ReplicaId, ShardState};
 
@@ -92,7 +92,7 @@ impl Primary {
         let lately = self.handed_at.is_some_and(|at| now < at.plus(base.config.ask_again));
         let Some(record) = base.record.clone().filter(|_| slow && !lately) else { return };
         let own: BTreeSet<MemberId> = [base.id.member.clone()].into();
-        let to = super::election::candidate(&record, &base.sight, &own);
+        let to = election::candidate(&record, &base.sight, &election::Reach::new(), &own);
         let change = to.and_then(|to| record::elect(&record, &base.me(), &to, &own, base.min_in_sync(&record)));
         if let Some(change) = change.filter(|c| !c.after.is_in_sync(&base.id)) {
             self.handed_at = Some(now);

@@ -96,7 +96,8 @@ impl Driver {
         let broken = self.broken.iter().filter(move |key| key.index == *index);
         broken.filter_map(move |key| {
             let state = self.state(key).filter(|state| state.primary.as_ref() == Some(&self.holder()))?;
-            let to = election::candidate(state, &self.seen_now.sight, &own)?;
+            let (sight, reach) = (&self.seen_now.sight, &self.seen_now.reach);
+            let to = election::candidate(state, sight, reach, &own)?;
             let min = election::min_in_sync(state, self.config.core.min_in_sync);
             Some((key.shard, record::elect(state, &self.holder(), &to, &own, min)?))
         })
@@ -118,11 +119,11 @@ impl Driver {
 
     /// Who gets a shard that this member should not lead: whoever says that it serves it, and has not had it yet.
     fn borrower(&self, key: &JournalKey, unfit: &Unfit, state: &ShardState, now: Instant) -> Option<Holder> {
-        let sight = &self.seen_now.sight;
+        let (sight, reach) = (&self.seen_now.sight, &self.seen_now.reach);
         let find = |mut except: BTreeSet<MemberId>| {
             except.insert(self.me.member.clone());
-            let fresh = election::candidate(state, sight, &except.union(&unfit.lent_to).cloned().collect());
-            fresh.or_else(|| election::candidate(state, sight, &except))
+            let fresh = election::candidate(state, sight, reach, &except.union(&unfit.lent_to).cloned().collect());
+            fresh.or_else(|| election::candidate(state, sight, reach, &except))
         };
         let lacking = sight.keys().filter(|member| self.seen_now.lacks(member, key)).cloned().collect();
         let reluctant = unfit.since.plus(RELUCTANT) <= now;
@@ -261,8 +262,8 @@ impl Driver {
             };
             // Whose copy is made anew would only give it away again.
             let lacks = |shard: usize, to: &MemberId| key(shard).is_some_and(|key| self.seen_now.lacks(to, &key));
-            let sight = &self.seen_now.sight;
-            let change = election::give_back(shards, &self.holder(), sight, min, lacks, times);
+            let (sight, reach) = (&self.seen_now.sight, &self.seen_now.reach);
+            let change = election::give_back(shards, &self.holder(), sight, reach, min, lacks, times);
             gave.extend(change.and_then(|(shard, change)| Some((key(shard)?, change))));
         }
         for (key, change) in gave {
@@ -274,10 +275,10 @@ impl Driver {
 
     /// Other primaries are asked for, of all shards that this member leads.
     pub(super) fn hand_over(&mut self) {
-        let (me, sight) = (self.holder(), &self.seen_now.sight);
+        let (me, sight, reach) = (self.holder(), &self.seen_now.sight, &self.seen_now.reach);
         let mut wanted = Vec::new();
         for (index, known) in &self.indexes {
-            let plan = election::hand_over(&known.record.shards, &me, sight, self.config.core.min_in_sync);
+            let plan = election::hand_over(&known.record.shards, &me, sight, reach, self.config.core.min_in_sync);
             let key = |shard| JournalKey { index: index.clone(), shard: ShardId(shard) };
             wanted.extend(plan.into_iter().filter_map(|(i, change)| Some((key(u16::try_from(i).ok()?), change))));
         }
