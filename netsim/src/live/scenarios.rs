@@ -508,7 +508,7 @@ async fn full_disk(t: &mut Trial) -> anyhow::Result<()> {
     let began = Instant::now();
     t.members.fill_disk(full, Some(DISK / 4 * 3)).await?;
     t.disk_is_full(full, &all, true).await?;
-    writes.leaves(&t.members, full, Instant::now() + WRITES_GO_ON).await?;
+    writes.leaves(&t.members, full, Instant::now() + WRITES_GO_ON * 2).await?;
     writes.go_on(&all, WRITES_GO_ON).await?;
     t.seen().await?;
     let gap = writes.gap(&all, began);

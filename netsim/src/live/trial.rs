@@ -174,16 +174,15 @@ impl Trial {
             loop {
                 let topology = self.members.ask(*at, "/_miroir/topology").await?;
                 let entries = topology["members"].as_array().context("expected members in the topology")?;
-                let told = entries.iter().find(|m| m["id"] == self.members.name(of)).map(|m| m["diskFull"] == full);
-                let metrics = self.members.metrics(of).get("/metrics").await?.success()?.text();
-                if told == Some(true) && metrics.lines().any(|line| line == metric) {
+                let told = entries.iter().find(|m| m["id"] == self.members.name(of)).map(|m| &m["diskFull"]);
+                let metrics = self.members.metrics(of).get("/metrics").await?.success()?;
+                let metrics = String::from_utf8_lossy(&metrics.body);
+                let line = metrics.lines().find(|line| line.starts_with("miroir_disk_full"));
+                if told.is_some_and(|told| *told == full) && line == Some(&*metric) {
                     break;
                 }
-                let name = self.members.name(*at);
-                ensure!(
-                    Instant::now() < until,
-                    "{name} does not know that diskFull is {full}, or there is no {metric}"
-                );
+                let (name, of) = (self.members.name(*at), self.members.name(of));
+                ensure!(Instant::now() < until, "{name} says diskFull {told:?} of {of}, which says {line:?}");
                 sleep(LOOK_INTERVAL).await;
             }
         }

@@ -71,6 +71,30 @@ impl std::fmt::Debug for Homes {
     }
 }
 
+/// What attempts to ask a home have come to.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Who leads it, by the newest answer.
+    hint: (Epoch, Option<MemberId>),
+    /// An attempt has brought no answer: what was asked may have been done.
+    unsure: bool,
+}
+
+impl Heard {
+    /// The answer that ends the asking, if this is one. That it is too busy says nothing of an earlier attempt.
+    fn hears(&mut self, told: Option<Told>) -> Result<Option<(Epoch, Said)>, HomeError> {
+        match told {
+            Some(Told::Home(_, Said::Answer(Answer::Busy))) if self.unsure => {}
+            Some(Told::Home(epoch, said)) => return Ok(Some((epoch, said))),
+            Some(Told::NotPrimary(primary, epoch)) if epoch >= self.hint.0 => self.hint = (epoch, primary),
+            Some(Told::Malformed) => return Err(HomeError::Refused),
+            Some(_) => {}
+            None => self.unsure = true,
+        }
+        Ok(None)
+    }
+}
+
 impl Homes {
     /// Orders that this process carries out.
     pub fn orders(&self) -> &Orders {
@@ -266,20 +290,17 @@ impl Homes {
     ) -> Result<(Epoch, Said), HomeError> {
         let asked = Asked::Home(home, question);
         let body = encode(&asked).ok_or(HomeError::Refused)?;
-        let mut hint: (Epoch, Option<MemberId>) = (Epoch::ZERO, None);
+        let mut heard = Heard::default();
         loop {
-            if let Some(to) = self.primary(home, &hint) {
+            if let Some(to) = self.primary(home, &heard.hint) {
                 let until = deadline.min(Instant::now() + ATTEMPT);
                 let (index, shard) = (PhysicalIndex::of_tasks(), [ShardId(home)]);
                 let told = tokio::select! {
                     told = self.attempt(&to, &asked, &body, until, trace) => told,
                     () = self.journals.replaced(&index, &shard, &to) => None,
                 };
-                match told {
-                    Some(Told::Home(epoch, said)) => return Ok((epoch, said)),
-                    Some(Told::NotPrimary(primary, epoch)) if epoch >= hint.0 => hint = (epoch, primary),
-                    Some(Told::Malformed) => return Err(HomeError::Refused),
-                    _ => {}
+                if let Some(said) = heard.hears(told)? {
+                    return Ok(said);
                 }
             }
             self.pause(PAUSE, deadline).await?;
@@ -403,5 +424,24 @@ impl Homes {
         let state = record.as_ref().and_then(|record| record.shard(key.shard));
         let primary = state.and_then(|s| s.primary.as_ref()).map(|p| p.member.clone()).filter(|m| *m != self.me);
         Told::NotPrimary(primary, state.map_or(Epoch::ZERO, |s| s.epoch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_that_is_busy_ends_the_asking_only_if_nothing_was_asked_in_vain() {
+        let busy = || Some(Told::Home(Epoch::ZERO, Said::Answer(Answer::Busy)));
+        let is_busy = |said| matches!(said, Ok(Some((_, Said::Answer(Answer::Busy)))));
+        let mut heard = Heard::default();
+        assert!(matches!(heard.hears(Some(Told::NotPrimary(None, Epoch::ZERO))), Ok(None)));
+        assert!(is_busy(heard.hears(busy())));
+        assert!(matches!(heard.hears(None), Ok(None)));
+        assert!(matches!(heard.hears(busy()), Ok(None)), "the attempt before may have been heard");
+        let void = Some(Told::Home(Epoch::ZERO, Said::Answer(Answer::Void)));
+        assert!(matches!(heard.hears(void), Ok(Some((_, Said::Answer(Answer::Void))))));
+        assert!(matches!(heard.hears(Some(Told::Malformed)), Err(HomeError::Refused)));
     }
 }
