@@ -188,11 +188,14 @@ impl Writes {
             if lacking.is_empty() {
                 return Ok(());
             }
-            ensure!(
-                from.elapsed() < within,
-                "no write of (member, shard) was acknowledged within {} s: {lacking:?}",
-                within.as_secs()
-            );
+            if from.elapsed() >= within {
+                let at = lacking.first().map(|(member, _)| *member);
+                let last: Vec<&Attempt> = heard.iter().rev().filter(|a| Some(a.at) == at).take(4).collect();
+                bail!(
+                    "no write of (member, shard) was acknowledged within {} s: {lacking:?}; the first one's last: {last:?}",
+                    within.as_secs()
+                );
+            }
             sleep(LOOK).await;
         }
     }
