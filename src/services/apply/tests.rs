@@ -20,6 +20,7 @@ use crate::net::{Answer, Call, CallError, Peers};
 use crate::proto::apply::Config as CoreConfig;
 use crate::proto::journal::log::Bounds;
 use crate::proto::journal::{Answer as Written, Kind, Write};
+use crate::proto::missed;
 use crate::proto::tasks::home::body;
 use crate::services::cluster::{Cluster, NodeHealth};
 use crate::services::ledger::ChangeRequest;
@@ -30,9 +31,9 @@ use crate::services::testing::{LONG, World, member, within};
 use crate::store::StoreError;
 use crate::types::{
     IndexRecord, IndexUid, JournalKey, JournalRecord, MemberId, MissedSettings, PhysicalIndex, ReplicaId, ReplicaState,
-    ShardId, ShardRecord, ShardReplica, TaskPart, TaskUid, TraceId, Value as RecordValue,
+    ShardId, ShardRecord, ShardReplica, ShardSet, TaskPart, TaskUid, TraceId, Value as RecordValue,
 };
-use crate::wire::verbs::{Reply, Request};
+use crate::wire::verbs::{Reply, Request, Write as Order, WriteKind};
 
 const SHARDS: u16 = 3;
 const MEMBERS: usize = 3;
@@ -335,6 +336,7 @@ fn index_record() -> IndexRecord {
         settings_version: 0,
         client_settings: BTreeMap::new(),
         missed_settings: Default::default(),
+        caught_up: Default::default(),
         shards: vec![shard; usize::from(SHARDS)],
         created_at: "2024-01-01T00:00:00Z".into(),
         updated_at: "2024-01-01T00:00:00Z".into(),
@@ -487,9 +489,25 @@ async fn entries_wait_until_the_node_has_the_settings_that_were_changed_while_it
     // As by a member that is back; whoever gets the settings is told by the record.
     let follows = tokio::spawn(all.running[2].as_ref().unwrap().local.clone().follow_records());
     all.are_whole().await;
-    assert_eq!(all.nodes[2].state().indexes[index().as_str()].settings["stopWords"], json!(["new"]));
+    let stop_words = || all.nodes[2].state().indexes[index().as_str()].settings["stopWords"].clone();
+    assert_eq!(stop_words(), json!(["new"]));
     assert!(!says(&all));
     follows.abort();
+    // What was given before that may not come behind it: its sender has it noted.
+    let local = &all.running[2].as_ref().unwrap().local;
+    let record = local.record_of(&index()).unwrap();
+    let lacked = record.version - 1;
+    assert!(missed::got_since(&record.value, lacked, &member(2)) && record.value.missed_settings.is_empty());
+    let order = async |record_version, word: &str| {
+        let order = Order { index: index(), record_version, shards: ShardSet::new(), kind: WriteKind::Settings };
+        let (request, trace) = (Request::Write(order.clone()), TraceId::default());
+        let body = json!({ "stopWords": [word] }).to_string().into();
+        local.write(&order, &Call { request, body, deadline: Instant::now() + LONG, trace }).await.reply
+    };
+    let refused = order(lacked, "old").await;
+    assert!(matches!(&refused, Reply::NodeDown(why) if why.contains("when this was sent")), "{refused:?}");
+    assert!(matches!(order(record.version, "newer").await, Reply::Enqueued(_)));
+    until("it is done", async || stop_words() == json!(["newer"])).await;
 }
 
 #[tokio::test]

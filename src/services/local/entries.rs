@@ -347,6 +347,7 @@ mod tests {
             settings_version: 0,
             client_settings: Default::default(),
             missed_settings: Default::default(),
+            caught_up: Default::default(),
             shards: vec![ShardRecord::default(); 4],
             created_at: time.clone(),
             updated_at: time,
