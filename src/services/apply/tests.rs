@@ -511,6 +511,50 @@ async fn entries_wait_until_the_node_has_the_settings_that_were_changed_while_it
 }
 
 #[tokio::test]
+async fn what_names_attributes_waits_once_for_a_majority_that_does_not_answer() {
+    let mut all = All::start().await;
+    let led_by_others: Vec<u16> = (0..SHARDS).filter(|shard| all.primary(*shard) != Some(2)).collect();
+    let documents: Vec<Value> = led_by_others.iter().map(|shard| document(*shard, 1, 1)).collect();
+    all.set(&documents).await;
+    all.are_whole().await;
+    all.health[2].send_modify(|health| health.healthy = false);
+    let edits = 6;
+    for _ in 0..edits {
+        all.write(Kind::Edit, led_by_others.iter().map(|shard| (*shard, EDIT.into())).collect()).await;
+    }
+    all.is_whole(0).await;
+    all.world.unheard(2, true);
+    let began = Instant::now();
+    all.health[2].send_modify(|health| health.healthy = true);
+    all.is_whole(2).await;
+    // Each edit of each shard is a request of its own, and each question takes a second.
+    let (took, requests) = (began.elapsed(), edits * led_by_others.len());
+    assert!(requests >= 6 && took < Duration::from_secs(requests as u64) / 2, "{requests} requests: {took:?}");
+}
+
+#[tokio::test]
+async fn what_names_attributes_asks_again_if_it_came_after_a_majority_did_not_answer() {
+    let mut all = All::start().await;
+    let shard = (0..SHARDS).find(|shard| all.primary(*shard) != Some(2)).unwrap();
+    all.set(&[document(shard, 1, 3)]).await;
+    all.are_whole().await;
+    all.world.unheard(2, true);
+    all.write(Kind::Edit, vec![(shard, EDIT.into())]).await;
+    all.are_whole().await;
+    put_record(&all.world, &lacking(&[2])).await;
+    assert!(!all.running[2].as_ref().unwrap().local.misses_settings(&index()), "it has not heard of it");
+    all.world.unheard(2, false);
+    all.write(Kind::DeleteByFilter, vec![(shard, r#"{"filter":"v = 3"}"#.into())]).await;
+    all.is_whole(0).await;
+    all.is_whole(1).await;
+    let says = |all: &All| all.handle(2).trouble(&index()).is_some_and(|why| why.contains("has yet to get settings"));
+    until("it says so", async || says(&all)).await;
+    assert_eq!(all.nodes[2].documents(index().as_str()).len(), 1);
+    put_record(&all.world, &lacking(&[])).await;
+    all.are_whole().await;
+}
+
+#[tokio::test]
 async fn a_node_that_has_lost_everything_gets_it_again_and_one_put_back_what_it_lacks() {
     let mut all = All::start().await;
     let mut rng = fastrand::Rng::with_seed(5);
