@@ -27,6 +27,7 @@ fn planning(c: &mut Criterion) {
             settings_version: 1,
             client_settings: BTreeMap::new(),
             missed_settings: Default::default(),
+            caught_up: Default::default(),
             shards: placement::place(64, &groups, 1),
             created_at: String::new(),
             updated_at: String::new(),

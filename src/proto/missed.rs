@@ -3,8 +3,9 @@
 //! Each change is kept under its task, in the index's record, until its members have it: settings are sent as they came, so the
 //! same changes in the same order give the same settings, and what a node hides when it is asked is not lost. Their order is
 //! that of the record's versions with which they came: tasks that are begun later may have lower numbers. Rule: a member that
-//! misses one serves nothing of the index, and gets no later one before it, or gets the later one once more behind it. Must not
-//! know: who is away, nodes, the ledger.
+//! misses one serves nothing of the index, and gets no later one before it, or gets the later one once more behind it:
+//! also one that was on its way to all when the member got what it had missed. Must not know: who is away, nodes, the
+//! ledger.
 
 use std::collections::BTreeSet;
 
@@ -30,6 +31,7 @@ pub fn add(
         record.missed_settings.entry(task).or_insert_with(new).members.extend(members.iter().cloned());
     }
     keep(record, |member| holders.contains(member));
+    record.caught_up.retain(|member, _| holders.contains(member));
 }
 
 /// The change that a member is to get next.
@@ -50,11 +52,19 @@ pub fn settled<'a>(record: &'a IndexRecord, first: &'a MemberId, me: &MemberId) 
     std::iter::once(first).chain(others).find(|member| !record.misses_settings(member))
 }
 
-/// A member has got the change of a task: unless an earlier one was noted meanwhile, behind which it needs this one again.
-pub fn got(record: &mut IndexRecord, task: TaskUid, member: &MemberId) {
+/// Whether a member has got a change that it had missed, and said so behind that version of the record: what it took by
+/// an order of that version, or an earlier one, may stand before that change in its node.
+pub fn got_since(record: &IndexRecord, version: RecordVersion, member: &MemberId) -> bool {
+    record.caught_up.get(member).is_some_and(|at| *at > version)
+}
+
+/// A member has got the change of a task, as this version of the record says first: unless an earlier one was noted
+/// meanwhile, behind which it needs this one again.
+pub fn got(record: &mut IndexRecord, task: TaskUid, member: &MemberId, version: RecordVersion) {
     let is_next = next(record, member).is_some_and(|(next, _)| next == task);
     if let Some(missed) = record.missed_settings.get_mut(&task).filter(|_| is_next) {
         missed.members.remove(member);
+        record.caught_up.insert(member.clone(), version);
     }
     keep(record, |_| true);
 }
@@ -84,6 +94,7 @@ mod tests {
             settings_version: 0,
             client_settings: Default::default(),
             missed_settings: Default::default(),
+            caught_up: Default::default(),
             shards: Vec::new(),
             created_at: String::new(),
             updated_at: String::new(),
@@ -110,13 +121,13 @@ mod tests {
         assert!(["a", "b", "c"].iter().all(|m| record.misses_settings(&member(m))));
         assert_eq!(next(&record, &member("b")), Some((TaskUid(9), "nine")));
         assert!(misses_later(&record, 2, &member("b")) && !misses_later(&record, 3, &member("b")));
-        got(&mut record, TaskUid(9), &member("b"));
+        got(&mut record, TaskUid(9), &member("b"), 10);
         assert_eq!(next(&record, &member("b")), Some((TaskUid(4), "four")));
-        got(&mut record, TaskUid(4), &member("b"));
+        got(&mut record, TaskUid(4), &member("b"), 11);
         assert!(next(&record, &member("b")).is_none() && !record.misses_settings(&member("b")));
-        got(&mut record, TaskUid(4), &member("a"));
-        got(&mut record, TaskUid(9), &member("c"));
-        got(&mut record, TaskUid(9), &member("c"));
+        got(&mut record, TaskUid(4), &member("a"), 12);
+        got(&mut record, TaskUid(9), &member("c"), 13);
+        got(&mut record, TaskUid(9), &member("c"), 14);
         assert!(record.missed_settings.is_empty());
     }
 
@@ -127,12 +138,34 @@ mod tests {
         // While the member is at it, it is found to have gone away before it had done another.
         assert_eq!(next(&record, &b), Some((TaskUid(2), "later")));
         add(&mut record, (TaskUid(1), 5), &set(&["b"]), "earlier", &all);
-        got(&mut record, TaskUid(2), &b);
+        got(&mut record, TaskUid(2), &b, 15);
         assert_eq!(next(&record, &b), Some((TaskUid(1), "earlier")));
-        got(&mut record, TaskUid(1), &b);
+        got(&mut record, TaskUid(1), &b, 16);
         assert_eq!(next(&record, &b), Some((TaskUid(2), "later")));
-        got(&mut record, TaskUid(2), &b);
+        got(&mut record, TaskUid(2), &b, 17);
         assert!(record.missed_settings.is_empty());
+    }
+
+    #[test]
+    fn it_is_known_since_when_a_member_has_got_what_it_had_missed() {
+        let (mut record, all, b) = (record(), set(&["a", "b"]), member("b"));
+        add(&mut record, (TaskUid(1), 3), &set(&["b"]), "one", &all);
+        add(&mut record, (TaskUid(2), 4), &set(&["b"]), "two", &all);
+        // Not the next: it stays as it is.
+        got(&mut record, TaskUid(2), &b, 5);
+        assert!(!got_since(&record, 0, &b));
+        got(&mut record, TaskUid(1), &b, 6);
+        assert_eq!([5, 6].map(|version| got_since(&record, version, &b)), [true, false]);
+        got(&mut record, TaskUid(2), &b, 8);
+        assert_eq!([7, 8].map(|version| got_since(&record, version, &b)), [true, false]);
+        // Twice is once.
+        got(&mut record, TaskUid(2), &b, 9);
+        assert!(!got_since(&record, 8, &b) && !got_since(&record, 0, &member("a")));
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<IndexRecord>(&text).unwrap(), record);
+        // Of members that are gone nothing is kept.
+        add(&mut record, (TaskUid(3), 10), &set(&[]), "three", &set(&["a"]));
+        assert!(record.caught_up.is_empty());
     }
 
     #[test]
@@ -173,7 +206,7 @@ mod tests {
     #[test]
     fn a_record_of_before_reads_and_one_without_says_nothing_of_it() {
         let text = serde_json::to_string(&record()).unwrap();
-        assert!(!text.contains("missed"), "{text}");
+        assert!(!text.contains("missed") && !text.contains("caught_up"), "{text}");
         assert_eq!(serde_json::from_str::<IndexRecord>(&text).unwrap(), record());
         let mut some = record();
         add(&mut some, (TaskUid(7), 3), &set(&["b"]), "{\"a\":1}", &set(&["b"]));

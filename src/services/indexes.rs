@@ -164,6 +164,7 @@ impl Indexes {
             settings_version: 0,
             client_settings: Default::default(),
             missed_settings: Default::default(),
+            caught_up: Default::default(),
             shards: placement::place(topology.shards, &topology.groups(), topology.rf),
             created_at: now.clone(),
             updated_at: now,
@@ -218,6 +219,7 @@ impl Indexes {
             record.shards.truncate(1);
             record.client_settings.clear();
             record.missed_settings.clear();
+            record.caught_up.clear();
             Ok(())
         })
         .await?;

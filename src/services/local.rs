@@ -25,7 +25,7 @@ use super::records::{Records, Versioned};
 use super::serving::{self, Unserved};
 use crate::net::node::{NodeAnswer, NodeClient, NodeError, NodeRequest};
 use crate::net::{Answer, Call};
-use crate::proto::{search, settings};
+use crate::proto::{missed as missing, search, settings};
 use crate::store::local::LocalIndex;
 use crate::store::{Store, StoreError};
 use crate::telemetry::metrics::Metrics;
@@ -327,9 +327,12 @@ impl Local {
         {
             return not_done("the index's primary key was changed meanwhile");
         }
-        // It gets them in their order.
-        if write.kind == WriteKind::Settings && newest.value.misses_settings(self.cluster.own()) {
-            return not_done("it has yet to get earlier settings");
+        // It gets them in their order: also those that were on their way when it got others that came before them.
+        let (own, given) = (self.cluster.own(), write.record_version);
+        if write.kind == WriteKind::Settings
+            && (newest.value.misses_settings(own) || missing::got_since(&newest.value, given, own))
+        {
+            return not_done("it has yet to get earlier settings, or had when this was sent");
         }
         self.make_ready(record, &slot, &mut on_node, call.deadline).await?;
         if matches!(write.kind, WriteKind::AddDocuments { .. }) {

@@ -109,8 +109,9 @@ impl Settings {
             r.client_settings =
                 settings::to_node(&patch, &r.client_settings, r.shard_count()).map_err(|e| reserved(&e.setting))?.1;
             r.settings_version += 1;
-            // Who took it and is found to miss an earlier one by now gets it once more behind that.
-            let again = taken.members().filter(|m| r.misses_settings(m));
+            // Who took it and is found to miss an earlier one by now, or to have got one since, gets it once more.
+            let late = |m: &MemberId| r.misses_settings(m) || missed::got_since(r, change.index.version, m);
+            let again = taken.members().filter(|m| late(m));
             let missing = taken.away.iter().chain(again).cloned().collect();
             change.miss(r, version, &missing);
             Ok(())
@@ -315,8 +316,10 @@ impl Change {
 
     /// Whether a later change was made that the member does not miss: it took it, or got it when it was back.
     fn is_behind(&self, record: &IndexRecord, kept: Option<u64>, member: &MemberId) -> bool {
-        let (Some(kept), Some(place)) = (kept, self.place) else { return false };
-        record.settings_version > kept && !missed::misses_later(record, place, member)
+        // Of one that is not known to be kept, and so ends as such, whatever was kept since it was begun may be later.
+        let kept = kept.unwrap_or(self.index.value.settings_version);
+        let misses_later = || self.place.is_some_and(|place| missed::misses_later(record, place, member));
+        record.settings_version > kept && !misses_later()
     }
 }
 
@@ -455,6 +458,7 @@ fn masked(secret: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use async_trait::async_trait;
 
@@ -496,6 +500,10 @@ mod tests {
     struct Obeying {
         /// While this member takes an order, it is noted here that it misses an earlier one.
         noting: Mutex<Option<(MemberId, Records)>>,
+        /// And it gets that behind the order, before this is kept.
+        gets: AtomicBool,
+        /// Or before the order, which it does not take then.
+        refuses: AtomicBool,
         /// The second member is suspected for a moment, and the first is slow.
         flaps: Mutex<Option<Cluster>>,
     }
@@ -511,8 +519,16 @@ mod tests {
                         let index = records.snapshot().index(&write.index).unwrap();
                         let mut record = index.value.clone();
                         let all = (0..3).map(crate::services::testing::member).collect();
-                        missed::add(&mut record, (EARLIER, 1), &[member].into(), "{}", &all);
-                        records.write(&index_key(&write.index), index.version, &record).await.unwrap();
+                        missed::add(&mut record, (EARLIER, 1), &[member.clone()].into(), "{}", &all);
+                        let key = index_key(&write.index);
+                        let noted = records.write(&key, index.version, &record).await.unwrap();
+                        if self.gets.load(Ordering::SeqCst) {
+                            missed::got(&mut record, EARLIER, &member, noted + 1);
+                            records.write(&key, noted, &record).await.unwrap();
+                        }
+                        if self.refuses.load(Ordering::SeqCst) {
+                            return Answer::of(Reply::NodeDown("it had yet to get earlier settings".into()));
+                        }
                     }
                     Answer::of(Reply::Enqueued(7))
                 }
@@ -581,6 +597,7 @@ mod tests {
             primary_key: None,
             settings_version: 0,
             missed_settings: Default::default(),
+            caught_up: Default::default(),
             client_settings: Default::default(),
             shards: vec![ShardRecord::default(); 4],
             created_at: String::new(),
@@ -596,6 +613,16 @@ mod tests {
         world.at(0).records.snapshot().index(&index.value.physical).unwrap()
     }
 
+    /// What a member is to get from here on.
+    fn gets(world: &World, index: &Index, i: usize) -> Vec<String> {
+        let (mut record, mut all) = (now(world, index).value.clone(), Vec::new());
+        while let Some((task, patch)) = missed::next(&record, &member(i)) {
+            all.push(patch.to_owned());
+            missed::got(&mut record, task, &member(i), 0);
+        }
+        all
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn who_took_a_change_and_is_found_to_miss_an_earlier_one_gets_both_in_their_order() {
         let world = World::start(3, |_, _| Vec::new()).await;
@@ -606,18 +633,42 @@ mod tests {
         *node.noting.lock().unwrap() = Some((member(1), world.at(0).records.clone()));
         let index = now(&world, &index);
         within("a change", settings.patch_index(&index, patch("second"), trace)).await.unwrap();
-        let mut record = now(&world, &index).value.clone();
-        let mut gets = |i| {
-            let mut all = Vec::new();
-            while let Some((task, patch)) = missed::next(&record, &member(i)) {
-                all.push(patch.to_owned());
-                missed::got(&mut record, task, &member(i));
-            }
-            all
-        };
-        assert_eq!(gets(0), [""; 0]);
-        assert_eq!(gets(1), ["{}", r#"{"stopWords":["second"]}"#]);
-        assert_eq!(gets(2), [r#"{"stopWords":["first"]}"#, r#"{"stopWords":["second"]}"#]);
+        assert_eq!(gets(&world, &index, 0), [""; 0]);
+        assert_eq!(gets(&world, &index, 1), ["{}", r#"{"stopWords":["second"]}"#]);
+        assert_eq!(gets(&world, &index, 2), [r#"{"stopWords":["first"]}"#, r#"{"stopWords":["second"]}"#]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_took_a_change_and_got_an_earlier_one_behind_it_gets_it_once_more() {
+        let world = World::start(3, |_, _| Vec::new()).await;
+        let (settings, index, node) = settings(&world).await;
+        let patch = serde_json::json!({"stopWords": ["second"]}).as_object().unwrap().clone();
+        *node.noting.lock().unwrap() = Some((member(1), world.at(0).records.clone()));
+        node.gets.store(true, Ordering::SeqCst);
+        within("a change", settings.patch_index(&index, patch.clone(), TraceId::default())).await.unwrap();
+        assert_eq!(gets(&world, &index, 0), [""; 0]);
+        assert_eq!(gets(&world, &index, 1), [r#"{"stopWords":["second"]}"#]);
+        // Who got it before an order was given has the order behind it.
+        *node.noting.lock().unwrap() = None;
+        let index = now(&world, &index);
+        let mut record = index.value.clone();
+        record.missed_settings.clear();
+        let version = world.at(0).records.write(&index_key(&record.physical), index.version, &record).await.unwrap();
+        let index = Arc::new(Versioned { version, value: record });
+        within("a change", settings.patch_index(&index, patch, TraceId::default())).await.unwrap();
+        assert_eq!(gets(&world, &index, 1), [""; 0]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_does_not_take_a_change_because_it_has_just_got_an_earlier_one_gets_it_later() {
+        let world = World::start(3, |_, _| Vec::new()).await;
+        let (settings, index, node) = settings(&world).await;
+        let patch = serde_json::json!({"stopWords": ["second"]}).as_object().unwrap().clone();
+        *node.noting.lock().unwrap() = Some((member(1), world.at(0).records.clone()));
+        node.gets.store(true, Ordering::SeqCst);
+        node.refuses.store(true, Ordering::SeqCst);
+        within("a change", settings.patch_index(&index, patch, TraceId::default())).await.unwrap();
+        assert_eq!(gets(&world, &index, 1), [r#"{"stopWords":["second"]}"#]);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -653,8 +704,12 @@ mod tests {
         let later = IndexRecord { settings_version: 3, ..void.value.clone() };
         let mut behind = later.clone();
         missed::add(&mut behind, (TaskUid(1), noted.version + 1), &[member(2)].into(), "{}", &[member(2)].into());
-        let is_behind = |record: &IndexRecord, kept| change.is_behind(record, Some(kept), &member(2));
-        assert_eq!([(&later, 2), (&later, 3), (&behind, 2)].map(|(r, kept)| is_behind(r, kept)), [true, false, false]);
+        let cases = [(&later, Some(2)), (&later, Some(3)), (&behind, Some(2)), (&later, None), (&void.value, None)];
+        let is_behind = |change: &Change| cases.map(|(record, kept)| change.is_behind(record, kept, &member(2)));
+        assert_eq!(is_behind(&change), [true, false, false, true, false]);
+        // One that has no place in the record would come behind all that have.
+        change.place = None;
+        assert_eq!(is_behind(&change)[3..], [true, false]);
     }
 
     #[test]

@@ -128,6 +128,8 @@ fn home_config() -> homes::Config {
 struct Net {
     up: Mutex<BTreeMap<MemberId, Arc<Serving>>>,
     cut: Mutex<BTreeSet<MemberId>>,
+    /// No message of the ledger reaches these, and none of theirs anybody.
+    unheard: Mutex<BTreeSet<MemberId>>,
     full: Mutex<BTreeSet<MemberId>>,
     idle: Mutex<BTreeSet<MemberId>>,
     processes: Mutex<BTreeMap<MemberId, Alive>>,
@@ -175,8 +177,11 @@ impl Peers for End {
             }
         }
         let apart = {
-            let cut = self.net.cut.lock().unwrap();
-            cut.contains(to) || cut.contains(&self.own)
+            let among = |all: &Mutex<BTreeSet<MemberId>>| {
+                let all = all.lock().unwrap();
+                all.contains(to) || all.contains(&self.own)
+            };
+            among(&self.net.cut) || call.request == Request::Ledger && among(&self.net.unheard)
         };
         let peer = self.net.up.lock().unwrap().get(to).cloned().filter(|_| !apart).ok_or_else(gone)?;
         let deadline = call.deadline.into();
@@ -333,6 +338,16 @@ impl World {
     pub(super) fn cut(&self, i: usize) {
         self.net.cut.lock().unwrap().insert(member(i));
         self.look();
+    }
+
+    /// A member finds no majority for records while everything else reaches it, or does again.
+    pub(super) fn unheard(&self, i: usize, unheard: bool) {
+        let mut all = self.net.unheard.lock().unwrap();
+        if unheard {
+            all.insert(member(i))
+        } else {
+            all.remove(&member(i))
+        };
     }
 
     /// A member's node is down, or up again.

@@ -23,12 +23,13 @@ use super::records::Records;
 use super::tasks::{Order as Task, Tasks};
 use crate::net::{Answer, Call, CallError};
 use crate::proto::document::error_text_hiding;
+use crate::proto::missed;
 use crate::proto::settings::IndexView;
 use crate::proto::tasks::view::Summary;
 use crate::proto::tasks::{Outcome, Status, Subject, TaskError, TaskKind, When};
 use crate::telemetry::metrics::Metrics;
 use crate::types::TraceId;
-use crate::types::{ErrorCode, IndexUid, MemberId, ShardSet};
+use crate::types::{ErrorCode, IndexRecord, IndexUid, MemberId, ShardSet};
 use crate::wire::verbs::{NodeQuestion, Refusal, Reply, Request, Write, WriteKind};
 
 /// Pause before a part that was certainly not taken is sent again; it doubles.
@@ -44,7 +45,8 @@ const ASK: Duration = Duration::from_secs(5);
 const AWAY: Duration = Duration::from_secs(5);
 /// The same for one that answers, while its node does not: that may only have much to do.
 const NODE_AWAY: Duration = Duration::from_secs(60);
-/// How long it may take until it is known of a member that did not answer that it is out of service.
+/// How long it may take until it is known of a member that has not taken an order that it is out of service, or lacks
+/// others.
 const FOUND_OUT: Duration = Duration::from_secs(3);
 /// Between two looks at that.
 const AWAY_LOOK: Duration = Duration::from_millis(100);
@@ -249,12 +251,9 @@ impl Writes {
                     () = self.is_away(&member) => Fate::Unknown("it is out of service".into()),
                 };
                 let goes_on = matches!(fate, Fate::Taken(_) | Fate::Nothing);
-                let mut later = false;
-                if matches!(fate, Fate::NotTaken(_) | Fate::Unknown(_)) {
-                    self.find_out(&member).await;
-                    // Looked at now: when the others have done their parts, it may be back without this one.
-                    later = self.gets_it_later(index, &member);
-                }
+                // Looked at now: when the others have done their parts, it may be back without this one.
+                let later =
+                    matches!(fate, Fate::NotTaken(_) | Fate::Unknown(_)) && self.gets_it_later(index, &member).await;
                 fates.push((member.clone(), fate, later));
                 if !goes_on {
                     break;
@@ -283,14 +282,6 @@ impl Writes {
         }
         let patience = if self.cluster.alive(member) { NODE_AWAY } else { AWAY };
         since.get_or_insert_with(Instant::now).elapsed() >= patience
-    }
-
-    /// Waits until it is known whether a member that did not answer is out of service.
-    async fn find_out(&self, member: &MemberId) {
-        let until = Instant::now() + FOUND_OUT;
-        while self.cluster.serving(member) && Instant::now() < until {
-            tokio::time::sleep(AWAY_LOOK).await;
-        }
     }
 
     /// Those of the members that are in service: an order goes to them, and the others get it when they are back.
@@ -412,10 +403,19 @@ impl Writes {
 
 impl Writes {
     /// Whether a member that has not taken an order is brought to it when it is back: it is away, or still lacks what was ordered
-    /// before.
-    fn gets_it_later(&self, index: &Index, member: &MemberId) -> bool {
-        let newest = self.records.snapshot().index(&index.value.physical);
-        !self.cluster.serving(member) || newest.is_some_and(|record| record.value.misses_settings(member))
+    /// before, or did when the order was given. For a moment it is waited until that is known.
+    async fn gets_it_later(&self, index: &Index, member: &MemberId) -> bool {
+        let lacks =
+            |record: &IndexRecord| record.misses_settings(member) || missed::got_since(record, index.version, member);
+        let newest = || self.records.snapshot().index(&index.value.physical);
+        let until = Instant::now() + FOUND_OUT;
+        while self.cluster.serving(member) && !newest().is_some_and(|record| lacks(&record.value)) {
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(AWAY_LOOK).await;
+        }
+        true
     }
 
     /// Looks at the nodes' tasks until all are over. A member that is slow is waited for; one that is away is not, unless all are.
@@ -629,7 +629,7 @@ mod tests {
     use crate::services::homes::found::found;
     use crate::services::records::Versioned;
     use crate::services::testing::{LONG, World, member, within};
-    use crate::types::{IndexRecord, PhysicalIndex, RecordVersion};
+    use crate::types::{PhysicalIndex, RecordVersion};
 
     /// A node that is at a task until it has done it.
     #[derive(Default)]
@@ -673,6 +673,7 @@ mod tests {
             primary_key: None,
             settings_version: 1,
             missed_settings: BTreeMap::new(),
+            caught_up: BTreeMap::new(),
             client_settings: BTreeMap::new(),
             shards: Vec::new(),
             created_at: String::new(),

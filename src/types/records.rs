@@ -104,6 +104,9 @@ pub struct IndexRecord {
     /// Changes of settings that some members have yet to get, by task (`proto::missed`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub missed_settings: BTreeMap<TaskUid, MissedSettings>,
+    /// Who has got changes that it had missed: the version of this record that said so of the last one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub caught_up: BTreeMap<MemberId, RecordVersion>,
     /// One entry a shard; its length is the index's `S`.
     pub shards: Vec<ShardRecord>,
     /// RFC 3339, UTC.

@@ -252,6 +252,7 @@ pub(super) mod tests {
                 settings_version: 1,
                 client_settings: BTreeMap::new(),
                 missed_settings: Default::default(),
+                caught_up: Default::default(),
                 shards: placement::place(s, &groups, rf),
                 created_at: String::new(),
                 updated_at: String::new(),

@@ -9,6 +9,8 @@ use super::index::{Done, Task};
 use super::request::{self, Built};
 use super::{node, take};
 use crate::proto::apply::{Answer, Effect, Flaw, Request};
+use crate::proto::journal::Kind;
+use crate::services::ledger::now;
 use crate::services::local::{Queued, Work};
 use crate::store::StoreError;
 use crate::types::{PhysicalIndex, ShardId};
@@ -136,8 +138,15 @@ impl Task {
 
     fn enqueue(&mut self, request: Request) {
         let (common, index) = (self.common.clone(), self.index.clone());
+        // What they may name was settled before they were written, and who was away may not have heard of that yet.
+        let asks =
+            matches!(request.kind, Kind::DeleteByFilter | Kind::Edit) && self.news.are_wanted(&request.spans, now());
+        if asks {
+            self.news.begin(&self.committed);
+        }
         self.done.spawn(async move {
             let note = request.note;
+            let heard = if asks { Some(common.local.refresh(&index).await) } else { None };
             let tag = node::tag(&common.journals.me().store, note);
             let queued = match request::build(&common.store, &common.journals, &index, &request, tag).await? {
                 Built::Work(work, deletions) => match counted(&common, &index, &work, &deletions).await? {
@@ -147,7 +156,7 @@ impl Task {
                 Built::Refused(flaw) => Queued::said(Answer::Refused(flaw)),
                 Built::NotThere(why) => Queued::not_sent(why),
             };
-            Ok(Done::Queued { note, queued })
+            Ok(Done::Queued { note, queued, heard })
         });
     }
 

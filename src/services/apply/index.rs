@@ -11,6 +11,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::board::{Asked, Board, Level, Levels, What};
 use super::driver::Common;
 use super::handle::{Lag, Told};
+use super::news::News;
 use super::node::Times;
 use super::outcomes;
 use super::verdicts::{Heard, Verdicts};
@@ -31,7 +32,7 @@ const TIMES: usize = 4_096;
 pub(super) enum Done {
     Started { starts: u64, loss: Loss },
     Heads { shard: ShardId, ticket: u64, heads: Vec<Head> },
-    Queued { note: u64, queued: Queued },
+    Queued { note: u64, queued: Queued, heard: Option<bool> },
     Listed { ticket: u64, page: Option<(Page, Times)> },
     Probed { ticket: u64, probed: Option<Probed> },
     Verdicts { of: MemberId, heard: Option<Heard> },
@@ -48,6 +49,8 @@ pub(super) struct Task {
     pub(super) verdicts: Verdicts,
     /// Up to where the applier was told that entries are committed.
     pub(super) committed: BTreeMap<ShardId, u64>,
+    /// For which of these a majority was asked for the index's record.
+    pub(super) news: News,
     /// What stood on the board when it was last looked at.
     pub(super) levels: Levels,
     /// Documents of this shard are taken from its primary.
@@ -98,6 +101,7 @@ pub(super) async fn run(common: Arc<Common>, index: PhysicalIndex, board: Arc<Bo
         times: Times::new(),
         verdicts,
         committed,
+        news: News::default(),
         levels: Levels::default(),
         taking: None,
         board,
@@ -200,6 +204,7 @@ impl Task {
                 self.lanes.remove(&shard);
                 self.committed.remove(&shard);
                 self.verdicts.forget(shard);
+                self.news.forget(shard);
                 self.call(|core, env| core.handle_shard_gone(env, shard));
             }
         }
@@ -214,6 +219,9 @@ impl Task {
             } else if !known {
                 let applied = stored.map_or(0, |(applied, _)| *applied);
                 self.new_lane(shard, Copied { applied, ..Copied::default() });
+            }
+            if before.is_some_and(|before| before.epoch != level.epoch) {
+                self.news.forget(shard);
             }
             if before.is_none_or(|before| before.primary != level.primary) {
                 self.call(|core, env| core.handle_reign(env, shard, level.primary));
@@ -283,6 +291,7 @@ impl Task {
         let applied = copied.applied;
         self.stop_taking(shard);
         self.lanes.insert(shard);
+        self.news.forget(shard);
         self.verdicts.begin_at(shard, applied);
         self.call(|core, env| core.handle_copied(env, shard, copied));
         self.is_committed(shard, applied);
@@ -355,7 +364,13 @@ impl Task {
             Done::Heads { shard, ticket, heads } => {
                 self.call(|core, env| core.handle_heads(env, shard, ticket, heads));
             }
-            Done::Queued { note, queued } => self.was_queued(note, queued),
+            Done::Queued { note, queued, heard } => {
+                // A majority was asked before, and has answered or not.
+                if let Some(answered) = heard {
+                    self.news.end(answered, now());
+                }
+                self.was_queued(note, queued);
+            }
             Done::Listed { ticket, page: Some((page, times)) } => {
                 self.times.extend(times);
                 while self.times.len() > TIMES {

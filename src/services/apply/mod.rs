@@ -6,6 +6,7 @@
 //! | `board` | what an applier is to know of records, journals and the node: levels, not events |
 //! | `index` | the one task that runs the applier of an index |
 //! | `effects` | what an applier wants done |
+//! | `news` | whether a majority is asked for the record before entries that name attributes are sent |
 //! | `counts` | how many documents deletions find |
 //! | `request` | entries as the body of one request |
 //! | `node` | the node's tasks |
@@ -23,6 +24,7 @@ pub mod driver;
 mod effects;
 pub mod handle;
 mod index;
+mod news;
 mod node;
 mod outcomes;
 mod request;

@@ -20,6 +20,7 @@ use crate::net::{Answer, Call, CallError, Peers};
 use crate::proto::apply::Config as CoreConfig;
 use crate::proto::journal::log::Bounds;
 use crate::proto::journal::{Answer as Written, Kind, Write};
+use crate::proto::missed;
 use crate::proto::tasks::home::body;
 use crate::services::cluster::{Cluster, NodeHealth};
 use crate::services::ledger::ChangeRequest;
@@ -30,9 +31,9 @@ use crate::services::testing::{LONG, World, member, within};
 use crate::store::StoreError;
 use crate::types::{
     IndexRecord, IndexUid, JournalKey, JournalRecord, MemberId, MissedSettings, PhysicalIndex, ReplicaId, ReplicaState,
-    ShardId, ShardRecord, ShardReplica, TaskPart, TaskUid, TraceId, Value as RecordValue,
+    ShardId, ShardRecord, ShardReplica, ShardSet, TaskPart, TaskUid, TraceId, Value as RecordValue,
 };
-use crate::wire::verbs::{Reply, Request};
+use crate::wire::verbs::{Reply, Request, Write as Order, WriteKind};
 
 const SHARDS: u16 = 3;
 const MEMBERS: usize = 3;
@@ -335,6 +336,7 @@ fn index_record() -> IndexRecord {
         settings_version: 0,
         client_settings: BTreeMap::new(),
         missed_settings: Default::default(),
+        caught_up: Default::default(),
         shards: vec![shard; usize::from(SHARDS)],
         created_at: "2024-01-01T00:00:00Z".into(),
         updated_at: "2024-01-01T00:00:00Z".into(),
@@ -487,9 +489,69 @@ async fn entries_wait_until_the_node_has_the_settings_that_were_changed_while_it
     // As by a member that is back; whoever gets the settings is told by the record.
     let follows = tokio::spawn(all.running[2].as_ref().unwrap().local.clone().follow_records());
     all.are_whole().await;
-    assert_eq!(all.nodes[2].state().indexes[index().as_str()].settings["stopWords"], json!(["new"]));
+    let stop_words = || all.nodes[2].state().indexes[index().as_str()].settings["stopWords"].clone();
+    assert_eq!(stop_words(), json!(["new"]));
     assert!(!says(&all));
     follows.abort();
+    // What was given before that may not come behind it: its sender has it noted.
+    let local = &all.running[2].as_ref().unwrap().local;
+    let record = local.record_of(&index()).unwrap();
+    let lacked = record.version - 1;
+    assert!(missed::got_since(&record.value, lacked, &member(2)) && record.value.missed_settings.is_empty());
+    let order = async |record_version, word: &str| {
+        let order = Order { index: index(), record_version, shards: ShardSet::new(), kind: WriteKind::Settings };
+        let (request, trace) = (Request::Write(order.clone()), TraceId::default());
+        let body = json!({ "stopWords": [word] }).to_string().into();
+        local.write(&order, &Call { request, body, deadline: Instant::now() + LONG, trace }).await.reply
+    };
+    let refused = order(lacked, "old").await;
+    assert!(matches!(&refused, Reply::NodeDown(why) if why.contains("when this was sent")), "{refused:?}");
+    assert!(matches!(order(record.version, "newer").await, Reply::Enqueued(_)));
+    until("it is done", async || stop_words() == json!(["newer"])).await;
+}
+
+#[tokio::test]
+async fn what_names_attributes_waits_once_for_a_majority_that_does_not_answer() {
+    let mut all = All::start().await;
+    let led_by_others: Vec<u16> = (0..SHARDS).filter(|shard| all.primary(*shard) != Some(2)).collect();
+    let documents: Vec<Value> = led_by_others.iter().map(|shard| document(*shard, 1, 1)).collect();
+    all.set(&documents).await;
+    all.are_whole().await;
+    all.health[2].send_modify(|health| health.healthy = false);
+    let edits = 6;
+    for _ in 0..edits {
+        all.write(Kind::Edit, led_by_others.iter().map(|shard| (*shard, EDIT.into())).collect()).await;
+    }
+    all.is_whole(0).await;
+    all.world.unheard(2, true);
+    let began = Instant::now();
+    all.health[2].send_modify(|health| health.healthy = true);
+    all.is_whole(2).await;
+    // Each edit of each shard is a request of its own, and each question takes a second.
+    let (took, requests) = (began.elapsed(), edits * led_by_others.len());
+    assert!(requests >= 6 && took < Duration::from_secs(requests as u64) / 2, "{requests} requests: {took:?}");
+}
+
+#[tokio::test]
+async fn what_names_attributes_asks_again_if_it_came_after_a_majority_did_not_answer() {
+    let mut all = All::start().await;
+    let shard = (0..SHARDS).find(|shard| all.primary(*shard) != Some(2)).unwrap();
+    all.set(&[document(shard, 1, 3)]).await;
+    all.are_whole().await;
+    all.world.unheard(2, true);
+    all.write(Kind::Edit, vec![(shard, EDIT.into())]).await;
+    all.are_whole().await;
+    put_record(&all.world, &lacking(&[2])).await;
+    assert!(!all.running[2].as_ref().unwrap().local.misses_settings(&index()), "it has not heard of it");
+    all.world.unheard(2, false);
+    all.write(Kind::DeleteByFilter, vec![(shard, r#"{"filter":"v = 3"}"#.into())]).await;
+    all.is_whole(0).await;
+    all.is_whole(1).await;
+    let says = |all: &All| all.handle(2).trouble(&index()).is_some_and(|why| why.contains("has yet to get settings"));
+    until("it says so", async || says(&all)).await;
+    assert_eq!(all.nodes[2].documents(index().as_str()).len(), 1);
+    put_record(&all.world, &lacking(&[])).await;
+    all.are_whole().await;
 }
 
 #[tokio::test]

@@ -89,15 +89,11 @@ impl Local {
     }
 
     /// Puts one request in the node's queue, after everything that was put there before. The index is made from its record if
-    /// the node has not got it.
+    /// the node has not got it. Whoever sends what names attributes has brought the record up to what that needs.
     ///
     /// Not cancel-safe: a dropped request may be in the queue.
     pub async fn queue(&self, physical: &PhysicalIndex, work: &Work) -> Queued {
         let deadline = Instant::now() + PATIENCE;
-        if matches!(work.kind, Kind::DeleteByFilter | Kind::Edit) {
-            // What it may name was settled before it was written, and a member that was away may not have heard of that yet.
-            self.refresh(physical).await;
-        }
         let slot = self.slot(physical);
         let mut on_node = slot.enqueue.lock().await;
         if let Some(Answered { reply: Reply::NodeDown(why), .. }) = self.node_down() {
@@ -237,12 +233,11 @@ impl Local {
         }
     }
 
-    /// Brings the copy of an index's record up to what a majority knows, if that answers soon.
+    /// Brings the copy of an index's record up to what a majority knows; says whether one answered soon.
     ///
     /// Cancel-safe.
-    pub async fn refresh(&self, physical: &PhysicalIndex) {
-        let key = key_of(&index_key(physical));
-        self.refresh_record(&key).await;
+    pub async fn refresh(&self, physical: &PhysicalIndex) -> bool {
+        self.refresh_record(&key_of(&index_key(physical))).await
     }
 
     /// Brings the copy of a record up to what a majority knows; says whether one answered soon.
@@ -347,6 +342,7 @@ mod tests {
             settings_version: 0,
             client_settings: Default::default(),
             missed_settings: Default::default(),
+            caught_up: Default::default(),
             shards: vec![ShardRecord::default(); 4],
             created_at: time.clone(),
             updated_at: time,

@@ -140,7 +140,7 @@ impl Local {
         loop {
             let Some(index) = self.record_of(physical) else { return Ok(()) };
             let mut record = index.value.clone();
-            missed::got(&mut record, task, self.cluster.own());
+            missed::got(&mut record, task, self.cluster.own(), index.version + 1);
             if record == index.value {
                 return Ok(());
             }
