@@ -617,6 +617,47 @@ async fn a_node_that_was_away_passes_over_what_failed_though_the_primary_has_for
 }
 
 #[tokio::test]
+async fn what_another_primary_has_applied_is_taken_from_it_by_who_was_told_that_it_failed_and_was_away() {
+    let mut all = All::start().await;
+    all.set(&[document(0, 1, 1), document(0, 2, 1)]).await;
+    all.are_whole().await;
+    let first = all.primary(0).unwrap();
+    let (next, away) = ((first + 1) % MEMBERS, (first + 2) % MEMBERS);
+    all.health[away].send_modify(|health| health.healthy = false);
+    for i in [first, next] {
+        all.nodes[i].state().refuses.push("odd");
+    }
+    all.set(&[document(0, 4, 1)]).await;
+    let before = all.model.clone();
+    let mut odd = document(0, 1, 2);
+    odd["odd"] = 1.into();
+    let refused = all.set(&[odd]).await[0];
+    all.model = before;
+    for i in [first, next] {
+        all.is_whole(i).await;
+    }
+    for i in [next, away] {
+        let store = all.world.at(i).journal_store.clone();
+        let knows = async || store.failed(&key(0), refused, refused, 9).await.unwrap().len() == 1;
+        until("the primary's verdict", knows).await;
+    }
+    // The next one has taken it, and the primary dies before that is seen.
+    all.nodes[next].state().refuses.retain(|field| *field != "odd");
+    assert_eq!(all.world.at(next).journal_store.spoil("DELETE FROM failed"), 1);
+    all.nodes[next].state().indexes.get_mut(index().as_str()).unwrap().documents.get_mut("0-1").unwrap()["odd"] =
+        1.into();
+    all.kill(first).await;
+    all.world.kill(first).await;
+    until("the next one leads", async || all.primary(0) == Some(next)).await;
+    all.health[away].send_modify(|health| health.healthy = true);
+    until("both are the same", async || {
+        let [one, other] = [next, away].map(|i| all.nodes[i].documents(index().as_str()));
+        one == other && one["0-1"].get("odd").is_some()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_a_primary_did_unheard_is_found_out_when_another_leads() {
     let mut all = All::start().await;
     for node in &all.nodes {
