@@ -207,7 +207,7 @@ sections! {
         /// Seconds that writes are kept in the journals, so that a member that was away so long need not copy whole shards.
         retention_s: u64 = Value("86400"), "a number of seconds from 60 to 31536000",
             |v| (60..=31_536_000).contains(v);
-        /// The same in bytes of all journals together; what a copy in sync still needs is kept beyond it.
+        /// The same in bytes of all journals together; what a copy in sync that gets on still needs is kept beyond it.
         retention_bytes: u64 = Value("4294967296"), "a number of bytes from 1048576 to 1099511627776",
             |v| (1 << 20..=1 << 40).contains(v);
         /// Bytes that must be free on the disk of the store; with fewer, other members order and store the writes. 0: never looked at.

@@ -5,6 +5,7 @@
 //! the in-sync set has stored it, and everyone whom it has ever asked to let into the set, until the record rules that out.
 //! Must not know: who elected it.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::message::Said;
 use super::peer::Peer;
 use super::replica::Base;
 use crate::proto::env::Instant;
-use crate::types::{MemberId, Position, ReplicaId, ShardState, TaskPart};
+use crate::types::{MemberId, Position, ReplicaId, ShardCopy, ShardState, TaskPart};
 
 /// Most senders that wait for one reign's entries.
 const WAITING_MAX: usize = 8_192;
@@ -43,6 +44,8 @@ pub(super) struct Primary {
     pub(super) asked: Option<Asked>,
     /// When another member was last asked to take over.
     pub(super) handed_at: Option<Instant>,
+    /// Up to here nobody's node is waited for any more.
+    overdue: u64,
     waiting: BTreeMap<u64, (bool, Vec<OpId>)>,
     waiters: usize,
     finding: BTreeMap<TaskPart, Finding>,
@@ -65,6 +68,7 @@ impl Primary {
             counted: BTreeMap::new(),
             asked: None,
             handed_at: None,
+            overdue: 0,
             waiting: BTreeMap::new(),
             waiters: 0,
             finding: BTreeMap::new(),
@@ -260,21 +264,43 @@ impl Primary {
         in_sync.chain(self.counted.keys()).map(stored).min().unwrap_or(0)
     }
 
-    /// Up to here entries are needed by nobody: all in sync have applied them, and all that are being filled have them.
+    /// Up to here entries are needed by nobody: all in sync have applied them, or are not waited for any more, and all that are
+    /// being filled have them.
     pub(super) fn free(&self, base: &Base) -> u64 {
-        let needs = |(member, peer): (&MemberId, &Peer)| {
+        let applied = |(member, peer): (&MemberId, &Peer)| {
             let id = ReplicaId { member: member.clone(), store: peer.store };
-            if self.relies_on(base, &id) {
-                return peer.applied;
-            }
-            let fills = base
-                .record
-                .as_ref()
-                .and_then(|r| r.copy(member))
-                .is_some_and(|c| c.is_learner() && base.lives(&id) && peer.matched);
-            if fills { peer.acked } else { u64::MAX }
+            self.relies_on(base, &id).then_some(peer.applied)
         };
-        self.peers.iter().map(needs).chain([base.applied]).min().unwrap_or(0)
+        let applied = self.peers.iter().filter_map(applied).chain([base.applied]).min().unwrap_or(0);
+        applied.max(self.overdue).min(self.filled(base))
+    }
+
+    /// Up to here all that are being filled have entries.
+    fn filled(&self, base: &Base) -> u64 {
+        let has = |(member, peer): (&MemberId, &Peer)| {
+            let id = ReplicaId { member: member.clone(), store: peer.store };
+            let learns = base.record.as_ref().and_then(|r| r.copy(member)).is_some_and(ShardCopy::is_learner);
+            let fills = learns && !self.relies_on(base, &id) && base.lives(&id) && peer.matched;
+            fills.then_some(peer.acked)
+        };
+        self.peers.iter().filter_map(has).min().unwrap_or(u64::MAX)
+    }
+
+    /// Entries up to `to` are beyond the retention, and have waited long for somebody's node. They are kept no longer where as many
+    /// in sync have applied them as there must be. Everybody else in sync has them in a journal of its own, which keeps them until
+    /// its own node has applied them.
+    pub(super) fn overdue(&mut self, base: &Base, to: u64) {
+        let Some(record) = &base.record else { return };
+        let applied = |id: &ReplicaId| match self.peers.get(&id.member).filter(|p| p.store == id.store) {
+            Some(peer) => peer.applied,
+            None if *id == base.id => base.applied,
+            None => 0,
+        };
+        let mut applied: Vec<u64> = record.in_sync.iter().map(applied).collect();
+        applied.sort_unstable_by_key(|to| Reverse(*to));
+        let least = base.min_in_sync(record).max(1);
+        let enough = applied.get(least - 1).copied().unwrap_or(0).min(base.applied);
+        self.overdue = self.overdue.max(to.min(enough).min(self.stored_by_all(base)));
     }
 
     pub(super) fn rests(&self, base: &Base) -> bool {

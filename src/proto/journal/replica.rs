@@ -254,6 +254,14 @@ impl Replica {
         self.run(env);
     }
 
+    /// The same of entries that have waited long for somebody's node: they go where enough other nodes in sync have applied them.
+    pub fn handle_overdue(&mut self, env: &mut Env, to: u64) {
+        if let Role::Primary(primary) = &mut self.role {
+            primary.overdue(&self.base, to);
+        }
+        self.handle_trim(env, to);
+    }
+
     /// Time has passed: due at [`Replica::next_wake`], harmless at any other time.
     pub fn handle_tick(&mut self, env: &mut Env) {
         self.run(env);

@@ -82,6 +82,8 @@ pub struct Node {
     start: u64,
     pub paused_until: Instant,
     pub slow: bool,
+    /// The node applies nothing.
+    stuck: bool,
     rng: fastrand::Rng,
 }
 
@@ -189,6 +191,7 @@ impl World {
                 start: 0,
                 paused_until: Instant(0),
                 slow: false,
+                stuck: false,
                 rng: world.rng.fork(),
             };
             world.nodes.insert(id(i), node);
@@ -484,6 +487,7 @@ impl World {
             node.slow = false;
             node.paused_until = self.now;
             self.start(member);
+            self.stick(member, false);
         }
     }
 

@@ -78,6 +78,10 @@ fn disturb(world: &mut World, members: usize) {
                 world.crash_and_restart(&id(i));
             }
         }
+        64..68 => {
+            let stuck = world.is_stuck(&member);
+            world.stick(&member, !stuck);
+        }
         _ => {}
     }
 }
@@ -143,8 +147,9 @@ fn a_shard_at_rest_says_nothing() {
     world.run(2 * SECOND);
     assert!(world.is_idle());
     let before = world.counts["message"];
+    world.offer_all();
     world.run(60 * SECOND);
-    assert_eq!(world.counts["message"], before);
+    assert_eq!((world.counts["message"], world.is_idle()), (before, true));
 }
 
 #[test]
@@ -165,8 +170,70 @@ fn a_follower_that_starts_again_when_writing_is_over_applies_all_that_is_committ
         world.check_rest();
         assert!(world.is_idle(), "seed {seed}");
         let before = world.counts["message"];
+        world.offer_all();
         world.run(60 * SECOND);
-        assert_eq!(world.counts["message"], before, "seed {seed}");
+        assert_eq!((world.counts["message"], world.is_idle()), (before, true), "seed {seed}");
+        world.check_rest();
+    }
+}
+
+/// What stands in a shard's journals.
+fn kept(world: &World, shard: usize) -> Vec<usize> {
+    world.nodes.values().map(|node| node.disks[shard].entries.len()).collect()
+}
+
+#[test]
+fn a_node_that_applies_nothing_holds_up_no_journal_but_its_own_and_loses_nothing() {
+    for seed in seeds(20) {
+        let mut world = World::new(seed, 3, 2, 3, 4);
+        world.run(2 * SECOND);
+        let stuck = world.record[0].in_sync.last().unwrap().member.clone();
+        let at = usize::from(stuck != id(0)) + usize::from(stuck == id(2));
+        world.stick(&stuck, true);
+        for _ in 0..10 {
+            world.run(SECOND / 2);
+            world.offer_all();
+        }
+        for shard in 0..2 {
+            let (kept, all) = (kept(&world, shard), world.histories[shard].all_committed().len());
+            assert_eq!(world.record[shard].in_sync.len(), 3, "seed {seed}");
+            // Not where the stuck one is the primary: others wait for what it would judge.
+            if world.primary(shard) != stuck {
+                let others = (0..3).filter(|i| *i != at).map(|i| kept[i]);
+                assert!(others.max().unwrap() * 3 < all && kept[at] * 2 > all, "seed {seed}: {kept:?} of {all}");
+            }
+        }
+        // Whoever else dies, it has all that its node lacks.
+        let dies = world.primary(0);
+        match seed % 4 {
+            0 => world.crash_and_restart(&stuck),
+            1 => world.crash_and_restart(&dies),
+            2 => world.lose_store(&dies),
+            _ => {}
+        }
+        world.run(SECOND);
+        rest(&mut world);
+    }
+}
+
+#[test]
+fn where_too_few_nodes_apply_anything_no_entry_goes() {
+    for (seed, stuck) in seeds(20).flat_map(|seed| [(seed, 0..3), (seed, 0..2), (seed, 1..3)]) {
+        let mut world = World::new(seed, 3, 2, 3, 4);
+        world.run(2 * SECOND);
+        stuck.clone().for_each(|i| world.stick(&id(i), true));
+        let before = world.acknowledged();
+        for _ in 0..6 {
+            world.run(SECOND / 2);
+            world.offer_all();
+        }
+        assert!(world.acknowledged() > before, "it is about entries that are there");
+        for shard in 0..2 {
+            let applied = stuck.clone().map(|i| world.nodes[&id(i)].disks[shard].applied_to()).max().unwrap();
+            let floor = world.nodes.values().map(|node| node.disks[shard].floor.seq).max().unwrap();
+            assert!(floor <= applied, "seed {seed}: entries up to {floor} went, {applied} are applied");
+        }
+        rest(&mut world);
     }
 }
 
@@ -630,6 +697,55 @@ fn a_new_primary_lets_in_who_has_everything_for_who_is_gone() {
     assert!(!one.replica.is_open());
     let effects = one.step(|r, env| r.handle_record(env, state(&[0, 2], (0, 1), 1, 3)));
     assert_eq!(answers(&effects), [Answer::Committed { seq: 2, refused: false, in_sync: 2, copies: 3 }]);
+}
+
+/// A primary with an entry that all have stored, and as many of the set have applied, itself among them.
+fn held_up(in_sync: &[usize], applied: usize) -> One {
+    let mut one = One::new(0, 1, Stored::default(), state(in_sync, (0, 1), 1, 2), None);
+    one.effects();
+    one.stored(1);
+    one.stored(2);
+    one.write(1, 7);
+    one.stored(3);
+    for (i, m) in in_sync.iter().enumerate().skip(1) {
+        one.hears(*m, 0, 1, Said::Stored { to: 2, commit: 2, applied: if i < applied { 2 } else { 1 } });
+    }
+    one.step(|r, _| r.handle_applied(if applied > 0 { 2 } else { 1 }));
+    assert_eq!((one.replica.log().commit(), one.replica.free()), (2, 1));
+    one
+}
+
+fn floor_of(effects: &[Effect]) -> Option<u64> {
+    let floor = |e: &Effect| if let Effect::Store { rows, .. } = e { rows.floor } else { None };
+    effects.iter().find_map(floor).map(|at| at.seq)
+}
+
+#[test]
+fn who_applies_nothing_is_not_waited_for_when_it_is_overdue_and_stays_in_sync() {
+    let mut one = held_up(&[0, 1, 2], 2);
+    assert_eq!(floor_of(&one.step(|r, env| r.handle_trim(env, 2))), Some(1), "it may be about to");
+    let effects = one.step(|r, env| r.handle_overdue(env, 2));
+    assert_eq!((floor_of(&effects), effects.len()), (Some(2), 1), "the set stays as it is");
+    one.stored(4);
+    one.stored(5);
+    let effects = one.write(2, 8);
+    let free = |said: &Said| matches!(said, Said::Append { free: 2, .. });
+    assert!(sent(&effects).len() == 2 && sent(&effects).iter().all(free), "others hear of it: {effects:?}");
+}
+
+#[test]
+fn what_is_overdue_is_kept_until_as_many_have_applied_it_as_must_be_in_sync() {
+    for (in_sync, applied) in [(&[0, 1, 2][..], 1), (&[0, 2], 1), (&[0, 1, 2], 0)] {
+        let mut one = held_up(in_sync, applied);
+        assert_eq!(floor_of(&one.step(|r, env| r.handle_overdue(env, 2))), Some(1), "{in_sync:?} {applied}");
+        assert_eq!(one.replica.free(), 1);
+    }
+    // The others have applied it, and not the primary, whose word counts.
+    let mut one = held_up(&[0, 1, 2], 0);
+    for m in [1, 2] {
+        one.hears(m, 0, 1, Said::Stored { to: 2, commit: 2, applied: 2 });
+    }
+    assert_eq!(floor_of(&one.step(|r, env| r.handle_overdue(env, 2))), Some(1));
 }
 
 /// The parts of what is to be stored, in its order.

@@ -87,7 +87,7 @@ pub(super) async fn run(common: Arc<Common>, index: PhysicalIndex, board: Arc<Bo
     }
     let lanes = lags.keys().copied().collect();
     let committed = lags.iter().map(|(shard, lag)| (*shard, lag.committed)).collect();
-    let verdicts = Verdicts::of(stored.checked, &lags);
+    let verdicts = Verdicts::of(stored.checked, &lags, common.config.verdicts_max);
     let core = Applier::recover(&mut Env { now: now(), rng: &mut rng }, common.config.core.clone(), stored.stored);
     if let Some(known) = common.shared.known().get_mut(&index) {
         (known.lags, known.runs) = (lags, true);
@@ -302,7 +302,11 @@ impl Task {
         if to > *known {
             *known = to;
             if let Some(index) = self.common.shared.known().get_mut(&self.index) {
-                index.lags.entry(shard).or_default().committed = to;
+                let lag = index.lags.entry(shard).or_default();
+                lag.committed = to;
+                if !lag.rebuild {
+                    self.verdicts.waits(shard, to);
+                }
             }
             self.call(|core, env| core.handle_committed(env, shard, to));
         }
@@ -482,7 +486,9 @@ impl Task {
 
     fn note_lags(&mut self, lanes: &BTreeMap<ShardId, Option<LaneRow>>) {
         for (shard, row) in lanes.iter().filter_map(|(shard, row)| Some((*shard, row.as_ref()?))) {
+            let committed = self.committed.get(&shard).copied().unwrap_or(0);
             self.verdicts.applied(shard, row.applied);
+            self.verdicts.waits(shard, if is_to_be_made(row) { row.applied } else { committed });
         }
         let mut known = self.common.shared.known();
         let Some(lags) = known.get_mut(&self.index).map(|known| &mut known.lags) else { return };

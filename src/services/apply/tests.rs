@@ -285,6 +285,30 @@ impl All {
         }
     }
 
+    /// A member's node is away, and the others drop what they have applied of the first shard, up to an entry.
+    async fn drop_without(&mut self, away: usize, upto: u64) {
+        within("what is overdue goes", async {
+            // What goes travels with writes.
+            for id in 100.. {
+                for (_, me) in self.world.alive() {
+                    me.journals.trim(&key(0), upto, true).await;
+                }
+                self.set(&[document(0, id, 1)]).await;
+                let mut floors = Vec::new();
+                for (_, me) in self.world.alive() {
+                    floors
+                        .extend(me.journals.stored().await.unwrap().into_iter().filter(|listed| listed.key == key(0)));
+                }
+                assert!(floors[away].floor.seq <= floors[away].applied, "its node needs it");
+                if (0..MEMBERS).all(|i| i == away || floors[i].floor.seq >= upto) {
+                    break;
+                }
+            }
+        })
+        .await;
+        assert!(self.record().shard(ShardId(0)).unwrap().in_sync.iter().any(|id| id.member == member(away)));
+    }
+
     fn expected(&self) -> Documents {
         self.model.iter().flatten().map(|(id, document)| (id.clone(), document.clone())).collect()
     }
@@ -622,6 +646,80 @@ async fn what_the_nodes_do_not_agree_on_is_as_at_the_primary() {
 }
 
 #[tokio::test]
+async fn a_node_that_was_away_passes_over_what_failed_though_the_primary_has_forgotten_it() {
+    let mut all = All::start().await;
+    all.set(&[document(0, 1, 1), document(0, 2, 1)]).await;
+    all.are_whole().await;
+    let first = all.primary(0).unwrap();
+    let away = (first + 1) % MEMBERS;
+    all.health[away].send_modify(|health| health.healthy = false);
+    // It would take what all others refuse.
+    for (_, node) in all.nodes.iter().enumerate().filter(|(i, _)| *i != away) {
+        node.state().refuses.push("odd");
+    }
+    all.set(&[document(0, 4, 1)]).await;
+    let before = all.model.clone();
+    let mut odd = document(0, 1, 2);
+    odd["odd"] = 1.into();
+    let refused = all.set(&[odd]).await[0];
+    all.model = before;
+    let last = all.set(&[document(0, 3, 1)]).await[0];
+    for i in (0..MEMBERS).filter(|i| *i != away) {
+        all.is_whole(i).await;
+    }
+    let store = all.world.at(away).journal_store.clone();
+    let knows = async || store.failed(&key(0), refused, refused, 9).await.unwrap().len() == 1;
+    until("it is told in time", knows).await;
+    all.drop_without(away, last).await;
+    all.health[away].send_modify(|health| health.healthy = true);
+    all.are_whole().await;
+    let outcome = all.handle(away).outcomes(&key(0), vec![refused]).await.unwrap().remove(&refused);
+    assert!(outcome.is_some_and(|outcome| outcome.flaw.is_some()));
+    assert_eq!(all.world.at(away).metrics.verdict_mismatches.get(), 0);
+}
+
+#[tokio::test]
+async fn what_another_primary_has_applied_is_taken_from_it_by_who_was_told_that_it_failed_and_was_away() {
+    let mut all = All::start().await;
+    all.set(&[document(0, 1, 1), document(0, 2, 1)]).await;
+    all.are_whole().await;
+    let first = all.primary(0).unwrap();
+    let (next, away) = ((first + 1) % MEMBERS, (first + 2) % MEMBERS);
+    all.health[away].send_modify(|health| health.healthy = false);
+    for i in [first, next] {
+        all.nodes[i].state().refuses.push("odd");
+    }
+    all.set(&[document(0, 4, 1)]).await;
+    let before = all.model.clone();
+    let mut odd = document(0, 1, 2);
+    odd["odd"] = 1.into();
+    let refused = all.set(&[odd]).await[0];
+    all.model = before;
+    for i in [first, next] {
+        all.is_whole(i).await;
+    }
+    for i in [next, away] {
+        let store = all.world.at(i).journal_store.clone();
+        let knows = async || store.failed(&key(0), refused, refused, 9).await.unwrap().len() == 1;
+        until("the primary's verdict", knows).await;
+    }
+    // The next one has taken it, and the primary dies before that is seen.
+    all.nodes[next].state().refuses.retain(|field| *field != "odd");
+    assert_eq!(all.world.at(next).journal_store.spoil("DELETE FROM failed"), 1);
+    all.nodes[next].state().indexes.get_mut(index().as_str()).unwrap().documents.get_mut("0-1").unwrap()["odd"] =
+        1.into();
+    all.kill(first).await;
+    all.world.kill(first).await;
+    until("the next one leads", async || all.primary(0) == Some(next)).await;
+    all.health[away].send_modify(|health| health.healthy = true);
+    until("both are the same", async || {
+        let [one, other] = [next, away].map(|i| all.nodes[i].documents(index().as_str()));
+        one == other && one["0-1"].get("odd").is_some()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_a_primary_did_unheard_is_found_out_when_another_leads() {
     let mut all = All::start().await;
     for node in &all.nodes {
@@ -706,7 +804,7 @@ async fn a_copy_for_which_entries_are_missing_waits_until_it_is_made() {
         // What is not needed any more travels with writes.
         for id in 40.. {
             for i in 0..MEMBERS {
-                all.world.at(i).journals.trim(&key(0), applied - 2).await;
+                all.world.at(i).journals.trim(&key(0), applied - 2, false).await;
             }
             all.set(&[document(0, id, 1)]).await;
             let listed = journals.stored().await.unwrap().into_iter().find(|listed| listed.key == key(0)).unwrap();

@@ -1,7 +1,8 @@
 //! What the nodes of shards' primaries made of entries, compared with what the own node made of them.
 //!
 //! A replica asks the primary for all entries since it last knew, in one call for all shards of one primary; so nothing that is
-//! said gets lost, and nobody has to remember whom it told. Rule: up to `checked` every verdict of the primary is known here, and
+//! said gets lost, and nobody has to remember whom it told. Verdicts go with the primary's entries, which do not wait for ever for a
+//! node that applies nothing: who gets no further asks about entries as well that it has not applied. Rule: up to `checked` every verdict of the primary is known here, and
 //! durable. Must not know: what follows from a verdict.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,14 +36,34 @@ pub(super) type Heard = (Vec<(ShardId, u64, u64)>, Vec<ShardVerdicts>);
 struct Place {
     checked: u64,
     applied: u64,
+    /// Up to here entries wait to be applied.
+    waits: u64,
+    /// Since when there are some, and none was applied.
+    since: Option<Instant>,
     /// The entry that waits for its verdict.
     wanted: Option<u64>,
 }
 
 impl Place {
+    fn new(checked: u64, applied: u64) -> Self {
+        Self { checked, applied, waits: applied, ..Self::default() }
+    }
+
+    fn waits(&mut self, to: u64) {
+        self.waits = to;
+        self.since = (to > self.applied).then(|| self.since.unwrap_or_else(now));
+    }
+
+    /// When what waits is to be asked for, too.
+    fn ahead_at(&self, patience: Duration) -> Option<Instant> {
+        self.since.filter(|_| self.waits > self.checked).map(|since| since.plus(patience))
+    }
+
     /// From where to where something is to be asked.
-    fn open(&self) -> Option<(u64, u64)> {
-        let (from, to) = (self.checked + 1, self.applied.max(self.wanted.unwrap_or(0)));
+    fn open(&self, patience: Duration) -> Option<(u64, u64)> {
+        let ahead = self.ahead_at(patience).is_some_and(|at| at <= now());
+        let to = self.applied.max(self.wanted.unwrap_or(0)).max(if ahead { self.waits } else { 0 });
+        let from = self.checked + 1;
         (from <= to).then_some((from, to))
     }
 }
@@ -59,21 +80,24 @@ pub(super) struct Verdicts {
     step: Duration,
     /// Shards whose primary is not this process have something open.
     open: bool,
+    /// When a copy has got no further for so long, it asks about what waits.
+    patience: Duration,
 }
 
 impl Verdicts {
-    pub(super) fn of(checked: BTreeMap<ShardId, u64>, lags: &BTreeMap<ShardId, Lag>) -> Self {
+    pub(super) fn of(checked: BTreeMap<ShardId, u64>, lags: &BTreeMap<ShardId, Lag>, patience: Duration) -> Self {
         let place = |(shard, lag): (&ShardId, &Lag)| {
-            let checked = checked.get(shard).copied().unwrap_or(0);
-            (*shard, Place { checked, applied: lag.applied, wanted: None })
+            let mut place = Place::new(checked.get(shard).copied().unwrap_or(0), lag.applied);
+            place.waits(if lag.rebuild { lag.applied } else { lag.committed });
+            (*shard, place)
         };
         let (due, places) = (Some(now()), lags.iter().map(place).collect());
-        Self { places, due, open: true, ..Self::default() }
+        Self { places, due, open: true, patience, ..Self::default() }
     }
 
     /// A copy that is as after this entry: what came with it needs no verdict.
     pub(super) fn begin_at(&mut self, shard: ShardId, applied: u64) {
-        self.places.insert(shard, Place { checked: applied, applied, wanted: None });
+        self.places.insert(shard, Place::new(applied, applied));
         self.changed.insert(shard);
     }
 
@@ -88,7 +112,7 @@ impl Verdicts {
         let Some(place) = self.places.get_mut(&shard).filter(|place| place.checked > floor) else { return };
         place.checked = floor;
         self.changed.insert(shard);
-        if place.open().is_some() {
+        if place.open(self.patience).is_some() {
             self.open = true;
             self.due = Some(now().plus(SOON));
             self.step = Duration::ZERO;
@@ -102,15 +126,27 @@ impl Verdicts {
 
     pub(super) fn applied(&mut self, shard: ShardId, to: u64) {
         let Some(place) = self.places.get_mut(&shard) else { return };
+        place.since = place.since.filter(|_| place.applied == to);
         place.applied = to;
         place.wanted = place.wanted.filter(|seq| *seq > to);
-        self.open |= place.open().is_some();
+        self.open |= place.open(self.patience).is_some();
     }
 
-    /// An entry waits for its verdict.
+    /// Entries up to `to` wait to be applied.
+    pub(super) fn waits(&mut self, shard: ShardId, to: u64) {
+        if let Some(place) = self.places.get_mut(&shard) {
+            place.waits(to);
+        }
+    }
+
+    /// An entry waits for its verdict. If one was asked for before, it is that it has not failed, or it was told meanwhile.
     pub(super) fn want(&mut self, shard: ShardId, seq: u64) {
         if let Some(place) = self.places.get_mut(&shard) {
             place.wanted = Some(seq);
+            if place.checked >= seq {
+                place.checked = seq - 1;
+                self.changed.insert(shard);
+            }
             self.open = true;
             self.due = Some(now().plus(SOON));
         }
@@ -123,11 +159,17 @@ impl Verdicts {
     }
 
     pub(super) fn next_wake(&self) -> Option<Instant> {
-        self.due.filter(|_| self.open && self.asking.is_empty())
+        let due = if self.open { self.due } else { self.ahead_at() };
+        due.filter(|_| self.asking.is_empty())
+    }
+
+    /// When somebody asks about what waits.
+    fn ahead_at(&self) -> Option<Instant> {
+        self.places.values().filter_map(|place| place.ahead_at(self.patience)).min()
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        !self.open && self.asking.is_empty()
+        !self.open && self.asking.is_empty() && self.ahead_at().is_none()
     }
 }
 
@@ -135,6 +177,7 @@ impl Task {
     /// Asks the primaries of shards for what is not known of them, if that is due.
     pub(super) fn ask_for_verdicts(&mut self) {
         let config = &self.common.config;
+        self.verdicts.open |= self.verdicts.ahead_at().is_some_and(|at| at <= now());
         if !self.verdicts.open || !self.verdicts.asking.is_empty() {
             return;
         }
@@ -145,9 +188,11 @@ impl Task {
         let record = self.common.journals.record(&self.index);
         let mut of: BTreeMap<MemberId, Vec<(ShardId, u64, u64)>> = BTreeMap::new();
         self.verdicts.open = false;
-        for (shard, place) in &self.verdicts.places {
-            let Some((from, to)) = place.open() else { continue };
+        for (shard, place) in &mut self.verdicts.places {
+            let Some((from, to)) = place.open(self.verdicts.patience) else { continue };
             if self.levels.shards.get(shard).is_none_or(|level| level.primary) {
+                // Nobody knows more of what waits here.
+                place.since = None;
                 continue;
             }
             self.verdicts.open = true;
@@ -189,6 +234,7 @@ impl Task {
             if !follows || !goes_on || to < from {
                 continue;
             }
+            // Of two answers on a shard the second goes on behind the first.
             if let Some((from, _)) = asked.get_mut(&shard) {
                 *from = to + 1;
             }
@@ -200,23 +246,29 @@ impl Task {
                 .filter(|error| (from..=to).contains(&error.seq))
                 .map(|error| (error.seq, Flaw::new(&error.code, &error.message)))
                 .collect();
-            let known: BTreeSet<u64> = match self.common.store.failed(&key, from, to, usize::MAX).await {
+            let known: BTreeMap<u64, Flaw> = match self.common.store.failed(&key, from, to, usize::MAX).await {
                 Err(StoreError::Damaged { reason, .. }) => {
                     self.common.journals.repair(&key, reason).await;
                     continue;
                 }
-                known => known?.into_iter().map(|(seq, _)| seq).collect(),
+                known => known?.into_iter().collect(),
             };
-            // Settled by a primary before, which this one did not hear of.
-            for seq in known.iter().filter(|seq| !forgotten && !failed.contains_key(*seq)) {
-                self.call(|core, env| core.handle_applied_elsewhere(env, shard, *seq));
+            let Some(place) = self.verdicts.places.get(&shard).copied() else { continue };
+            // Settled by a primary before, which this one did not hear of. What is yet to be passed over is looked into when it has been.
+            let elsewhere = || known.keys().copied().filter(|seq| !forgotten && !failed.contains_key(seq));
+            let to = elsewhere().find(|seq| *seq > place.applied).map_or(to, |seq| to.min(seq - 1));
+            for seq in elsewhere().take_while(|seq| *seq <= to) {
+                self.call(|core, env| core.handle_applied_elsewhere(env, shard, seq));
             }
-            let wanted = self.verdicts.places.get(&shard).and_then(|place| place.wanted);
-            for (seq, flaw) in failed.iter().filter(|(seq, _)| !known.contains(seq)) {
+            let wanted = place.wanted.filter(|seq| (from..=to).contains(seq));
+            let news = |seq: &u64| *seq <= to && (wanted == Some(*seq) || !known.contains_key(seq));
+            for (seq, flaw) in failed.iter().filter(|(seq, _)| news(seq)) {
                 self.call(|core, env| core.handle_verdict(env, shard, *seq, Outcome::Failed(flaw.clone())));
             }
-            if let Some(seq) = wanted.filter(|seq| (from..=to).contains(seq) && !failed.contains_key(seq)) {
-                self.call(|core, env| core.handle_verdict(env, shard, seq, Outcome::Applied));
+            if let Some(seq) = wanted.filter(|seq| !failed.contains_key(seq)) {
+                let before = known.get(&seq).filter(|_| forgotten).cloned();
+                let outcome = before.map_or(Outcome::Applied, Outcome::Failed);
+                self.call(|core, env| core.handle_verdict(env, shard, seq, outcome));
             }
             let Some(place) = self.verdicts.places.get_mut(&shard) else { continue };
             if to > place.checked {
@@ -302,16 +354,38 @@ impl ApplyHandle {
 mod tests {
     use super::*;
 
+    const LONG: Duration = Duration::from_secs(60);
+
     #[test]
     fn another_primary_is_asked_about_everything_that_is_remembered() {
         let (shard, lag) = (ShardId(3), Lag { applied: 9, committed: 9, rebuild: false });
-        let mut verdicts = Verdicts::of([(shard, 9)].into(), &[(shard, lag)].into());
+        let mut verdicts = Verdicts::of([(shard, 9)].into(), &[(shard, lag)].into(), LONG);
         verdicts.open = false;
-        assert_eq!(verdicts.places[&shard].open(), None);
+        assert_eq!(verdicts.places[&shard].open(LONG), None);
         verdicts.begin_anew(shard, 4);
-        assert_eq!((verdicts.places[&shard].open(), verdicts.is_idle()), (Some((5, 9)), false));
+        assert_eq!((verdicts.places[&shard].open(LONG), verdicts.is_idle()), (Some((5, 9)), false));
         assert_eq!(verdicts.take_checked(), [(shard, 4)].into());
         verdicts.begin_anew(shard, 6);
         assert_eq!(verdicts.checked(shard), Some(4), "there is more to be asked already");
+    }
+    #[test]
+    fn who_gets_no_further_asks_about_what_waits_and_again_about_what_fails_here() {
+        let (shard, lag) = (ShardId(3), Lag { applied: 4, committed: 9, rebuild: false });
+        let mut verdicts = Verdicts::of([(shard, 4)].into(), &[(shard, lag)].into(), Duration::ZERO);
+        verdicts.open = false;
+        assert_eq!(verdicts.places[&shard].open(LONG), None, "it may be about to");
+        assert_eq!((verdicts.places[&shard].open(Duration::ZERO), verdicts.is_idle()), (Some((5, 9)), false));
+        assert!(verdicts.next_wake().is_some_and(|at| at <= now()));
+        verdicts.places.get_mut(&shard).unwrap().checked = 9;
+        assert_eq!((verdicts.next_wake(), verdicts.is_idle()), (None, true));
+        verdicts.waits(shard, 12);
+        assert_eq!(verdicts.places[&shard].open(Duration::ZERO), Some((10, 12)));
+        verdicts.want(shard, 6);
+        assert_eq!(verdicts.places[&shard].open(LONG), Some((6, 6)));
+        assert_eq!(verdicts.take_checked(), [(shard, 5)].into());
+        // A copy that must be made anew waits for nothing.
+        let lag = Lag { rebuild: true, ..lag };
+        let verdicts = Verdicts::of([(shard, 4)].into(), &[(shard, lag)].into(), Duration::ZERO);
+        assert_eq!(verdicts.places[&shard].open(Duration::ZERO), None);
     }
 }

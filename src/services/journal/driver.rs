@@ -285,7 +285,7 @@ impl Driver {
             Input::Unapplied(applied) => {
                 applied.into_iter().for_each(|(key, to)| self.tell_if_there(&key, Told::Unapplied(to)));
             }
-            Input::Trim(key, to) => self.tell(&key, Told::Trim(to)),
+            Input::Trim { key, to, overdue } => self.tell(&key, Told::Trim { to, overdue }),
             Input::Snapshot { key, at, parts, tell } => self.tell(&key, Told::Snapshot { at, parts, tell }),
             Input::Repair(key, reason) => self.repair(&key, reason),
             Input::Unfit(key, true) => {

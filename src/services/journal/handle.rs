@@ -40,7 +40,7 @@ pub(super) enum Input {
     Write { parts: Vec<(JournalKey, Write)>, deadline: Instant, tell: oneshot::Sender<Vec<Answer>> },
     Applied(Vec<(JournalKey, u64)>),
     Unapplied(Vec<(JournalKey, u64)>),
-    Trim(JournalKey, u64),
+    Trim { key: JournalKey, to: u64, overdue: bool },
     Snapshot { key: JournalKey, at: Position, parts: Vec<(TaskPart, Stands)>, tell: oneshot::Sender<bool> },
     Repair(JournalKey, String),
     Unfit(JournalKey, bool),
@@ -542,10 +542,11 @@ impl JournalHandle {
         self.shared.held(key).is_some()
     }
 
-    /// Entries up to `to` are older than the retention: what nobody needs of them goes.
-    pub async fn trim(&self, key: &JournalKey, to: u64) {
+    /// Entries up to `to` are older than the retention: what nobody needs of them goes. If they are `overdue`, because they have
+    /// waited long for somebody's node, it goes where enough other nodes in sync have applied it.
+    pub async fn trim(&self, key: &JournalKey, to: u64, overdue: bool) {
         let to = self.shared.held(key).map_or(to, |behind| behind.min(to));
-        drop(self.inputs.send(Input::Trim(key.clone(), to)).await);
+        drop(self.inputs.send(Input::Trim { key: key.clone(), to, overdue }).await);
     }
 
     /// The copy here has been made anew, as it was at `at`, with the parts that stood there. Says whether that was taken.

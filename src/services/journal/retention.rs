@@ -2,8 +2,9 @@
 //!
 //! What is beyond the retention is offered to its replica, which drops what nobody needs any more: what all in sync have
 //! applied, and learners have taken. A replica that was idle knows that only after it has heard of the others, so it is
-//! offered again, until twice nothing has gone; a follower hears it with the next writes. Between two looks, what the file holds no more is given back to the
-//! disk in small steps. Rule: nothing is dropped here but the memory of parts whose entries are gone, and the journals of an
+//! offered again, until twice nothing has gone; a follower hears it with the next writes. Where nothing goes for long, a node
+//! applies nothing: it is overdue, and waited for no more where enough others have applied it. Between two looks, what the file
+//! holds no more is given back to the disk in small steps. Rule: nothing is dropped here but the memory of parts whose entries are gone, and the journals of an
 //! index that is gone; no step holds up the appends behind it for long. Must not know: who needs what.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,32 @@ const OFFER_PAUSE: Duration = Duration::from_millis(100);
 const TAIL: u64 = 64;
 const TAIL_BYTES: usize = 1 << 20;
 
+/// Journals of which something is offered.
+pub(super) type Waits = BTreeMap<JournalKey, Wait>;
+
+/// How long a journal has begun where it begins.
+#[derive(Debug)]
+pub(super) struct Wait {
+    floor: u64,
+    since: Instant,
+    over: bool,
+}
+
+impl Wait {
+    fn new(floor: u64) -> Self {
+        Self { floor, since: Instant::now(), over: false }
+    }
+
+    /// Whether that was long; if so, until nothing more is offered: each offer is small.
+    fn is_over(&mut self, floor: u64, patience: Duration) -> bool {
+        if floor != self.floor && !self.over {
+            *self = Self::new(floor);
+        }
+        self.over |= self.since.elapsed() >= patience;
+        self.over
+    }
+}
+
 /// What is kept, whether anybody needs it or not.
 #[derive(Debug, Clone)]
 pub struct Retention {
@@ -39,6 +66,8 @@ pub struct Retention {
     pub every: Duration,
     /// Until replicas that were touched have heard of each other.
     pub settle: Duration,
+    /// That a node which applies nothing holds up what is beyond the retention.
+    pub patience: Duration,
 }
 
 impl Default for Retention {
@@ -50,6 +79,7 @@ impl Default for Retention {
             parts: 100_000,
             every: Duration::from_secs(60),
             settle: Duration::from_secs(2),
+            patience: Duration::from_secs(120),
         }
     }
 }
@@ -63,10 +93,10 @@ impl Retention {
     /// [`StoreError`].
     pub async fn keep(self, journals: JournalHandle) -> Result<(), StoreError> {
         self.look_at_tails(&journals).await?;
-        let mut gone = BTreeSet::new();
+        let (mut gone, mut waits) = (BTreeSet::new(), Waits::new());
         loop {
             self.pause(&journals).await?;
-            self.trim(&journals).await?;
+            self.trim(&journals, &mut waits).await?;
             self.forget_parts(&journals).await?;
             journals.delete_gone(&mut gone).await?;
         }
@@ -90,12 +120,12 @@ impl Retention {
     }
 
     /// Offers until nothing more goes: each offer is small, and entries may come faster than one of them a look.
-    pub(super) async fn trim(&self, journals: &JournalHandle) -> Result<(), StoreError> {
+    pub(super) async fn trim(&self, journals: &JournalHandle, waits: &mut Waits) -> Result<(), StoreError> {
         let (mut last, mut in_vain) = (BTreeMap::new(), 0);
         // Under a steady load there is always more, and other things are to be looked at as well.
         let until = Instant::now() + self.every;
         loop {
-            let offered: BTreeMap<JournalKey, u64> = self.offer(journals).await?;
+            let offered: BTreeMap<JournalKey, u64> = self.offer(journals, waits).await?;
             let goes = offered.iter().any(|(key, floor)| last.get(key).is_some_and(|before| before < floor));
             in_vain = if goes { 0 } else { in_vain + 1 };
             if offered.is_empty() || in_vain > 2 || Instant::now() >= until {
@@ -122,7 +152,11 @@ impl Retention {
     }
 
     /// Offers what is beyond the retention to its replicas; gives where the journals begin of which there is any.
-    async fn offer(&self, journals: &JournalHandle) -> Result<BTreeMap<JournalKey, u64>, StoreError> {
+    async fn offer(
+        &self,
+        journals: &JournalHandle,
+        waits: &mut Waits,
+    ) -> Result<BTreeMap<JournalKey, u64>, StoreError> {
         let all = journals.stored().await?;
         let before = clock::unix_seconds().saturating_add(1).saturating_sub(self.age.as_secs());
         let mut spare = all.iter().map(|l| l.bytes).sum::<u64>().saturating_sub(self.bytes);
@@ -137,10 +171,13 @@ impl Retention {
             let to = journals.store.expired(&listed.key, before, spare).await?.map(|to| to.min(listed.applied));
             spare = spare.saturating_sub(listed.bytes);
             if let Some(to) = to.filter(|to| *to > listed.floor.seq) {
-                offered.insert(listed.key.clone(), listed.floor.seq);
-                journals.trim(&listed.key, to).await;
+                let floor = listed.floor.seq;
+                offered.insert(listed.key.clone(), floor);
+                let wait = waits.entry(listed.key.clone()).or_insert_with(|| Wait::new(floor));
+                journals.trim(&listed.key, to, wait.is_over(floor, self.patience)).await;
             }
         }
+        waits.retain(|key, _| offered.contains_key(key));
         Ok(offered)
     }
 

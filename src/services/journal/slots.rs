@@ -56,7 +56,7 @@ pub(super) struct Open {
 pub(super) enum Told {
     Message(MemberId, Message),
     Write(OpId, Write),
-    Trim(u64),
+    Trim { to: u64, overdue: bool },
     Applied(u64),
     Unapplied(u64),
     Snapshot { at: Position, parts: Vec<(TaskPart, Stands)>, tell: oneshot::Sender<bool> },
@@ -121,7 +121,7 @@ impl Driver {
             Told::Write(op, _) => self.answers.answer(op, answer),
             Told::Message(..) => tracing::trace!(%key, "a message was dropped"),
             // Dropping what waits says no.
-            Told::Snapshot { .. } | Told::Trim(_) | Told::Applied(_) | Told::Unapplied(_) => {}
+            Told::Snapshot { .. } | Told::Trim { .. } | Told::Applied(_) | Told::Unapplied(_) => {}
         }
     }
 
@@ -129,7 +129,8 @@ impl Driver {
         match told {
             Told::Message(from, message) => self.call(key, |r, env| r.handle_message(env, &from, message)),
             Told::Write(op, write) => self.call(key, |r, env| r.handle_write(env, op, write)),
-            Told::Trim(to) => self.call(key, |r, env| r.handle_trim(env, to)),
+            Told::Trim { to, overdue: false } => self.call(key, |r, env| r.handle_trim(env, to)),
+            Told::Trim { to, overdue: true } => self.call(key, |r, env| r.handle_overdue(env, to)),
             Told::Applied(to) => self.call(key, |r, _| r.handle_applied(to)),
             Told::Unapplied(to) => self.call(key, |r, _| r.handle_unapplied(to)),
             Told::Snapshot { at, parts, tell } => {

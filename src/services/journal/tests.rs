@@ -641,7 +641,7 @@ async fn what_is_applied_everywhere_can_be_trimmed_and_resends_are_recognised() 
     let next = send(5).await;
     let floor = async |i: usize| world.at(i).journal_store.list().await.unwrap().0[0].floor.seq;
     until("it is trimmed", async || {
-        world.at(first).journals.trim(&key(0), next).await;
+        world.at(first).journals.trim(&key(0), next, false).await;
         floor(first).await == last
     })
     .await;
@@ -668,6 +668,7 @@ async fn a_retention_trims_all_copies_and_forgets_old_parts() {
         parts: 10,
         every: Duration::from_millis(200),
         settle: Duration::from_millis(100),
+        patience: LONG,
     };
     let keeping: Vec<_> =
         world.alive().map(|(_, m)| tokio::spawn(retention.clone().keep(m.journals.clone()))).collect();
@@ -707,6 +708,58 @@ async fn a_retention_trims_all_copies_and_forgets_old_parts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_retention_does_not_wait_for_ever_for_a_node_that_applies_nothing() {
+    let world = world(1).await;
+    let first = primary(&world, 0).unwrap();
+    let (other, stuck) = ((first + 1) % 3, (first + 2) % 3);
+    let send = async |task| {
+        let parts = vec![(ShardId(0), write(task))];
+        seq_of(&world.at(first).sender.send(&index(), parts, soon(), TraceId::default()).await[0])
+    };
+    let mut last = 0;
+    for task in 0..20 {
+        last = send(task).await;
+    }
+    equal(&world, 0, 20).await;
+    for i in [first, other] {
+        world.at(i).journals.applied(vec![(key(0), last)]).await.unwrap();
+    }
+    let retention = Retention {
+        age: Duration::ZERO,
+        bytes: 0,
+        every: Duration::from_millis(200),
+        settle: Duration::from_millis(100),
+        patience: Duration::from_secs(2),
+        ..Retention::default()
+    };
+    let keeping: Vec<_> =
+        world.alive().map(|(_, m)| tokio::spawn(retention.clone().keep(m.journals.clone()))).collect();
+    let floor = async |i: usize| world.at(i).journal_store.list().await.unwrap().0[0].floor.seq;
+    // What goes is told with the next writes.
+    let mut task = 20;
+    send(task).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!([floor(first).await, floor(other).await], [0; 2], "it may be about to");
+    until("it is not waited for any more", async || {
+        task += 1;
+        send(task).await;
+        floor(first).await == last && floor(other).await == last
+    })
+    .await;
+    let in_sync = || state(&world, 0).unwrap().in_sync.len();
+    assert_eq!((floor(stuck).await, in_sync()), (0, 3));
+    until("its own journal has all of it", async || {
+        let parts = committed(&world, stuck, 0).await.into_iter().filter_map(|entry| entry.part);
+        parts.eq((0..=task).map(|task| write(task).part))
+    })
+    .await;
+    world.at(stuck).journals.applied(vec![(key(0), last)]).await.unwrap();
+    until("it drops what it has applied", async || floor(stuck).await == last).await;
+    assert!(keeping.iter().all(|k| !k.is_finished()));
+    keeping.iter().for_each(JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_retention_goes_on_until_nothing_more_goes() {
     let world = world(1).await;
     let first = primary(&world, 0).unwrap();
@@ -724,7 +777,7 @@ async fn a_retention_goes_on_until_nothing_more_goes() {
     let parts = vec![(ShardId(0), write(1_200))];
     world.at(first).sender.send(&index(), parts, soon(), TraceId::default()).await;
     let retention = Retention { age: Duration::ZERO, bytes: 0, settle: Duration::from_secs(2), ..Retention::default() };
-    within("one look", retention.trim(&world.at(first).journals)).await.unwrap();
+    within("one look", retention.trim(&world.at(first).journals, &mut BTreeMap::new())).await.unwrap();
     until("more than one offer takes is trimmed", async || {
         world.at(first).journal_store.list().await.unwrap().0[0].floor.seq == last
     })

@@ -54,6 +54,7 @@ impl Disk {
         }
         self.commit = self.commit.max(rows.commit);
         if let Some(floor) = rows.floor {
+            assert!(floor.seq <= self.applied_to(), "an entry goes that the node here has not applied");
             self.entries = self.entries.split_off(&(floor.seq + 1));
             self.floor = floor;
         }

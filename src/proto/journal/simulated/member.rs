@@ -10,7 +10,7 @@ use crate::proto::env::Env;
 use crate::proto::journal::effect::{Alive, Effect, Sight};
 use crate::proto::journal::election;
 use crate::proto::journal::message::Message;
-use crate::proto::journal::record::{Change, Why};
+use crate::proto::journal::record::{self, Change, Why};
 use crate::proto::journal::replica::Replica;
 use crate::types::{Epoch, Holder, MemberId, Position, ReplicaId, ReplicaState, ShardState};
 
@@ -123,7 +123,11 @@ impl World {
                 }
                 let running = self.nodes.get_mut(member).and_then(|n| n.process.as_mut()).unwrap();
                 let copy = rows.begin_at.and_then(|_| running.copied.take());
+                let floor = rows.floor;
                 running.stores.push_back((shard, token, rows, copy));
+                if let Some(floor) = floor {
+                    self.check_dropped(member, shard, floor.seq);
+                }
                 self.store_later(member);
             }
             Effect::Send { to, message } => {
@@ -167,6 +171,40 @@ impl World {
                 self.at_ms(20, 200, Event::Snapshot { member: member.clone(), process, shard });
             }
             Effect::Broken { member: by, what } => self.fail(&format!("{member} shard {shard}: {by} broke: {what}")),
+        }
+    }
+
+    /// What goes was applied by as many as must be in sync.
+    fn check_dropped(&self, member: &MemberId, shard: usize, floor: u64) {
+        let state = &self.nodes[member].records[shard];
+        let least = record::default_min_in_sync(state.copies()).min(state.in_sync.len());
+        let applied = self.nodes.values().filter(|node| node.disks[shard].applied_to() >= floor).count();
+        // A node that was emptied had applied more.
+        if applied < least && !self.counts.contains_key("store lost") {
+            self.fail(&format!(
+                "{member} shard {shard}: entries up to {floor} go, and {applied} nodes have applied them"
+            ));
+        }
+    }
+
+    /// The member's node applies nothing, or goes on.
+    pub fn stick(&mut self, member: &MemberId, stuck: bool) {
+        self.nodes.get_mut(member).unwrap().stuck = stuck;
+        (0..self.record.len()).for_each(|shard| self.apply_later(member, shard));
+    }
+
+    pub fn is_stuck(&self, member: &MemberId) -> bool {
+        self.nodes[member].stuck
+    }
+
+    /// A retention of no time and no patience offers everything, everywhere.
+    pub fn offer_all(&mut self) {
+        let (members, shards) = (self.nodes.keys().cloned().collect::<Vec<_>>(), 0..self.record.len());
+        for (member, shard) in members.iter().flat_map(|m| shards.clone().map(move |shard| (m, shard))) {
+            self.call(member, shard, |core, env| {
+                let all = core.log().commit();
+                core.handle_overdue(env, all);
+            });
         }
     }
 
@@ -214,9 +252,9 @@ impl World {
 
     pub(super) fn apply_later(&mut self, member: &MemberId, shard: usize) {
         let node = self.nodes.get_mut(member).unwrap();
-        let start = node.start;
+        let (start, stuck) = (node.start, node.stuck);
         let Some(process) = node.process.as_mut() else { return };
-        if !process.applying[shard] && node.disks[shard].applied_to() < process.committed[shard] {
+        if !stuck && !process.applying[shard] && node.disks[shard].applied_to() < process.committed[shard] {
             process.applying[shard] = true;
             self.at_ms(1, 40, Event::Apply { member: member.clone(), process: start, shard });
         }
@@ -226,6 +264,9 @@ impl World {
         let node = self.nodes.get_mut(member).unwrap();
         let Some(process) = node.process.as_mut() else { return };
         process.applying[shard] = false;
+        if node.stuck {
+            return;
+        }
         let Some(core) = process.cores[shard].as_mut() else { return };
         let disk = &mut node.disks[shard];
         if disk.rebuild
@@ -334,7 +375,7 @@ impl World {
             let keep = self.rng.u64(0..20);
             self.call(member, to, |core, env| {
                 let until = core.log().commit().saturating_sub(keep);
-                core.handle_trim(env, until);
+                if keep.is_multiple_of(2) { core.handle_trim(env, until) } else { core.handle_overdue(env, until) }
             });
         }
         self.at_ms(80, 120, Event::Look { member: member.clone(), process: start });

@@ -82,7 +82,7 @@ impl All {
             for id in 40.. {
                 for (_, me) in self.world.alive() {
                     for listed in me.journals.stored().await.unwrap() {
-                        me.journals.trim(&listed.key, listed.applied).await;
+                        me.journals.trim(&listed.key, listed.applied, false).await;
                     }
                 }
                 self.set(&(0..SHARDS).map(|shard| document(shard, id % 50, id)).collect::<Vec<_>>()).await;
@@ -123,6 +123,55 @@ async fn a_node_that_was_emptied_is_filled_while_writes_go_on() {
         within("copies are of no use", rebuilt.wait_for(|all| all.contains_key(&index()))).await.unwrap();
         all.are_made(&mut rng, 60).await;
     }
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_with_nothing_is_filled_though_entries_went_without_it() {
+    let mut all = All::that_rebuilds().await;
+    let mut rng = fastrand::Rng::with_seed(23);
+    for id in 0..30 {
+        all.set(&(0..SHARDS).map(|shard| document(shard, id, 1)).collect::<Vec<_>>()).await;
+    }
+    all.trim().await;
+    let away = (all.primary(0).unwrap() + 1) % MEMBERS;
+    all.health[away].send_modify(|health| health.healthy = false);
+    let last = all.set(&[document(0, 1, 2), document(0, 2, 2)]).await[0];
+    for i in (0..MEMBERS).filter(|i| *i != away) {
+        all.is_whole(i).await;
+    }
+    all.drop_without(away, last).await;
+    let mut rebuilt = all.handle(away).rebuilt();
+    all.nodes[away].state().empty();
+    all.health[away].send_modify(|health| health.healthy = true);
+    within("copies are of no use", rebuilt.wait_for(|all| all.contains_key(&index()))).await.unwrap();
+    all.are_made(&mut rng, 40).await;
+}
+
+#[tokio::test]
+async fn a_copy_whose_node_alone_fails_what_the_primary_has_forgotten_is_made_anew() {
+    let mut all = All::that_rebuilds().await;
+    all.set(&[document(0, 1, 1)]).await;
+    all.are_whole().await;
+    let away = (all.primary(0).unwrap() + 1) % MEMBERS;
+    all.health[away].send_modify(|health| health.healthy = false);
+    all.nodes[away].state().refuses.push("odd");
+    let mut odd = document(0, 1, 2);
+    odd["odd"] = 1.into();
+    all.set(&[odd]).await;
+    let last = all.set(&[document(0, 3, 1)]).await[0];
+    for i in (0..MEMBERS).filter(|i| *i != away) {
+        all.is_whole(i).await;
+    }
+    // It has asked about all of it before its node fails something.
+    let store = all.world.at(away).journal_store.clone();
+    until("it has asked", async || {
+        store.applier(&index()).await.unwrap().checked.get(&ShardId(0)).is_some_and(|checked| *checked >= last)
+    })
+    .await;
+    all.drop_without(away, last).await;
+    all.health[away].send_modify(|health| health.healthy = true);
+    all.are_whole().await;
+    assert!(all.world.at(away).metrics.verdict_mismatches.get() > 0);
 }
 
 #[tokio::test]
@@ -299,7 +348,7 @@ async fn a_follower_further_behind_than_the_journals_gets_a_copy_with_its_journa
             let mut left = Vec::new();
             for i in 0..2 {
                 for listed in all.world.at(i).journals.stored().await.unwrap() {
-                    all.world.at(i).journals.trim(&listed.key, listed.applied).await;
+                    all.world.at(i).journals.trim(&listed.key, listed.applied, false).await;
                     if listed.key.index == index() {
                         left.push(listed.floor.seq);
                     }
