@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 
 use crate::types::limits::MISSED_SETTINGS_MAX_BYTES;
-use crate::types::{IndexRecord, MemberId, MissedSettings, RecordVersion, TaskUid};
+use crate::types::{CaughtUp, IndexRecord, MemberId, MissedSettings, RecordVersion, TaskUid};
 
 /// Whether a change of so many bytes may be kept beside those that are there.
 pub fn has_room(record: &IndexRecord, bytes: usize) -> bool {
@@ -55,7 +55,16 @@ pub fn settled<'a>(record: &'a IndexRecord, first: &'a MemberId, me: &MemberId) 
 /// Whether a member has got a change that it had missed, and said so behind that version of the record: what it took by
 /// an order of that version, or an earlier one, may stand before that change in its node.
 pub fn got_since(record: &IndexRecord, version: RecordVersion, member: &MemberId) -> bool {
-    record.caught_up.get(member).is_some_and(|at| *at > version)
+    record.caught_up.get(member).is_some_and(|got| got.at > version)
+}
+
+/// The same, where what it got is to stand before the change with that place.
+pub fn got_since_before(
+    record: &IndexRecord,
+    (version, place): (RecordVersion, RecordVersion),
+    member: &MemberId,
+) -> bool {
+    record.caught_up.get(member).is_some_and(|got| got.at > version && got.place < place)
 }
 
 /// A member has got the change of a task, as this version of the record says first: unless an earlier one was noted
@@ -64,7 +73,7 @@ pub fn got(record: &mut IndexRecord, task: TaskUid, member: &MemberId, version: 
     let is_next = next(record, member).is_some_and(|(next, _)| next == task);
     if let Some(missed) = record.missed_settings.get_mut(&task).filter(|_| is_next) {
         missed.members.remove(member);
-        record.caught_up.insert(member.clone(), version);
+        record.caught_up.insert(member.clone(), CaughtUp { at: version, place: missed.place });
     }
     keep(record, |_| true);
 }
@@ -158,6 +167,9 @@ mod tests {
         assert_eq!([5, 6].map(|version| got_since(&record, version, &b)), [true, false]);
         got(&mut record, TaskUid(2), &b, 8);
         assert_eq!([7, 8].map(|version| got_since(&record, version, &b)), [true, false]);
+        // What it got came with version 4: a change that came with 3 stands before that everywhere.
+        let cases = [(7, 5), (7, 3), (8, 5)];
+        assert_eq!(cases.map(|given| got_since_before(&record, given, &b)), [true, false, false]);
         // Twice is once.
         got(&mut record, TaskUid(2), &b, 9);
         assert!(!got_since(&record, 8, &b) && !got_since(&record, 0, &member("a")));

@@ -110,7 +110,8 @@ impl Settings {
                 settings::to_node(&patch, &r.client_settings, r.shard_count()).map_err(|e| reserved(&e.setting))?.1;
             r.settings_version += 1;
             // Who took it and is found to miss an earlier one by now, or to have got one since, gets it once more.
-            let late = |m: &MemberId| r.misses_settings(m) || missed::got_since(r, change.index.version, m);
+            let given = (change.index.version, change.place.unwrap_or(version));
+            let late = |m: &MemberId| r.misses_settings(m) || missed::got_since_before(r, given, m);
             let again = taken.members().filter(|m| late(m));
             let missing = taken.away.iter().chain(again).cloned().collect();
             change.miss(r, version, &missing);

@@ -19,7 +19,7 @@ pub use lease::{Epoch, Holder, LeaseSign, LeaseValue, Order, Scope};
 pub use ledger::{Ballot, KeyError, RecordKey, StoreId, Value, Versioned, Voter, VoterList};
 pub use operation::{Claim, Job, JobsRecord, OperationEntry, OperationRecord, OperationState, Progress};
 pub use records::{
-    AliasRecord, FormerTarget, IndexRecord, MemberState, MeshMember, MeshRecord, MissedSettings, NamesRecord,
+    AliasRecord, CaughtUp, FormerTarget, IndexRecord, MemberState, MeshMember, MeshRecord, MissedSettings, NamesRecord,
     ReplicaState, ShardRecord, ShardReplica, VotersState,
 };
 pub use shards::{SHARD_FIELD, ShardId, ShardSet};

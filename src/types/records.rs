@@ -88,6 +88,15 @@ pub struct MissedSettings {
     pub patch: String,
 }
 
+/// A change of settings that a member had missed and has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaughtUp {
+    /// The version of this record that said so.
+    pub at: RecordVersion,
+    /// The change's place in the order of changes.
+    pub place: RecordVersion,
+}
+
 /// What all members must agree on about one physical index.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexRecord {
@@ -104,9 +113,9 @@ pub struct IndexRecord {
     /// Changes of settings that some members have yet to get, by task (`proto::missed`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub missed_settings: BTreeMap<TaskUid, MissedSettings>,
-    /// Who has got changes that it had missed: the version of this record that said so of the last one.
+    /// Who has got changes that it had missed, and the last of them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub caught_up: BTreeMap<MemberId, RecordVersion>,
+    pub caught_up: BTreeMap<MemberId, CaughtUp>,
     /// One entry a shard; its length is the index's `S`.
     pub shards: Vec<ShardRecord>,
     /// RFC 3339, UTC.

@@ -45,18 +45,30 @@ fn is_seen_by_others(state: &ShardState, me: &MemberId, sight: &Sight, reach: &R
 /// How many of the shard's full copies a member reaches and is reached by, its own included; and how many members in all: one
 /// that reaches few of them has no majority to change a set with, and few clients.
 fn reached(state: &ShardState, member: &MemberId, reach: &Reach) -> (usize, usize) {
+    reached_of(state, member, reach, |_| true)
+}
+
+/// The same, of those that count.
+fn reached_of(
+    state: &ShardState,
+    member: &MemberId,
+    reach: &Reach,
+    counts: impl Fn(&MemberId) -> bool,
+) -> (usize, usize) {
     let tells = |a: &MemberId, b: &MemberId| reach.get(a).is_some_and(|all| all.contains(b));
-    let reaches = |other: &&MemberId| *other == member || tells(member, other) && tells(other, member);
+    let reaches = |other: &&MemberId| *other == member || counts(other) && tells(member, other) && tells(other, member);
     let copies = state.replicas.iter().filter(|c| !c.is_learner()).map(|c| &c.id.member);
     (copies.filter(reaches).count(), reach.keys().filter(reaches).count())
 }
 
-/// The live member of the in-sync set that reaches most of the shard's copies, and then of all members, and is none of
-/// `except`; the first of those that reach as many.
+/// The live member of the in-sync set that reaches most of the shard's live copies, and then of all live members, and is none
+/// of `except`; the first of those that reach as many. Some may not have noticed yet that a member is gone: who is not
+/// seen does not count.
 pub fn candidate(state: &ShardState, sight: &Sight, reach: &Reach, except: &BTreeSet<MemberId>) -> Option<Holder> {
     let may = |id: &&ReplicaId| lives(sight, id) && !except.contains(&id.member);
+    let of = |id: &&ReplicaId| reached_of(state, &id.member, reach, |other| sight.contains_key(other));
     // `max_by_key` gives the last of equals.
-    let id = state.in_sync.iter().filter(may).rev().max_by_key(|id| reached(state, &id.member, reach))?;
+    let id = state.in_sync.iter().filter(may).rev().max_by_key(of)?;
     Some(Holder { member: id.member.clone(), start: sight.get(&id.member)?.start })
 }
 
@@ -67,7 +79,7 @@ pub fn min_in_sync(state: &ShardState, configured: Option<usize>) -> usize {
 }
 
 /// All elections that the index needs, by the shard's number. A member that was primary and lives again in a new process
-/// elects itself; otherwise it is the first live one of the set. Those not seen leave the set, as far as they may.
+/// elects itself; otherwise it is the [`candidate`]. Those not seen leave the set, as far as they may.
 /// Nothing is done about a primary that as many copies reach as reach this member.
 pub fn plan(
     shards: &[ShardState],
@@ -436,6 +448,8 @@ mod tests {
         assert_eq!(elected(&[]), Some(member(2)));
         assert_eq!(elected(&[(2, 3), (2, 4), (3, 4)]), Some(member(2)));
         assert_eq!(elected(&[(2, 3), (3, 4)]), Some(member(3)));
+        // Who is not seen does not count: it may be gone, and 4 be the last to notice.
+        assert_eq!(elected(&[(2, 3), (2, 4), (3, 4), (4, 1)]), Some(member(2)));
         let plan = plan(std::slice::from_ref(&state), &holder(2, 5), &seen, &reach(&[(2, 3), (3, 4)]), None);
         assert_eq!(plan[0].1.after.primary, Some(holder(3, 5)));
     }

@@ -92,8 +92,15 @@ impl Seen {
         let alive = |(member, peer): (&&MemberId, &&Peer)| Some(((*member).clone(), peer.alive()?));
         let sees = |peer: &Peer| peer.reached && peer.connected.is_some();
         let everybody = || peers.keys().copied().chain([&own.member]);
+        // The last word of one whom nobody reaches any more says nothing: two that are gone would reach each other for ever.
+        let heard = |member: &MemberId| {
+            let by = |(other, p): (&&MemberId, &&Peer)| {
+                p.reached && *other != member && p.unreached.as_ref().is_some_and(|u| u.reaches(member))
+            };
+            peers.iter().any(by)
+        };
         let told = |(member, peer): (&&MemberId, &&Peer)| {
-            let unreached = peer.unreached.as_ref()?;
+            let unreached = peer.unreached.as_ref().filter(|_| peer.reached || heard(member))?;
             Some(((*member).clone(), everybody().filter(|other| unreached.reaches(other)).cloned().collect()))
         };
         let reached: BTreeSet<MemberId> =
@@ -202,6 +209,23 @@ mod tests {
         let key = JournalKey { index: PhysicalIndex::new("a__m00000001").unwrap(), shard: crate::types::ShardId(0) };
         assert_eq!(["m0", "m1", "m2"].map(|m| seen.lacks(&member(m), &key)), [true, true, false]);
         assert_eq!(seen.sight.len(), 3, "their journals go on");
+    }
+
+    #[test]
+    fn the_last_words_of_those_whom_nobody_reaches_are_forgotten() {
+        let (gone, tells) = (["m1", "m2"].map(member), |of: &[&str]| {
+            Some(Unreached::Some(of.iter().map(|name| member(name)).collect()))
+        });
+        let away = |n| Peer { reached: false, connected: None, ..connected(n) };
+        let noticed = Peer { unreached: tells(&["m1", "m2"]), ..connected(3) };
+        let late = Peer { unreached: tells(&["m1"]), ..connected(3) };
+        let known = |third: Peer| {
+            let reach = seen([("m1", away(1)), ("m2", away(2)), ("m3", third)]).reach;
+            gone.clone().map(|member| reach.contains_key(&member))
+        };
+        assert_eq!(known(noticed), [false, false]);
+        // Another reaches one of them still: only the way from here may be cut.
+        assert_eq!(known(late), [false, true]);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub struct Config {
     /// An idle applier stays in memory for so long.
     pub linger: Duration,
     /// Between two questions to a primary for its verdicts, at first; it doubles up to `verdicts_max` while nothing comes of it. A copy
-    /// that gets no further for `verdicts_max` asks about what it has not applied, too.
+    /// that has been behind for `verdicts_max` asks about what it has not applied, too.
     pub verdicts_min: Duration,
     /// The longest such time.
     pub verdicts_max: Duration,

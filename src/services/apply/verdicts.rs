@@ -2,8 +2,8 @@
 //!
 //! A replica asks the primary for all entries since it last knew, in one call for all shards of one primary; so nothing that is
 //! said gets lost, and nobody has to remember whom it told. Verdicts go with the primary's entries, which do not wait for ever for a
-//! node that applies nothing: who gets no further asks about entries as well that it has not applied. Rule: up to `checked` every verdict of the primary is known here, and
-//! durable. Must not know: what follows from a verdict.
+//! node that applies nothing: who has been behind for a while asks about entries as well that it has not applied. Rule: up to
+//! `checked` every verdict of the primary is known here, and durable. Must not know: what follows from a verdict.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +38,7 @@ struct Place {
     applied: u64,
     /// Up to here entries wait to be applied.
     waits: u64,
-    /// Since when there are some, and none was applied.
+    /// Since when there are some.
     since: Option<Instant>,
     /// The entry that waits for its verdict.
     wanted: Option<u64>,
@@ -80,7 +80,7 @@ pub(super) struct Verdicts {
     step: Duration,
     /// Shards whose primary is not this process have something open.
     open: bool,
-    /// When a copy has got no further for so long, it asks about what waits.
+    /// When a copy has been behind for so long, it asks about what waits.
     patience: Duration,
 }
 
@@ -126,7 +126,8 @@ impl Verdicts {
 
     pub(super) fn applied(&mut self, shard: ShardId, to: u64) {
         let Some(place) = self.places.get_mut(&shard) else { return };
-        place.since = place.since.filter(|_| place.applied == to);
+        // One that works through what it lacks is still behind: the primary may have waited for it long enough before.
+        place.since = place.since.filter(|_| to < place.waits);
         place.applied = to;
         place.wanted = place.wanted.filter(|seq| *seq > to);
         self.open |= place.open(self.patience).is_some();

@@ -319,6 +319,7 @@ impl Homes {
         }
     }
 
+    /// `None`: there is no answer, and what was asked may have been done.
     async fn attempt(
         &self,
         to: &MemberId,
@@ -336,11 +337,12 @@ impl Homes {
             Ok(_) => None,
             Err(CallError::Refused { refusal, .. }) => {
                 tracing::debug!(%to, %refusal, "a member does not answer for tasks");
-                None
+                Some(Told::Busy)
             }
             Err(error) => {
-                tracing::trace!(%to, %error, "a member was not asked about tasks");
-                None
+                tracing::trace!(%to, %error, "a member was not asked about tasks, or did not answer");
+                // What was not sent was not heard.
+                matches!(error, CallError::NotSent { .. }).then_some(Told::Busy)
             }
         }
     }

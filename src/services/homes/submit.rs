@@ -157,6 +157,9 @@ impl Homes {
         }
         let take = self.take(uid, &one.head, deadline, trace);
         let (taken, answers) = tokio::join!(take, sender.send(&write.index, writes, deadline, trace));
+        if let Err(reason) = &taken {
+            tracing::warn!(task = %uid, home = home_of(uid), %reason, "a task was not kept in time");
+        }
         said(uid, one.head, &answers, taken)
     }
 

@@ -253,6 +253,12 @@ impl Sender {
                 which.into_iter().zip(answers).for_each(|(i, answer)| parts[i].heard(answer));
             }
             if parts.iter().all(|part| part.done) || Instant::now() + PAUSE >= deadline {
+                let waiting: BTreeSet<ShardId> = parts.iter().filter(|p| !p.done).map(|p| p.shard).collect();
+                if !waiting.is_empty() {
+                    let who = |shard: &ShardId| (*shard, target(record.as_deref(), *shard, &(Epoch::ZERO, None)));
+                    let primaries: Vec<_> = waiting.iter().take(TOLD).map(who).collect();
+                    tracing::warn!(%index, shards = waiting.len(), ?primaries, "shards did not take a write in time");
+                }
                 let last = |part: Part| match part.answer {
                     answer @ (Answer::Committed { .. } | Answer::Unknown(_)) => answer,
                     _ if part.maybe => unknown(),
@@ -292,6 +298,9 @@ impl Sender {
         }
     }
 }
+
+/// Shards that a warning names.
+const TOLD: usize = 16;
 
 /// Who orders the shard's writes, by the newest that was heard.
 fn target(record: Option<&JournalRecord>, shard: ShardId, hint: &Hinted) -> Option<MemberId> {
