@@ -204,3 +204,29 @@ fn a_primary_that_reaches_one_other_only_is_replaced_once() {
         assert!(pauses.last() <= Some(&ms(5_000)));
     }
 }
+
+/// With two copies, the primary may have asked to go on alone before it knew that it is cut off; whoever writes the record next
+/// completes that, and it hears of it only from the one in between.
+#[test]
+fn a_primary_that_reaches_one_other_only_hears_from_it_what_was_chosen() {
+    for (way, name) in [(NEAR, "near"), (FAR, "far")] {
+        let mesh = World::new(1, Setting { members: 5, copies: 2, way });
+        let one = |seed: u64| {
+            let mut world = mesh.again(seed);
+            let victim = world.primary(SHARD);
+            // Neither of the copies is the other's only way.
+            let between = id(3);
+            world.leader = id(usize::try_from(seed).unwrap() % 5);
+            world.connect(&between);
+            world.connect(&between);
+            world.run(ms(500));
+            for away in (0..5).map(id).filter(|m| *m != between && *m != victim) {
+                let pair = if away < victim { (away, victim.clone()) } else { (victim.clone(), away) };
+                world.cuts.insert(pair);
+            }
+            (seed, pause(&mut world, ms(10_000)))
+        };
+        let pauses = told(&format!("{name}, two copies"), seeds(20).map(one));
+        assert!(pauses.last() <= Some(&ms(5_000)));
+    }
+}

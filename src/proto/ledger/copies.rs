@@ -2,7 +2,8 @@
 //!
 //! Pushes tell every member of the mesh a value right after it was chosen. They may get lost, so every `renew_interval`
 //! each member shows the voters one digest of its copies. A voter that holds other values, chosen or not, lists its keys;
-//! where it has a newer one, the member reads that key from a majority. What was chosen before the question was sent is
+//! where it has a newer one, the member reads that key from a majority, and asks the voter for its copy, if it has one: who
+//! reaches no majority hears what was chosen all the same. What was chosen before the question was sent is
 //! held by a majority, so by one of any majority of answers: once those are read, the copies are whole as of the sending.
 //!
 //! Rule: a copy comes from a proposer that saw the value chosen, or from a majority read; a list of keys only says what
@@ -10,7 +11,7 @@
 //! itself to be listed: whoever changes a record and waits for all who are listed afterwards knows of all others that they ask
 //! after the change. Must not know: what the records mean.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ struct Exchange {
     more: bool,
     /// Reads under way.
     reading: usize,
+    /// What the voter had newer: keys with their announced versions.
+    newer: Vec<(RecordKey, u64)>,
     /// A page has come.
     answered: bool,
 }
@@ -45,6 +48,8 @@ pub struct Copies {
     /// When the question was sent whose answer has counted, of those asked under `list`.
     counted: BTreeMap<Voter, Instant>,
     list: Option<Arc<VoterList>>,
+    /// Whose copies a voter was asked for since the last tick.
+    asked: BTreeSet<RecordKey>,
     /// As of then they were whole by the answers under earlier lists, which stays true.
     earlier: Option<Instant>,
     /// The mesh's record lists this member.
@@ -88,20 +93,37 @@ impl Copies {
         // Until it has heard enough it asks again as soon as a question may be taken for lost.
         let lost_after = base.config.round_timeout.saturating_mul(2).min(base.config.renew_interval);
         self.relist(&list);
-        let fresh = self.fresh(&base.config, env.now);
+        let fresh = self.fresh(&base.config, env.now) && !self.is_cut_off(env.now, lost_after, list.majority());
         self.due = env.now.plus(if fresh { base.config.renew_interval } else { lost_after });
+        self.asked.clear();
         for voter in &list.voters {
             // One that is reading still counts from its sending; one without an answer is asked anew.
             let goes_on =
                 |e: &Exchange| env.now.since(e.sent) < if e.answered { base.config.lease_ttl } else { lost_after };
-            if self.exchanges.get(voter).is_some_and(goes_on) {
+            if let Some(exchange) = self.exchanges.get(voter).filter(|e| goes_on(e)) {
+                exchange.newer.iter().for_each(|newer| ask_for_copy(base, voter, newer, &mut self.asked));
                 continue;
             }
             let round = base.round_id();
-            let exchange = Exchange { round, sent: env.now, after: None, more: false, reading: 0, answered: false };
+            let exchange = Exchange {
+                round,
+                sent: env.now,
+                after: None,
+                more: false,
+                reading: 0,
+                newer: Vec::new(),
+                answered: false,
+            };
             self.exchanges.insert(voter.clone(), exchange);
             self.show(base, &list, voter, round, None);
         }
+    }
+
+    /// Whether fewer than a majority have answered when they should have.
+    fn is_cut_off(&self, now: Instant, lost_after: Duration, majority: usize) -> bool {
+        let lost = |e: &&Exchange| !e.answered && now.since(e.sent) >= lost_after;
+        let voters = self.list.as_ref().map_or(0, |list| list.voters.len());
+        voters - self.exchanges.values().filter(lost).count().min(voters) < majority
     }
 
     fn show(&self, base: &mut Base, list: &Arc<VoterList>, to: &Voter, round: RoundId, after: Option<RecordKey>) {
@@ -172,12 +194,14 @@ impl Copies {
         exchange.after = entries.last().map(|(key, _)| key.clone()).or(exchange.after.take());
         let copies = &base.stored.copies;
         let newer = |(key, at): &(RecordKey, u64)| *at > copies.get(key).map_or(0, |c| c.announced);
-        let read: Vec<_> = entries.into_iter().filter(newer).map(|(key, _)| key).collect();
+        let read: Vec<_> = entries.into_iter().filter(newer).collect();
         exchange.reading = read.len();
+        exchange.newer.clone_from(&read);
         let deadline = env.now.plus(base.config.lease_ttl);
-        for key in read {
+        for (key, _) in read {
             proposer.add(base, env, &key, Job::new(Origin::Copies(id), Want::Read, deadline));
         }
+        exchange.newer.iter().for_each(|newer| ask_for_copy(base, voter, newer, &mut self.asked));
         self.go_on(base, voter);
     }
 
@@ -191,6 +215,9 @@ impl Copies {
             return;
         }
         exchange.reading = exchange.reading.saturating_sub(1);
+        if exchange.reading == 0 {
+            exchange.newer.clear();
+        }
         self.go_on(base, &voter);
     }
 
@@ -271,6 +298,14 @@ impl Copies {
             let body = PushBody::Whole(Arc::clone(&copy.value));
             send_push(base, to, key, &copy, body);
         }
+    }
+}
+
+/// Asks a voter for what it knows as chosen, unless this member knows it by now, or another was asked.
+fn ask_for_copy(base: &mut Base, voter: &Voter, (key, announced): &(RecordKey, u64), asked: &mut BTreeSet<RecordKey>) {
+    let known = base.stored.copies.get(key).is_some_and(|copy| copy.announced >= *announced);
+    if voter.member != base.config.member && !known && asked.insert(key.clone()) {
+        base.send(&voter.member, None, base.stored.list.clone(), Item::PushWhole { key: key.clone() });
     }
 }
 
