@@ -92,7 +92,8 @@ impl Seen {
         let alive = |(member, peer): (&&MemberId, &&Peer)| Some(((*member).clone(), peer.alive()?));
         let sees = |peer: &Peer| peer.reached && peer.connected.is_some();
         let everybody = || peers.keys().copied().chain([&own.member]);
-        // The last word of one whom nobody reaches any more says nothing: two that are gone would reach each other for ever.
+        // The last word of one whom neither this member reaches nor anybody whom it reaches says nothing: two that are gone would
+        // reach each other for ever.
         let heard = |member: &MemberId| {
             let by = |(other, p): (&&MemberId, &&Peer)| {
                 p.reached && *other != member && p.unreached.as_ref().is_some_and(|u| u.reaches(member))

@@ -6,8 +6,8 @@
 //! reaches no majority hears what was chosen all the same. What was chosen before the question was sent is
 //! held by a majority, so by one of any majority of answers: once those are read, the copies are whole as of the sending.
 //!
-//! Rule: a copy comes from a proposer that saw the value chosen, or from a majority read; a list of keys only says what
-//! to read. An answer counts when everything it calls for has been read, and if the question was sent by a member that knew
+//! Rule: a copy comes from a proposer that saw the value chosen, from a majority read, or from another's copy; a list of keys
+//! only says what to read. An answer counts when everything it calls for has been read, and if the question was sent by a member that knew
 //! itself to be listed: whoever changes a record and waits for all who are listed afterwards knows of all others that they ask
 //! after the change. Must not know: what the records mean.
 
@@ -40,6 +40,13 @@ struct Exchange {
     answered: bool,
 }
 
+impl Exchange {
+    /// Whether all that is being read has come in another way.
+    fn has_heard(&self, known: impl Fn(&(RecordKey, u64)) -> bool) -> bool {
+        self.reading > 0 && self.newer.iter().all(known)
+    }
+}
+
 /// See the module.
 #[derive(Debug, Clone, Default)]
 pub struct Copies {
@@ -48,7 +55,7 @@ pub struct Copies {
     /// When the question was sent whose answer has counted, of those asked under `list`.
     counted: BTreeMap<Voter, Instant>,
     list: Option<Arc<VoterList>>,
-    /// Whose copies a voter was asked for since the last tick.
+    /// What a voter was asked for, at its answer, since the last tick: one is enough where a majority is reached.
     asked: BTreeSet<RecordKey>,
     /// As of then they were whole by the answers under earlier lists, which stays true.
     earlier: Option<Instant>,
@@ -96,12 +103,18 @@ impl Copies {
         let fresh = self.fresh(&base.config, env.now) && !self.is_cut_off(env.now, lost_after, list.majority());
         self.due = env.now.plus(if fresh { base.config.renew_interval } else { lost_after });
         self.asked.clear();
+        let copies = &base.stored.copies;
+        let known = |(key, at): &(RecordKey, u64)| copies.get(key).is_some_and(|copy| copy.announced >= *at);
+        let heard: BTreeSet<Voter> =
+            self.exchanges.iter().filter(|(_, e)| e.has_heard(known)).map(|(voter, _)| voter.clone()).collect();
         for voter in &list.voters {
-            // One that is reading still counts from its sending; one without an answer is asked anew.
+            // One that is reading still counts from its sending; one without an answer is asked anew, and one that has heard from
+            // the voter what it reads: there may be more by now.
             let goes_on =
                 |e: &Exchange| env.now.since(e.sent) < if e.answered { base.config.lease_ttl } else { lost_after };
-            if let Some(exchange) = self.exchanges.get(voter).filter(|e| goes_on(e)) {
-                exchange.newer.iter().for_each(|newer| ask_for_copy(base, voter, newer, &mut self.asked));
+            if let Some(exchange) = self.exchanges.get(voter).filter(|e| goes_on(e) && !heard.contains(voter)) {
+                // What it had then may have been accepted by it only, and chosen since.
+                exchange.newer.iter().for_each(|newer| ask_for_copy(base, voter, newer));
                 continue;
             }
             let round = base.round_id();
@@ -201,7 +214,8 @@ impl Copies {
         for (key, _) in read {
             proposer.add(base, env, &key, Job::new(Origin::Copies(id), Want::Read, deadline));
         }
-        exchange.newer.iter().for_each(|newer| ask_for_copy(base, voter, newer, &mut self.asked));
+        let first = exchange.newer.iter().filter(|(key, _)| self.asked.insert(key.clone()));
+        first.for_each(|newer| ask_for_copy(base, voter, newer));
         self.go_on(base, voter);
     }
 
@@ -292,7 +306,7 @@ impl Copies {
         news
     }
 
-    /// A member could not apply a difference.
+    /// A member could not apply a difference, or lacks what was chosen.
     pub fn whole(base: &mut Base, to: &MemberId, key: &RecordKey) {
         if let Some(copy) = base.stored.copies.get(key).cloned() {
             let body = PushBody::Whole(Arc::clone(&copy.value));
@@ -301,10 +315,10 @@ impl Copies {
     }
 }
 
-/// Asks a voter for what it knows as chosen, unless this member knows it by now, or another was asked.
-fn ask_for_copy(base: &mut Base, voter: &Voter, (key, announced): &(RecordKey, u64), asked: &mut BTreeSet<RecordKey>) {
+/// Asks a voter for what it knows as chosen, unless this member knows it by now.
+fn ask_for_copy(base: &mut Base, voter: &Voter, (key, announced): &(RecordKey, u64)) {
     let known = base.stored.copies.get(key).is_some_and(|copy| copy.announced >= *announced);
-    if voter.member != base.config.member && !known && asked.insert(key.clone()) {
+    if voter.member != base.config.member && !known {
         base.send(&voter.member, None, base.stored.list.clone(), Item::PushWhole { key: key.clone() });
     }
 }

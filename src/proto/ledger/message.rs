@@ -147,7 +147,7 @@ pub enum Item {
     Push { key: RecordKey, version: u64, announced: u64, body: PushBody },
     /// The sender's copy is at this version.
     Pushed { key: RecordKey, version: u64 },
-    /// The receiver lacks what the difference was made from.
+    /// Asks for the receiver's copy: the sender lacks what a difference was made from, or what a voter has newer.
     PushWhole { key: RecordKey },
     /// The digest of the sender's copies; asks for the newer ones behind `after`.
     Digest { round: RoundId, digest: [u64; 2], after: Option<RecordKey> },

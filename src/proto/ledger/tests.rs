@@ -477,6 +477,28 @@ fn a_change_that_a_rival_carries_to_its_end_is_told_to_all() {
 }
 
 #[test]
+fn who_reaches_one_other_only_hears_from_it_whatever_is_chosen_and_is_stale() {
+    for seed in 0..20 {
+        let mut world = made(seed, 5);
+        for i in 1..=2 {
+            world.change(&id(0), &key(i), 0, None, false);
+        }
+        world.run(SECOND);
+        for away in 1..4 {
+            world.cut.extend([(id(0), id(away)), (id(away), id(0))]);
+        }
+        world.run(12 * SECOND);
+        for (changed, version) in [(1, 1), (2, 1), (1, 2)] {
+            world.change(&id(1), &key(changed), version, None, false);
+            world.run(4 * SECOND);
+            let cut_off = world.nodes[&id(0)].core.as_ref().unwrap();
+            let known = cut_off.copy(&key(changed)).map(|copy| copy.version);
+            assert_eq!((known, cut_off.fresh(world.now)), (Some(version + 1), false), "seed {seed}: {changed}");
+        }
+    }
+}
+
+#[test]
 fn a_caller_does_not_change_the_voters() {
     let mut world = made(21, 3);
     let (version, mut record) = world.record().unwrap();

@@ -71,6 +71,15 @@ impl std::fmt::Debug for Homes {
     }
 }
 
+/// Why a member has not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unheard {
+    /// It was not asked, or has refused the question.
+    NotAsked,
+    /// There is no answer, and what was asked may have been done.
+    NoAnswer,
+}
+
 /// What attempts to ask a home have come to.
 #[derive(Debug, Default)]
 struct Heard {
@@ -82,14 +91,14 @@ struct Heard {
 
 impl Heard {
     /// The answer that ends the asking, if this is one. That it is too busy says nothing of an earlier attempt.
-    fn hears(&mut self, told: Option<Told>) -> Result<Option<(Epoch, Said)>, HomeError> {
+    fn hears(&mut self, told: Result<Told, Unheard>) -> Result<Option<(Epoch, Said)>, HomeError> {
         match told {
-            Some(Told::Home(_, Said::Answer(Answer::Busy))) if self.unsure => {}
-            Some(Told::Home(epoch, said)) => return Ok(Some((epoch, said))),
-            Some(Told::NotPrimary(primary, epoch)) if epoch >= self.hint.0 => self.hint = (epoch, primary),
-            Some(Told::Malformed) => return Err(HomeError::Refused),
-            Some(_) => {}
-            None => self.unsure = true,
+            Ok(Told::Home(_, Said::Answer(Answer::Busy))) if self.unsure => {}
+            Ok(Told::Home(epoch, said)) => return Ok(Some((epoch, said))),
+            Ok(Told::NotPrimary(primary, epoch)) if epoch >= self.hint.0 => self.hint = (epoch, primary),
+            Ok(Told::Malformed) => return Err(HomeError::Refused),
+            Ok(_) | Err(Unheard::NotAsked) => {}
+            Err(Unheard::NoAnswer) => self.unsure = true,
         }
         Ok(None)
     }
@@ -297,7 +306,7 @@ impl Homes {
                 let (index, shard) = (PhysicalIndex::of_tasks(), [ShardId(home)]);
                 let told = tokio::select! {
                     told = self.attempt(&to, &asked, &body, until, trace) => told,
-                    () = self.journals.replaced(&index, &shard, &to) => None,
+                    () = self.journals.replaced(&index, &shard, &to) => Err(Unheard::NoAnswer),
                 };
                 if let Some(said) = heard.hears(told)? {
                     return Ok(said);
@@ -319,7 +328,6 @@ impl Homes {
         }
     }
 
-    /// `None`: there is no answer, and what was asked may have been done.
     async fn attempt(
         &self,
         to: &MemberId,
@@ -327,22 +335,22 @@ impl Homes {
         body: &Bytes,
         deadline: Instant,
         trace: TraceId,
-    ) -> Option<Told> {
+    ) -> Result<Told, Unheard> {
         if *to == self.me {
-            return tokio::time::timeout_at(deadline.into(), self.answer(&self.me, asked.clone())).await.ok();
+            let answer = tokio::time::timeout_at(deadline.into(), self.answer(&self.me, asked.clone())).await;
+            return answer.map_err(|_| Unheard::NoAnswer);
         }
         let call = Call { request: Request::Home, body: body.clone(), deadline, trace };
         match self.members.call(to, call).await {
-            Ok(NetAnswer { reply: Reply::Home, body }) => decode(&body),
-            Ok(_) => None,
+            Ok(NetAnswer { reply: Reply::Home, body }) => decode(&body).ok_or(Unheard::NoAnswer),
+            Ok(_) => Err(Unheard::NoAnswer),
             Err(CallError::Refused { refusal, .. }) => {
                 tracing::debug!(%to, %refusal, "a member does not answer for tasks");
-                Some(Told::Busy)
+                Err(Unheard::NotAsked)
             }
             Err(error) => {
                 tracing::trace!(%to, %error, "a member was not asked about tasks, or did not answer");
-                // What was not sent was not heard.
-                matches!(error, CallError::NotSent { .. }).then_some(Told::Busy)
+                Err(if matches!(error, CallError::NotSent { .. }) { Unheard::NotAsked } else { Unheard::NoAnswer })
             }
         }
     }
@@ -361,7 +369,7 @@ impl Homes {
     ) -> Option<Told> {
         let asked = Asked::Member(question);
         let body = encode(&asked)?;
-        self.attempt(to, &asked, &body, Instant::now() + patience, TraceId::default()).await
+        self.attempt(to, &asked, &body, Instant::now() + patience, TraceId::default()).await.ok()
     }
 
     /// What a member can say of parts of a task.
@@ -435,15 +443,16 @@ mod tests {
 
     #[test]
     fn a_home_that_is_busy_ends_the_asking_only_if_nothing_was_asked_in_vain() {
-        let busy = || Some(Told::Home(Epoch::ZERO, Said::Answer(Answer::Busy)));
+        let busy = || Ok(Told::Home(Epoch::ZERO, Said::Answer(Answer::Busy)));
         let is_busy = |said| matches!(said, Ok(Some((_, Said::Answer(Answer::Busy)))));
         let mut heard = Heard::default();
-        assert!(matches!(heard.hears(Some(Told::NotPrimary(None, Epoch::ZERO))), Ok(None)));
+        assert!(matches!(heard.hears(Ok(Told::NotPrimary(None, Epoch::ZERO))), Ok(None)));
+        assert!(matches!(heard.hears(Err(Unheard::NotAsked)), Ok(None)));
         assert!(is_busy(heard.hears(busy())));
-        assert!(matches!(heard.hears(None), Ok(None)));
+        assert!(matches!(heard.hears(Err(Unheard::NoAnswer)), Ok(None)));
         assert!(matches!(heard.hears(busy()), Ok(None)), "the attempt before may have been heard");
-        let void = Some(Told::Home(Epoch::ZERO, Said::Answer(Answer::Void)));
+        let void = Ok(Told::Home(Epoch::ZERO, Said::Answer(Answer::Void)));
         assert!(matches!(heard.hears(void), Ok(Some((_, Said::Answer(Answer::Void))))));
-        assert!(matches!(heard.hears(Some(Told::Malformed)), Err(HomeError::Refused)));
+        assert!(matches!(heard.hears(Ok(Told::Malformed)), Err(HomeError::Refused)));
     }
 }
