@@ -148,7 +148,7 @@ mod tests {
     fn scenarios_are_chosen_once_each_by_name_or_group() {
         assert_eq!(names(&["pause", "links", "pause"]).unwrap(), ["links", "pause"]);
         assert_eq!(names(&["all"]).unwrap().len(), SCENARIOS.len());
-        assert!(names(&["ci", "loss"]).unwrap().ends_with(&["stale-leader", "loss", "primary-cut"]));
+        assert!(names(&["ci", "loss"]).unwrap().ends_with(&["stale-leader", "loss", "primary-cut", "full-disk"]));
         assert!(names(&["links", "lins"]).unwrap_err().to_string().starts_with("there is no scenario `lins`"));
     }
 }
