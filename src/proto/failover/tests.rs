@@ -186,10 +186,7 @@ fn a_primary_that_reaches_one_other_only_is_replaced_once() {
             world.connect(&between);
             world.connect(&between);
             world.run(ms(500));
-            for away in others.iter().filter(|m| **m != between) {
-                let pair = if *away < victim { (away.clone(), victim.clone()) } else { (victim.clone(), away.clone()) };
-                world.cuts.insert(pair);
-            }
+            world.cut_off(&victim, &between);
             world.run(ms(10_000));
             let epoch = world.epoch(SHARD);
             assert_ne!(world.primary(SHARD), victim, "seed {seed}");
@@ -220,10 +217,7 @@ fn a_primary_that_reaches_one_other_only_hears_from_it_what_was_chosen() {
             world.connect(&between);
             world.connect(&between);
             world.run(ms(500));
-            for away in (0..5).map(id).filter(|m| *m != between && *m != victim) {
-                let pair = if away < victim { (away, victim.clone()) } else { (victim.clone(), away) };
-                world.cuts.insert(pair);
-            }
+            world.cut_off(&victim, &between);
             (seed, pause(&mut world, ms(10_000)))
         };
         let pauses = told(&format!("{name}, two copies"), seeds(20).map(one));

@@ -411,6 +411,13 @@ impl World {
         self.state(shard).epoch.number()
     }
 
+    /// A member and all others but `between` do not hear each other any more.
+    pub fn cut_off(&mut self, member: &MemberId, between: &MemberId) {
+        let away = self.members.keys().filter(|m| *m != member && *m != between);
+        let pair = |m: &MemberId| (m.min(member).clone(), m.max(member).clone());
+        self.cuts.extend(away.map(pair));
+    }
+
     /// SIGKILL: the process is gone, and what it had not sent with it.
     pub fn kill(&mut self, member: &MemberId) {
         self.trace(|| format!("{member} is killed"));

@@ -170,6 +170,11 @@ impl Base {
         accepted.max(self.stored.copies.get(key).map_or(0, |c| c.announced))
     }
 
+    /// Whether somebody has a newer value of a key than this member's copy, by the version that was announced.
+    pub fn lacks(&self, (key, announced): &(RecordKey, u64)) -> bool {
+        *announced > self.stored.copies.get(key).map_or(0, |copy| copy.announced)
+    }
+
     /// The first keys behind `after` that have a vote or a copy here, in order: more than one message holds, if there are.
     pub fn keys_behind(&self, after: Option<&RecordKey>) -> BTreeSet<&RecordKey> {
         let from = || (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);

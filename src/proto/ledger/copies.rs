@@ -42,8 +42,8 @@ struct Exchange {
 
 impl Exchange {
     /// Whether all that is being read has come in another way.
-    fn has_heard(&self, known: impl Fn(&(RecordKey, u64)) -> bool) -> bool {
-        self.reading > 0 && self.newer.iter().all(known)
+    fn has_heard(&self, base: &Base) -> bool {
+        self.reading > 0 && !self.newer.iter().any(|newer| base.lacks(newer))
     }
 }
 
@@ -103,16 +103,12 @@ impl Copies {
         let fresh = self.fresh(&base.config, env.now) && !self.is_cut_off(env.now, lost_after, list.majority());
         self.due = env.now.plus(if fresh { base.config.renew_interval } else { lost_after });
         self.asked.clear();
-        let copies = &base.stored.copies;
-        let known = |(key, at): &(RecordKey, u64)| copies.get(key).is_some_and(|copy| copy.announced >= *at);
-        let heard: BTreeSet<Voter> =
-            self.exchanges.iter().filter(|(_, e)| e.has_heard(known)).map(|(voter, _)| voter.clone()).collect();
         for voter in &list.voters {
             // One that is reading still counts from its sending; one without an answer is asked anew, and one that has heard from
             // the voter what it reads: there may be more by now.
             let goes_on =
                 |e: &Exchange| env.now.since(e.sent) < if e.answered { base.config.lease_ttl } else { lost_after };
-            if let Some(exchange) = self.exchanges.get(voter).filter(|e| goes_on(e) && !heard.contains(voter)) {
+            if let Some(exchange) = self.exchanges.get(voter).filter(|e| goes_on(e) && !e.has_heard(base)) {
                 // What it had then may have been accepted by it only, and chosen since.
                 exchange.newer.iter().for_each(|newer| ask_for_copy(base, voter, newer));
                 continue;
@@ -205,9 +201,7 @@ impl Copies {
         exchange.answered = true;
         exchange.more = more;
         exchange.after = entries.last().map(|(key, _)| key.clone()).or(exchange.after.take());
-        let copies = &base.stored.copies;
-        let newer = |(key, at): &(RecordKey, u64)| *at > copies.get(key).map_or(0, |c| c.announced);
-        let read: Vec<_> = entries.into_iter().filter(newer).collect();
+        let read: Vec<_> = entries.into_iter().filter(|entry| base.lacks(entry)).collect();
         exchange.reading = read.len();
         exchange.newer.clone_from(&read);
         let deadline = env.now.plus(base.config.lease_ttl);
@@ -316,10 +310,9 @@ impl Copies {
 }
 
 /// Asks a voter for what it knows as chosen, unless this member knows it by now.
-fn ask_for_copy(base: &mut Base, voter: &Voter, (key, announced): &(RecordKey, u64)) {
-    let known = base.stored.copies.get(key).is_some_and(|copy| copy.announced >= *announced);
-    if voter.member != base.config.member && !known {
-        base.send(&voter.member, None, base.stored.list.clone(), Item::PushWhole { key: key.clone() });
+fn ask_for_copy(base: &mut Base, voter: &Voter, newer: &(RecordKey, u64)) {
+    if voter.member != base.config.member && base.lacks(newer) {
+        base.send(&voter.member, None, base.stored.list.clone(), Item::PushWhole { key: newer.0.clone() });
     }
 }
 

@@ -369,6 +369,7 @@ mod tests {
         verdicts.begin_anew(shard, 6);
         assert_eq!(verdicts.checked(shard), Some(4), "there is more to be asked already");
     }
+
     #[test]
     fn who_gets_no_further_asks_about_what_waits_and_again_about_what_fails_here() {
         let (shard, lag) = (ShardId(3), Lag { applied: 4, committed: 9, rebuild: false });

@@ -4,8 +4,9 @@
 //! applied, and learners have taken. A replica that was idle knows that only after it has heard of the others, so it is
 //! offered again, until twice nothing has gone; a follower hears it with the next writes. Where nothing goes for long, a node
 //! applies nothing: it is overdue, and waited for no more where enough others have applied it. Between two looks, what the file
-//! holds no more is given back to the disk in small steps. Rule: nothing is dropped here but the memory of parts whose entries are gone, and the journals of an
-//! index that is gone; no step holds up the appends behind it for long. Must not know: who needs what.
+//! holds no more is given back to the disk in small steps. Rule: nothing is dropped here but the memory of parts whose entries
+//! are gone, and the journals of an index that is gone; no step holds up the appends behind it for long. Must not know: who
+//! needs what.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
